@@ -1,0 +1,24 @@
+"""What goes wrong because of the user's input, said in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in the user's input: one line that says what is wrong, where, and what to do.
+
+    ``run_benchmark.py`` prints the line and leaves with exit code 2; no traceback is shown.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not known, with the nearest valid one.
+
+    >>> str(unknown("method", "Mib", ["MiB", "FT"]))
+    "unknown method 'Mib': did you mean 'MiB'? Known: FT, MiB"
+    """
+    names = sorted(known)
+    lower = {n.lower(): n for n in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[close[0]]!r}? " if close else ""
+    return UserError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names) or 'none'}")
