@@ -1,0 +1,24 @@
+"""Fine-tuning, the lower bound, and joint training, the upper bound."""
+
+from __future__ import annotations
+
+from datasets.scenario import Scenario
+from methods.base import CrossEntropy, Method
+from methods.registry import register_method
+
+
+@register_method("FT")
+def finetune() -> Method:
+    """Plain cross entropy on the labels of the step; nothing is done against forgetting."""
+    return Method("FT", terms={"ce": CrossEntropy()})
+
+
+@register_method("Joint")
+def joint() -> Method:
+    """One training on all classes at once: the upper bound of every task of a data set."""
+    return Method("Joint", terms={"ce": CrossEntropy()}, scenario=all_at_once)
+
+
+def all_at_once(scenario: Scenario) -> Scenario:
+    """The scenario with a single step that has every class."""
+    return scenario.offline()

@@ -1,0 +1,385 @@
+"""Names and parameters of methods: ``"MiB[kd=100]+SDR[matching=0.1]"`` -> ``Method``.
+
+A method, or an add-on to one, is a decorated factory whose typed keyword arguments are its configuration::
+
+    @register_method("MiB", paper="Cermelli et al., CVPR 2020, arXiv 2002.00718")
+    def mib(kd: float = 10.0) -> Method:
+        \"\"\"Modelling the background.
+
+        kd: weight of the unbiased distillation; 10 in the paper's table 5
+        \"\"\"
+
+A docstring line ``name: text`` says what a parameter is and where its default comes from; ``list methods --long``
+shows it. Built-ins are found because they lie in this folder, others through ``load_plugins`` or an installed
+package's entry point in the group ``contseg.methods``. Built-ins have exactly the form of a plugin.
+
+Grammar: ``part(+part)*``, ``part = name[key=value, ...]``; the first part is a method, the others are add-ons.
+Values: numbers, words, ``none``, ``true``/``false``, ``(1, 2, 4)``; ``a|b|c`` sweeps (``expand_methods``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import itertools
+import math
+import pkgutil
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from datasets.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from methods.base import Method
+
+Factory: TypeAlias = Callable[..., "Method"]
+F = TypeVar("F", bound=Factory)
+
+ENTRY_POINTS = "contseg.methods"
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One keyword argument of a factory. ``default`` is ``REQUIRED`` where there is none."""
+
+    name: str
+    annotation: Any
+    default: Any
+    source: str
+
+    @property
+    def type_name(self) -> str:
+        """The annotation as people write it: ``float``, ``tuple[int, ...]``, ``intended | released``."""
+        return _type_name(self.annotation)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered factory: ``kind`` is "method" or "add-on", ``origin`` the file that defines it."""
+
+    name: str
+    kind: str
+    factory: Factory
+    paper: str
+    origin: str
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def summary(self) -> str:
+        """First line of the factory's docstring."""
+        return (inspect.getdoc(self.factory) or "").partition("\n")[0]
+
+
+_METHODS: dict[str, Entry] = {}
+_ADDONS: dict[str, Entry] = {}
+_PLUGINS: dict[str, Path] = {}
+
+
+def register_method(name: str, paper: str = "") -> Callable[[F], F]:
+    """Make a factory known as the method ``name``."""
+    return _register(_METHODS, "method", name, paper)
+
+
+def register_addon(name: str, paper: str = "") -> Callable[[F], F]:
+    """Make a factory known as the add-on ``name``: its terms and doors join those of any method."""
+    return _register(_ADDONS, "add-on", name, paper)
+
+
+def methods() -> dict[str, Entry]:
+    """Every known method by name, plugins included."""
+    _discover()
+    return dict(sorted(_METHODS.items()))
+
+
+def addons() -> dict[str, Entry]:
+    """Every known add-on by name, plugins included."""
+    _discover()
+    return dict(sorted(_ADDONS.items()))
+
+
+def build_method(text: str) -> Method:
+    """The method that ``text`` describes. Its ``name`` is canonical: only parameters that differ from the default."""
+    _discover()
+    built: list[Method] = []
+    labels: list[str] = []
+    for position, (name, given) in enumerate(_parse(text)):
+        entry = _entry(name, first=position == 0)
+        values = _values(entry, given)
+        built.append(_call(entry, values))
+        labels.append(_label(entry, values))
+    method = built[0]
+    for addon, label in zip(built[1:], labels[1:], strict=True):
+        try:
+            method = method.plus(addon)
+        except ValueError as error:
+            raise UserError(f"{text!r} cannot be composed, {label} does not fit: {error}") from error
+    return replace(method, name="+".join(labels))
+
+
+def expand_methods(text: str) -> list[str]:
+    """One text per combination of the values that a ``|`` parts.
+
+    >>> expand_methods("MiB[kd=1|10]+SDR")
+    ['MiB[kd=1]+SDR', 'MiB[kd=10]+SDR']
+    """
+    choices: list[list[str]] = []
+    for name, given in _parse(text):
+        values = [[f"{key}={value.strip()}" for value in text.split("|")] for key, text in given.items()]
+        choices.append([_with(name, combination) for combination in itertools.product(*values)])
+    return ["+".join(parts) for parts in itertools.product(*choices)]
+
+
+def load_plugins(*specs: str | Path) -> None:
+    """Import plugins, each a Python file or the name of a module; what they decorate is then known by name."""
+    _discover()
+    for spec in specs:
+        _guarded(f"plugin {str(spec)!r}", lambda spec=spec: _import(spec))  # type: ignore[misc]
+
+
+# --- registration and discovery ------------------------------------------------------------------------------------
+
+
+def _register(table: dict[str, Entry], kind: str, name: str, paper: str) -> Callable[[F], F]:
+    def decorate(factory: F) -> F:
+        origin = _origin(factory)
+        if not re.fullmatch(r"[A-Za-z][\w.-]*", name):
+            raise UserError(f"{kind} {name!r} of {origin}: a name is letters, digits, '-', '_' and '.'")
+        if name in table:
+            raise UserError(f"{kind} {name!r} of {origin} is already defined by {table[name].origin}: rename one")
+        table[name] = Entry(name, kind, factory, paper, origin, _parameters(kind, name, factory))
+        return factory
+
+    return decorate
+
+
+@cache
+def _discover() -> None:
+    """Import every module of this folder, then every installed plugin."""
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{package}.{module.name}")
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        _guarded(f"installed plugin {point.value!r}", point.load)
+
+
+def _guarded(what: str, action: Callable[[], object]) -> None:
+    """Run a stranger's code: whatever it raises becomes one line, and nothing stays half registered."""
+    before = dict(_METHODS), dict(_ADDONS), dict(_PLUGINS)
+    try:
+        action()
+    except Exception as error:
+        for table, saved in zip((_METHODS, _ADDONS, _PLUGINS), before, strict=True):
+            table.clear()
+            table.update(saved)  # type: ignore[arg-type]
+        raise UserError(f"{what} could not be loaded: {_reason(error)}") from error
+
+
+def _import(spec: str | Path) -> None:
+    path = Path(spec).expanduser()
+    if path.suffix != ".py":
+        importlib.import_module(str(spec))
+        return
+    path = path.resolve()
+    if not path.is_file():
+        raise UserError(f"no such file {path}")
+    name = path.stem
+    if _PLUGINS.get(name) == path:
+        return
+    if name in _PLUGINS or importlib.util.find_spec(name) is not None:
+        taken = _PLUGINS.get(name, "another module")
+        raise UserError(f"the name {name!r} is taken by {taken}: rename the file")
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None and found.loader is not None  # a .py file has a loader
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    _PLUGINS[name] = path
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{where}"
+
+
+def _origin(factory: Factory) -> str:
+    return inspect.getsourcefile(factory) or factory.__module__
+
+
+def _parameters(kind: str, name: str, factory: Factory) -> tuple[Parameter, ...]:
+    hints = typing.get_type_hints(factory)
+    notes = dict(re.findall(r"^ *(\w+): (.+)$", inspect.getdoc(factory) or "", re.MULTILINE))
+    found = []
+    for parameter in inspect.signature(factory).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name not in hints:
+            raise UserError(f"{kind} {name!r} of {_origin(factory)}: parameter {parameter} needs a name and a type")
+        annotation = hints[parameter.name]
+        if not _known_type(annotation):
+            raise UserError(f"{kind} {name!r} of {_origin(factory)}: no text can give a {_type_name(annotation)}")
+        found.append(Parameter(parameter.name, annotation, parameter.default, notes.get(parameter.name, "")))
+    return tuple(found)
+
+
+# --- from text to values -------------------------------------------------------------------------------------------
+
+
+def _parse(text: str) -> list[tuple[str, dict[str, str]]]:
+    """``"A[x=1]+B"`` -> ``[("A", {"x": "1"}), ("B", {})]``."""
+    parts = []
+    for part in _split(text, "+"):
+        found = re.fullmatch(r"([^\[\]]+?)\s*(?:\[(.*)\])?", part)
+        if not found:
+            raise UserError(f"method {text!r}: cannot read {part!r}; write NAME or NAME[key=value,...]")
+        given: dict[str, str] = {}
+        for item in _split(found[2], ",") if found[2] and found[2].strip() else []:
+            key, equals, value = (piece.strip() for piece in item.partition("="))
+            if not (key and equals and value) or key in given:
+                raise UserError(f"method {text!r}: cannot read {item!r}; write each key=value once")
+            given[key] = value
+        parts.append((found[1], given))
+    return parts
+
+
+def _split(text: str, mark: str) -> list[str]:
+    """Split at a mark that stands outside of every bracket."""
+    depth, pieces = 0, [""]
+    for letter in text:
+        depth += (letter in "[(") - (letter in "])")
+        if letter == mark and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return [piece.strip() for piece in pieces]
+
+
+def _entry(name: str, first: bool) -> Entry:
+    table, other = (_METHODS, _ADDONS) if first else (_ADDONS, _METHODS)
+    if name in table:
+        return table[name]
+    if name in other and first:
+        raise UserError(f"{name!r} is an add-on: put a method in front of it, for example 'FT+{name}'")
+    if name in other:
+        raise UserError(f"{name!r} is a method, only the first part can be one; add-ons: {', '.join(sorted(_ADDONS))}")
+    raise unknown("method" if first else "add-on", name, table)
+
+
+def _values(entry: Entry, given: dict[str, str]) -> dict[str, Any]:
+    known = {p.name: p for p in entry.parameters}
+    for key in given:
+        if key not in known:
+            raise unknown(f"parameter of {entry.kind} {entry.name}", key, known)
+    values: dict[str, Any] = {}
+    for p in entry.parameters:
+        if p.name in given:
+            try:
+                values[p.name] = _coerce(given[p.name], p.annotation)
+            except ValueError:
+                problem = f"{entry.name}[{p.name}={given[p.name]}]"
+                raise UserError(f"{problem}: {given[p.name]!r} is not of the type {p.type_name}") from None
+        elif p.default is REQUIRED:
+            raise UserError(f"{entry.kind} {entry.name} needs its parameter {p.name!r} ({p.type_name})")
+    return values
+
+
+def _coerce(text: str, annotation: Any) -> Any:
+    """The value that a text stands for; ``ValueError`` if it is not of the type."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is types.NoneType:
+        return {"none": None}[text.lower()] if text.lower() == "none" else _fail(text)
+    if origin in (typing.Union, types.UnionType):
+        return _first_fit(text, sorted(arguments, key=lambda a: a is not types.NoneType))
+    if origin is Literal:
+        return next((choice for choice in arguments if str(choice).lower() == text.lower()), None) or _fail(text)
+    if origin is tuple:
+        inner = text[1:-1] if text.startswith("(") and text.endswith(")") else text
+        items = [item for item in _split(inner, ",") if item]
+        kinds = [arguments[0]] * len(items) if arguments[1:] == (...,) else arguments
+        return tuple(_coerce(item, kind) for item, kind in zip(items, kinds, strict=True))
+    if annotation is bool:
+        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _fail(text)
+    if annotation is float:
+        value = float(text)
+        return value if math.isfinite(value) else _fail(text)
+    return annotation(text)  # int or str
+
+
+def _first_fit(text: str, annotations: list[Any]) -> Any:
+    for annotation in annotations:
+        try:
+            return _coerce(text, annotation)
+        except ValueError:
+            continue
+    return _fail(text)
+
+
+def _fail(text: str) -> typing.NoReturn:
+    raise ValueError(text)
+
+
+def _known_type(annotation: Any) -> bool:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return all(isinstance(choice, str) for choice in arguments)
+    if origin in (typing.Union, types.UnionType, tuple):
+        return all(_known_type(a) for a in arguments if a is not ...)
+    return annotation in (bool, int, float, str, types.NoneType)
+
+
+def _type_name(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Literal:
+        return " | ".join(map(str, typing.get_args(annotation)))
+    return inspect.formatannotation(annotation).replace("typing.", "")
+
+
+# --- from values to a label ----------------------------------------------------------------------------------------
+
+
+def _call(entry: Entry, values: dict[str, Any]) -> Method:
+    from methods.base import Method
+
+    try:
+        method = entry.factory(**values)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{entry.kind} {entry.name} ({entry.origin}) failed: {_reason(error)}") from error
+    if not isinstance(method, Method):
+        raise UserError(f"{entry.kind} {entry.name} ({entry.origin}) gave {type(method).__name__}, not a Method")
+    return method
+
+
+def _label(entry: Entry, values: dict[str, Any]) -> str:
+    changed = [p for p in entry.parameters if p.name in values and values[p.name] != p.default]
+    return _with(entry.name, [f"{p.name}={_text(values[p.name])}" for p in changed])
+
+
+def _with(name: str, items: typing.Iterable[str]) -> str:
+    inside = ",".join(items)
+    return f"{name}[{inside}]" if inside else name
+
+
+def _text(value: Any) -> str:
+    """The shortest text that ``_coerce`` turns into this value."""
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return "(" + ",".join(map(_text, value)) + ")"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
