@@ -1,0 +1,45 @@
+# Each target does all of its own set-up: a virtual environment in .venv with the versions of constraints.txt.
+# Another Python:  make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench install clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: $(INSTALLED)  ## the default grid on drawn pictures: minutes on a CPU, ends with the table
+	$(BIN)/python run_benchmark.py run --config benchmark/configs/demo.toml --out runs/demo
+
+test: lint  ## lint, types and the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## time the hot paths against their references; BENCH="--benchmark-json=bench.json" for a file
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(BENCH)
+
+install: $(INSTALLED)  ## only the environment
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "contseg needs Python 3.11 or later, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true); name another: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "$(PYTHON) cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@echo "Installing the dependencies into $(VENV) (once; some gigabytes with CUDA) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[dev]"
+	@touch $@
+
+clean:  ## remove the environment and what the tools cached; results stay
+	rm -rf $(VENV) build contseg.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,23 @@
+"""What every test shares: few threads, and the way to the material beside the checkout."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.material import SHARED, material
+
+# before torch is imported, and for every process that a test starts
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_report_header() -> str:
+    found = "found" if SHARED.is_dir() else "MISSING: every test that needs it is skipped (set CONTSEG_SHARED)"
+    return f"shared material: {SHARED} ({found})"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[..., Path]:
+    """``shared("data", "voc_small")``: a path of the shared material, or a skip with the reason."""
+    return material
