@@ -290,7 +290,7 @@ def _values(entry: Entry, given: dict[str, str]) -> dict[str, Any]:
     for p in entry.parameters:
         if p.name in given:
             try:
-                values[p.name] = _coerce(given[p.name], p.annotation)
+                values[p.name] = coerce(given[p.name], p.annotation)
             except ValueError:
                 problem = f"{entry.name}[{p.name}={given[p.name]}]"
                 raise UserError(f"{problem}: {given[p.name]!r} is not of the type {p.type_name}") from None
@@ -299,7 +299,7 @@ def _values(entry: Entry, given: dict[str, str]) -> dict[str, Any]:
     return values
 
 
-def _coerce(text: str, annotation: Any) -> Any:
+def coerce(text: str, annotation: Any) -> Any:
     """The value that a text stands for; ``ValueError`` if it is not of the type."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is types.NoneType:
@@ -312,7 +312,7 @@ def _coerce(text: str, annotation: Any) -> Any:
         inner = text[1:-1] if text.startswith("(") and text.endswith(")") else text
         items = [item for item in _split(inner, ",") if item]
         kinds = [arguments[0]] * len(items) if arguments[1:] == (...,) else arguments
-        return tuple(_coerce(item, kind) for item, kind in zip(items, kinds, strict=True))
+        return tuple(coerce(item, kind) for item, kind in zip(items, kinds, strict=True))
     if annotation is bool:
         return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _fail(text)
     if annotation is float:
@@ -324,7 +324,7 @@ def _coerce(text: str, annotation: Any) -> Any:
 def _first_fit(text: str, annotations: list[Any]) -> Any:
     for annotation in annotations:
         try:
-            return _coerce(text, annotation)
+            return coerce(text, annotation)
         except ValueError:
             continue
     return _fail(text)
@@ -377,7 +377,7 @@ def _with(name: str, items: typing.Iterable[str]) -> str:
 
 
 def _text(value: Any) -> str:
-    """The shortest text that ``_coerce`` turns into this value."""
+    """The shortest text that ``coerce`` turns into this value."""
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     if isinstance(value, tuple):
