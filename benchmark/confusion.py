@@ -1,0 +1,20 @@
+"""The confusion matrix of a batch, on whatever device it lies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from datasets.scenario import VOID
+
+
+def confusion(labels: Tensor, prediction: Tensor, n_rows: int, n_cols: int) -> Tensor:
+    """Counts of (label, prediction): (n_rows, n_cols) int64.
+
+    ``labels`` (..., H, W) holds the data set's labels 0..n_rows-2 and 255; void is counted in the last row.
+    ``prediction`` (..., H, W) holds channels 0..n_cols-1. That labels are in range is the data set's to check
+    (``SegmentationDataset.presence``).
+    """
+    rows = torch.where(labels == VOID, n_rows - 1, labels.long())
+    pairs = rows * n_cols + prediction.long()
+    return torch.bincount(pairs.flatten(), minlength=n_rows * n_cols).reshape(n_rows, n_cols)

@@ -1,0 +1,178 @@
+"""Records on disk -> runs: reading, checking, and gathering the steps that belong together.
+
+A damaged record never stops a report: it is left out and named, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from datasets.errors import UserError
+
+Record: TypeAlias = dict[str, Any]
+FORMAT = 1
+OFFLINE = "offline"
+
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "key": str,
+    "run": str,
+    "dataset": str,
+    "task": str,
+    "setup": str,
+    "order": str,
+    "method": str,
+    "seed": int,
+    "step": int,
+    "steps": int,
+    "class_names": list,
+    "groups": list,
+    "channels": list,
+    "protocol": dict,
+    "matrix": dict,
+    "config": dict,
+    "versions": dict,
+    "provenance": dict,
+    "cost": dict,
+}
+
+
+def fault(record: Any) -> str | None:
+    """Why a parsed JSON file is not a record that can be scored; ``None`` if it is."""
+    if not isinstance(record, dict) or "format" not in record:
+        return "not a record of this suite"
+    if record["format"] != FORMAT:
+        return f"written in record format {record['format']}, this version reads format {FORMAT}"
+    for name, kind in FIELDS.items():
+        if not isinstance(record.get(name), kind) or isinstance(record[name], bool):
+            return f"field {name!r} is missing or of the wrong type"
+    groups, step = record["groups"], record["step"]
+    if not all(isinstance(g, list) and all(isinstance(k, int) for k in g) for g in groups):
+        return "groups are not lists of labels"
+    if record["steps"] != len(groups) or not 0 <= step < len(groups):
+        return f"step {step} of {record['steps']} does not fit {len(groups)} groups of classes"
+    seen = [0, *(k for g in groups[: step + 1] for k in g)]
+    if record["channels"] != seen:
+        return f"channels are not background and the classes seen by step {step}"
+    n_labels = len(record["class_names"])
+    if len(set(seen)) != len(seen) or not all(0 <= k < n_labels for g in groups for k in g):
+        return f"a class stands in two groups, or is none of the data set's {n_labels - 1}"
+    return _matrix_fault(record["matrix"], n_labels + 1, len(seen))
+
+
+def _matrix_fault(matrix: Record, n_rows: int, n_cols: int) -> str | None:
+    for part in ("seen", "unseen"):
+        rows = matrix.get(part)
+        if not isinstance(rows, list) or len(rows) != n_rows:
+            return f"matrix.{part} has not the {n_rows} rows of {n_rows - 2} classes, background and void"
+        for row in rows:
+            if not isinstance(row, list) or len(row) != n_cols:
+                return f"matrix.{part} has not the {n_cols} columns of the channels"
+            if not all(type(count) is int and count >= 0 for count in row):
+                return f"matrix.{part} holds something that is not a count"
+    return None
+
+
+def records_folder(folder: Path) -> Path:
+    """The ``records`` folder of a results folder, or the folder itself where it holds none."""
+    return folder / "records" if (folder / "records").is_dir() else folder
+
+
+def read_records(folder: Path | str) -> tuple[list[Record], list[str]]:
+    """All records below a folder, in the order of their paths, and one line for every file that was left out."""
+    base = records_folder(Path(folder))
+    if not base.is_dir():
+        raise UserError(f"no records: {base} is not a folder; run `run_benchmark.py run --out {folder}` first")
+    records: list[Record] = []
+    problems: list[str] = []
+    for path in sorted(base.rglob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            problems.append(f"left out {path}: unreadable or cut short ({error})")
+            continue
+        why = fault(record)
+        if why is None:
+            records.append(record)
+        else:
+            problems.append(f"left out {path}: {why}")
+    return records, problems
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of one (scenario x method x seed), in the order of the steps; ``records`` may be incomplete."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def last(self) -> Record:
+        return self.records[-1]
+
+    @property
+    def dataset(self) -> str:
+        return str(self.last["dataset"])
+
+    @property
+    def task(self) -> str:
+        """With its class order: ``15-1@b``."""
+        return self.last["task"] + (f"@{self.last['order']}" if self.last["order"] else "")
+
+    @property
+    def setup(self) -> str:
+        return str(self.last["setup"])
+
+    @property
+    def method(self) -> str:
+        return str(self.last["method"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.last["seed"])
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(g) for g in self.last["groups"])
+
+    @property
+    def complete(self) -> bool:
+        return [r["step"] for r in self.records] == list(range(self.last["steps"]))
+
+    @property
+    def is_joint(self) -> bool:
+        """Joint's one training on all classes belongs to every task of its data set."""
+        return self.last["task"] == OFFLINE and self.method.split("[")[0] == "Joint"
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.task}/{self.setup} {self.method} seed {self.seed}"
+
+
+def gather_runs(records: Iterable[Record]) -> list[Run]:
+    """Runs in the order of first appearance. Of two records of one step of one run, the later one by time is kept."""
+    runs: dict[tuple[Any, ...], dict[int, Record]] = {}
+    names = ("run", "dataset", "task", "order", "setup", "method", "seed")
+    for record in sorted(records, key=lambda r: str(r["provenance"].get("time", ""))):
+        runs.setdefault(tuple(record[n] for n in names), {})[record["step"]] = record
+    return [Run(tuple(steps[t] for t in sorted(steps))) for steps in runs.values()]
+
+
+def flat_config(record: Record) -> dict[str, Any]:
+    """``{"train.epochs": 30, ...}``: a record's configuration, one level deep."""
+
+    def walk(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            yield prefix, value
+
+    return dict(walk("", record["config"]))
+
+
+def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of the settings in which configurations differ."""
+    names = sorted({name for config in configs for name in config})
+    return [n for n in names if len({json.dumps(c.get(n), sort_keys=True) for c in configs}) > 1]
