@@ -1,0 +1,18 @@
+"""101 of 101 fixtures of ``golden``, and those of ``golden_later`` whose operation the suite has."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.golden.harness import DTYPES, load_checkers, manifest, run
+
+CASES = [("golden", e) for e in manifest("golden")]
+CASES += [("golden_later", e) for e in manifest("golden_later") if e["operation"] in load_checkers()]
+
+
+@pytest.mark.skipif(not CASES, reason="no golden fixtures: neither the shared material nor tests/golden/selection")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("folder", "entry"), CASES, ids=[e["file"] for _, e in CASES])
+def test_equals_reference(folder: str, entry: dict[str, Any], dtype: torch.dtype) -> None:
+    run(folder, entry, dtype)
