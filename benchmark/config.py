@@ -1,0 +1,190 @@
+"""What a grid is trained with: frozen dataclasses, filled from TOML and ``--set``. No torch here.
+
+``model``, ``train``, ``eval`` and ``protocol`` are identity: they go into the keys. ``run`` says how the work is done
+(workers, trackers, checkpoints) and changes no number.
+
+A field of ``train`` that is a tuple holds one value a step; the last one serves all later steps, so
+``lr = [0.01, 0.001]`` is 0.01 at step 0 and 0.001 afterwards.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets.errors import UserError, unknown
+from methods.registry import coerce
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. Literature: DeepLab-V3 on ResNet-101, output stride 16, ImageNet weights."""
+
+    backbone: str = "resnet101"
+    output_stride: int = 16
+    weights: str = "imagenet"  # imagenet | none | path of a local state dict of torchvision's backbone
+    norm: Literal["batch", "sync", "frozen", "group"] = "batch"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a step is trained; defaults are MiB's and PLOP's recipe (protocol.md of the papers: batch 24, 30 epochs)."""
+
+    epochs: tuple[float, ...] = (30.0,)
+    updates: tuple[int, ...] = ()  # if given: optimiser updates a step, instead of epochs
+    lr: tuple[float, ...] = (1e-2, 1e-3)
+    batch: tuple[int, ...] = (24,)  # global: the same for any number of processes
+    accumulate: int = 1  # micro-batches an update
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    power: float = 0.9  # of the poly schedule, per update
+    clip: float = 0.0  # norm of the gradient; 0: none
+    precision: Literal["no", "bf16", "fp16", "double"] = "no"
+    crop: int = 512
+    scale: tuple[float, ...] = (0.5, 2.0)
+    flip: Literal["none", "h", "hv"] = "h"
+    resized_crop: bool = True  # False: pictures stay as they are (they must all have the size of the crop)
+
+    def at(self, step: int) -> TrainConfig:
+        """This step's own values: every per-step tuple cut down to one entry."""
+        cut = {n: getattr(self, n)[min(step, len(getattr(self, n)) - 1) :][:1] for n in PER_STEP if getattr(self, n)}
+        return replace(self, **cut)
+
+
+PER_STEP = ("epochs", "updates", "lr", "batch")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is scored: the test images, or (for tuning) a held-out fifth of each step's training images."""
+
+    split: Literal["val", "tune"] = "val"
+    crop: int = 0  # side of the `crop` view; 0: the training crop
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the work is done. Nothing here changes a number."""
+
+    workers: int = 0  # loader processes for each training process
+    keep_decoded: bool = False  # hold decoded pictures in memory
+    eval_batch: int = 8
+    checkpoint_minutes: float = 10.0
+    checkpoint_updates: int = 0  # also every so many updates; 0: only by the clock
+    tracker: str = "none"  # none | tensorboard | any tracker that Accelerate knows
+    compile: bool = False
+    deterministic: bool = False  # deterministic algorithms on a GPU, TF32 off
+
+
+@dataclass(frozen=True)
+class Config:
+    """One grid."""
+
+    scenarios: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    protocol: str = "sdr"
+    plugins: tuple[str, ...] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+SECTIONS = {"model": ModelConfig, "train": TrainConfig, "eval": EvalConfig, "run": RunConfig}
+
+
+def read_config(path: Path | None, overrides: Iterable[str] = (), **chosen: Any) -> Config:
+    """The configuration of a TOML file, changed by ``--set section.key=value`` items and by command-line options.
+
+    ``chosen`` replaces top-level fields where a value is not ``None``. Raises ``UserError`` in one line.
+    """
+    config = _from_table(_load(path), str(path)) if path else Config()
+    for item in overrides:
+        config = _override(config, item)
+    return replace(config, **{k: v for k, v in chosen.items() if v is not None})
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """A configuration section as plain values, for records and keys."""
+    return {
+        f.name: identity(v) if is_dataclass(v := getattr(config, f.name)) else list(v) if isinstance(v, tuple) else v
+        for f in fields(config)
+    }
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no configuration file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _from_table(table: dict[str, Any], where: str) -> Config:
+    values: dict[str, Any] = {}
+    hints = typing.get_type_hints(Config)
+    for key, value in table.items():
+        if key in SECTIONS:
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: [{key}] must be a table")
+            values[key] = _section(SECTIONS[key], key, value, where)
+        elif key == "data":
+            values[key] = {k: str(v) for k, v in value.items()}
+        elif key in hints:
+            values[key] = _value(value, hints[key], f"{where}: {key}")
+        else:
+            raise unknown(f"configuration key in {where}", key, hints)
+    return Config(**values)
+
+
+def _section(kind: type[Any], name: str, table: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            raise unknown(f"key of [{name}] in {where}", key, hints)
+    return kind(**{k: _value(v, hints[k], f"{where}: {name}.{k}") for k, v in table.items()})
+
+
+def _override(config: Config, item: str) -> Config:
+    path, equals, text = item.partition("=")
+    section, dot, key = path.strip().partition(".")
+    if not equals:
+        raise UserError(f"--set {item!r}: write section.key=value, for example train.epochs=1")
+    if not dot:
+        raise UserError(f"--set {item!r}: top-level values have options of their own; known sections: {_names(SECTIONS)}")
+    if section not in SECTIONS:
+        raise unknown("configuration section", section, SECTIONS)
+    hints = typing.get_type_hints(SECTIONS[section])
+    if key not in hints:
+        raise unknown(f"key of [{section}]", key, hints)
+    part = replace(getattr(config, section), **{key: _value(text, hints[key], f"--set {section}.{key}")})
+    return replace(config, **{section: part})
+
+
+def _value(value: Any, annotation: Any, where: str) -> Any:
+    """A TOML value or a text, of the type that the field declares."""
+    items = value if isinstance(value, list) else [value]
+    text = ",".join(str(v).lower() if isinstance(v, bool) else str(v) for v in items)
+    if typing.get_origin(annotation) is tuple and typing.get_args(annotation)[0] is str:
+        if all(isinstance(v, str) for v in items):
+            return tuple(items)
+        raise UserError(f"{where} must be a list of strings")
+    try:
+        return coerce(text, annotation)
+    except ValueError:
+        wanted = str(annotation).replace("typing.", "").replace("<class '", "").replace("'>", "")
+        raise UserError(f"{where}: {value!r} is not of the type {wanted}") from None
+
+
+def _names(known: Iterable[str]) -> str:
+    return ", ".join(sorted(known))

@@ -1,0 +1,210 @@
+"""Where things stay: states by key (disposable) and records by cell (kept). Every write is atomic.
+
+``DIR/cache/<2 digits>/<step key>/`` holds what a step's training left: ``model.safetensors``, ``terms.safetensors``,
+one ``observer-<key>.safetensors`` for each observer that rode along, ``score-<key>.json`` for each evaluation, and
+``checkpoint.safetensors`` while it trains. A tensor file carries its metadata and the SHA-256 of its tensors;
+a file that is cut short or altered is noticed, set aside with a warning, and its work is done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value in canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``; it takes its place, flushed to disk, if the block ends well.
+
+    Raises ``UserError`` in one line for a full disk or a folder that cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk is full: {path} was not written; nothing earlier was harmed") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write tensors and metadata atomically as safetensors, with a checksum of the tensors."""
+    from safetensors.torch import save_file
+
+    kept = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    header = {"format": str(FORMAT), "sha256": tensors_digest(kept), "meta": json.dumps(meta)}
+    with replacing(path) as temporary:
+        try:
+            save_file(kept, temporary, metadata=header)
+        except Exception as error:
+            # safetensors wraps the system's error in a class of its own
+            if "No space left" in str(error) or "os error 28" in str(error):
+                raise OSError(errno.ENOSPC, "No space left on device") from error
+            raise
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The metadata of a tensor file, from its header alone."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        header = file.metadata() or {}
+    _check_format(path, header.get("format"))
+    meta: dict[str, Any] = json.loads(header["meta"])
+    return {**meta, "sha256": header["sha256"]}
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and metadata; ``None`` if the file is damaged, which sets it aside and warns."""
+    from safetensors.torch import load_file
+
+    try:
+        meta = read_meta(path)
+        tensors = load_file(path)
+        intact = tensors_digest(tensors) == meta["sha256"]
+    except UserError:
+        raise
+    except FileNotFoundError:
+        return None
+    except Exception:  # safetensors raises a class of its own, JSON another: damaged either way
+        intact = False
+    if not intact:
+        aside = path.with_name(f"{path.name}.damaged")
+        os.replace(path, aside)
+        warnings.warn(f"{path} is damaged: set aside as {aside.name}, its work will be done again", stacklevel=2)
+        return None
+    return tensors, meta
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    import torch
+
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Store:
+    """The results folder ``DIR`` of ``--out``."""
+
+    out: Path
+
+    @property
+    def records(self) -> Path:
+        return self.out / "records"
+
+    @property
+    def cache(self) -> Path:
+        return self.out / "cache"
+
+    def open(self) -> Store:
+        """Make the folder usable; ``UserError`` if it cannot be written or another version wrote it."""
+        stamp = self.out / "contseg.json"
+        if stamp.exists():
+            try:
+                version = json.loads(stamp.read_text()).get("format")
+            except (ValueError, AttributeError):
+                version = "unreadable"
+            _check_format(self.out, version)
+        else:
+            write_json(stamp, {"format": FORMAT})
+        return self
+
+    def step(self, key: str) -> Path:
+        """The folder of a trained step."""
+        return self.cache / key[:2] / key
+
+    def model(self, key: str) -> Path:
+        return self.step(key) / "model.safetensors"
+
+    def terms(self, key: str) -> Path:
+        return self.step(key) / "terms.safetensors"
+
+    def observer(self, key: str, observer: str) -> Path:
+        return self.step(key) / f"observer-{observer}.safetensors"
+
+    def score(self, key: str, score: str) -> Path:
+        return self.step(key) / f"score-{score}.json"
+
+    def checkpoint(self, key: str) -> Path:
+        return self.step(key) / "checkpoint.safetensors"
+
+    def trained(self, key: str, observers: tuple[str, ...] = ()) -> bool:
+        """Whether a step's model and the states of these observers are there."""
+        return self.model(key).exists() and all(self.observer(key, o).exists() for o in observers)
+
+    def record(self, cell: Path) -> dict[str, Any] | None:
+        """A record by its path below ``records``; ``None`` if there is none, or an unreadable one."""
+        path = self.records / cell
+        try:
+            record: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            warnings.warn(f"{path} is not valid JSON: its step will be scored again", stacklevel=2)
+            return None
+        _check_format(path, record.get("format"))
+        return record
+
+    def drop_checkpoint(self, key: str) -> None:
+        self.checkpoint(key).unlink(missing_ok=True)
+
+    def remove(self, key: str) -> None:
+        """Forget a trained step."""
+        shutil.rmtree(self.step(key), ignore_errors=True)
+
+
+def cell_path(dataset: str, task: str, order: str, setup: str, method: str, run: str, seed: int, step: int) -> Path:
+    """``voc/15-1/overlapped/MiB[kd=100]+SDR/3f9a1c2e/seed0/step2.json``: readable; the key inside is the identity."""
+    name = re.sub(r"[^\w\[\]=+.,()|@-]", "_", method)
+    return Path(dataset, task + (f"@{order}" if order else ""), setup, name, run[:8], f"seed{seed}", f"step{step}.json")
+
+
+def _check_format(path: Path, found: Any) -> None:
+    if str(found) != str(FORMAT):
+        raise UserError(
+            f"{path} was written by an incompatible version of contseg (format {found}, this one reads {FORMAT}): "
+            "choose another folder with --out"
+        )
