@@ -79,6 +79,11 @@ def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].to(labels.dtype)
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """At least float32: what mixed precision halved is brought back, float64 stays."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class Batch:
     """Everything a term may read of one micro-batch. Derived maps are computed once, on first use, and kept.
 
@@ -112,12 +117,12 @@ class Batch:
     @cached_property
     def logits(self) -> Tensor:
         """(B, C, H, W), at label size, at least float32."""
-        return _full(resize(_full(self.out.logits), self._size))
+        return full_precision(resize(full_precision(self.out.logits), self._size))
 
     @cached_property
     def old_logits(self) -> Tensor:
         """(B, O, H, W), at label size, no gradient."""
-        return _full(resize(_full(self.old.logits), self._size)).detach()
+        return full_precision(resize(full_precision(self.old.logits), self._size)).detach()
 
     @cached_property
     def valid(self) -> Tensor:
@@ -127,7 +132,7 @@ class Batch:
     @cached_property
     def features(self) -> Tensor:
         """(B, D, h, w): the encoder's output, at least float32."""
-        return _full(self.out.features)
+        return full_precision(self.out.features)
 
     @cached_property
     def feature_labels(self) -> Tensor:
@@ -146,10 +151,6 @@ class Batch:
     @property
     def _feature_size(self) -> tuple[int, int]:
         return self.out.features.shape[-2], self.out.features.shape[-1]
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class StepContext(NamedTuple):
@@ -255,7 +256,7 @@ def train_all(model: Any, step: Step) -> list[dict[str, Any]]:
 
 def argmax(out: SegOutput, size: tuple[int, int]) -> Tensor:
     """(B, H, W) int64: arg max of the upsampled logits."""
-    return resize(_full(out.logits), size).argmax(1)
+    return resize(full_precision(out.logits), size).argmax(1)
 
 
 Door: TypeAlias = Callable[..., Any]

@@ -1,0 +1,58 @@
+"""EWF: endpoints weight fusion (Xiao et al., CVPR 2023, arXiv of its extension AWF 2409.08516).
+
+After a step the network is averaged with the one before it, with a weight that depends on the numbers of classes only;
+there is no loss. Joins any method: ``MiB+EWF``, ``PLOP+EWF``. Source: F-EWF of the project's formula sheet, from the
+released code (``EWF_official@560382d``, ``run.py:511-545``, ``train.py:334``), without departures; its option
+``threshold_choice``, which is not in the paper, is left out.
+
+A consequence worth knowing with MiB's initialisation: the background bias is lowered by log(N + 1), frozen, and then
+fused, so that it ends only alpha log(N + 1) lower, while the new rows learned against the full shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets.scenario import Step
+from methods.base import Method, StepContext
+from methods.registry import register_addon
+
+
+def fusion_weight(n_old: int, n_new: int) -> float:
+    """The new state's share, alpha = sqrt(N / (O + N)); O counts the background (F-EWF)."""
+    return sqrt(n_new / (n_old + n_new))
+
+
+@torch.no_grad()
+def fuse_(state: Mapping[str, Tensor], old_state: Mapping[str, Tensor], alpha: float) -> None:
+    """theta <- (1 - alpha) theta_old + alpha theta, in place, for every floating tensor of the previous state (F-EWF).
+
+    Running statistics and old classifier rows are among them; tensors of new classes stay as trained.
+    """
+    for name, old in old_state.items():
+        if old.is_floating_point():
+            state[name].lerp_(old.to(state[name]), 1 - alpha)
+
+
+def fuse_with_previous(ctx: StepContext) -> None:
+    """Fuse the trained network with the previous, already fused one; nothing at step 0."""
+    if ctx.old_model is not None:
+        alpha = fusion_weight(ctx.step.n_old, ctx.step.n_new)
+        fuse_(ctx.model.state_dict(), ctx.old_model.state_dict(), alpha)
+
+
+def freeze_old_rows(model: Any, step: Step) -> list[dict[str, Any]]:
+    """Everything trains but the classifiers of earlier steps, background's row included."""
+    frozen = {id(p) for block in list(model.classifier.blocks)[: step.index] for p in block.parameters()}
+    return [{"params": [p for p in model.parameters() if id(p) not in frozen]}]
+
+
+@register_addon("EWF", paper="Xiao et al., CVPR 2023")
+def ewf() -> Method:
+    """Endpoints weight fusion: average with the previous network after every step."""
+    return Method("EWF", terms={}, trainable=freeze_old_rows, end_step=(fuse_with_previous,))

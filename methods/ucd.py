@@ -1,0 +1,152 @@
+"""UCD: uncertainty-aware contrastive distillation (Yang et al., TPAMI 2022, arXiv 2203.14098).
+
+A supervised contrastive loss between pre-classifier features, with keys from the current and the previous network;
+positives among old classes count as much as the previous network finds the two positions alike. Joins any method:
+``MiB+UCD``, ``PLOP+UCD``. Source: F-UCD of the project's formula sheet, in the consistent form.
+
+Departs from the released code (``UCD@cc73546``), whose version on MiB stops at every step >= 1: negatives are weighed
+like positives (there e^(1/temperature) times more), labels are brought to feature size by nearest neighbour (there
+bilinearly, which invents class ids) and never pseudo-labelled, any number of classes works (there 20), and the factor
+that normalisation cancels is left out. As released, pairs stay inside a process: several processes give the mean over
+all their anchors, but no pair across them, so unlike other terms this one depends on how a batch is split.
+
+Shapes: ``P`` positions of the batch (B h w), of which anchors and keys are chosen by masks; ``E`` embedding channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from datasets.scenario import BACKGROUND, VOID
+from methods.base import Batch, Method, Term, full_precision, shrink_labels
+from methods.registry import register_addon
+
+FAR = -1e9  # a similarity that takes no part in a log-sum-exp, without the NaN gradient of -inf
+
+
+def pair_labels(labels: Tensor, old_logits: Tensor) -> Tensor:
+    """(B, h, w): the ground truth, the previous model's arg max where that is background, and 255 where void.
+
+    labels (B, H, W), old_logits (B, O, h, w).
+    """
+    labels = shrink_labels(labels, (old_logits.shape[-2], old_logits.shape[-1]))
+    return torch.where(labels == BACKGROUND, old_logits.argmax(1).to(labels.dtype), labels)
+
+
+def contrast(
+    anchors: Tensor,
+    keys: Tensor,
+    anchor_labels: Tensor,
+    key_labels: Tensor,
+    anchor_probabilities: Tensor,
+    key_probabilities: Tensor,
+    own_key: Tensor,
+    n_old: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Each anchor's loss and whether it has a positive key, both (A,) (F-UCD).
+
+    anchors (A, E) and keys (K, E) of unit length; labels (A,), (K,), -1 where unused; probabilities (A, O), (K, O) of
+    the previous model; own_key (A,) the key that is the anchor itself.
+    """
+    similarity = anchors @ keys.T / temperature
+    same = anchor_labels[:, None] == key_labels
+    itself = torch.arange(len(keys), device=keys.device) == own_key[:, None]
+    used = (anchor_labels >= 0)[:, None]
+    positive = same & ~itself & used
+    negative = ~same & (key_labels >= 0) & used
+
+    agreement = anchor_probabilities @ key_probabilities.T
+    both_new = (anchor_labels >= n_old)[:, None] & (key_labels >= n_old)
+    pair_weight = torch.where(both_new, 1.0, agreement) * positive
+
+    against = similarity.masked_fill(~negative, FAR).logsumexp(1, keepdim=True)
+    # -log(e^s / (e^s + sum of negatives)), one positive at a time
+    loss = (pair_weight * F.softplus(against - similarity)).sum(1)
+    n_positive = positive.sum(1)
+    return loss / n_positive.clamp(min=1), n_positive > 0
+
+
+def contrastive_distillation(
+    embedding: Tensor,
+    old_embedding: Tensor,
+    labels: Tensor,
+    old_logits: Tensor,
+    n_old: int,
+    temperature: float,
+    chunk: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """Sum of the anchors' losses, and the number of anchors that have a positive, |A+| (F-UCD).
+
+    embedding, old_embedding (B, E, h, w); labels (B, h, w) of ``pair_labels``; old_logits (B, O, h, w). Anchors are the
+    foreground positions; keys, without gradient, the anchors, and the previous features where the label is old.
+    The matrix of pairs is formed ``chunk`` anchors at a time, and formed again for the gradient.
+    """
+    current, previous = _positions(F.normalize(embedding, dim=1)), _positions(F.normalize(old_embedding, dim=1))
+    labels = labels.flatten().long()
+    labels = torch.where((labels == BACKGROUND) | (labels == VOID), -1, labels)
+    keys = torch.cat([current, previous]).detach()
+    key_labels = torch.cat([labels, torch.where(labels < n_old, labels, -1)])
+    probabilities = _positions(old_logits.detach().softmax(1))
+    key_probabilities = probabilities.repeat(2, 1)
+
+    total, count = embedding.new_zeros(()), embedding.new_zeros(())
+    everywhere = torch.arange(len(labels), device=labels.device)
+    for own_key in everywhere.split(chunk):
+        loss, has_positive = checkpoint(
+            contrast,
+            current[own_key],
+            keys,
+            labels[own_key],
+            key_labels,
+            probabilities[own_key],
+            key_probabilities,
+            own_key,
+            n_old,
+            temperature,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        total, count = total + loss.sum(), count + has_positive.sum()
+    return total, count
+
+
+def _positions(maps: Tensor) -> Tensor:
+    """(B, C, h, w) -> (P, C), P = B h w in C order."""
+    return maps.movedim(1, -1).flatten(0, -2)
+
+
+@dataclass(eq=False)
+class UncertaintyContrast(Term):
+    """F-UCD, averaged over the anchors of all processes; pairs are those of this process."""
+
+    uses_old = True
+
+    temperature: float = 0.07
+
+    def __call__(self, batch: Batch) -> Tensor:
+        labels = pair_labels(batch.labels, batch.old.logits)
+        total, count = contrastive_distillation(
+            full_precision(batch.out.embedding),
+            full_precision(batch.old.embedding),
+            labels,
+            full_precision(batch.old.logits),
+            batch.step.n_old,
+            self.temperature,
+        )
+        return batch.reduce(total) / batch.reduce(count).clamp(min=1)
+
+
+@register_addon("UCD", paper="Yang et al., TPAMI 2022, arXiv 2203.14098")
+def ucd(weight: float = 0.01, temperature: float = 0.07) -> Method:
+    """Uncertainty-aware contrastive distillation, in the consistent form.
+
+    weight: of the contrastive term; 1/100 as released (train.py:116)
+    temperature: of the similarities; 0.07 as released (argparser.py:138)
+    """
+    return Method("UCD", terms={"contrast": UncertaintyContrast(temperature, weight=weight)})
