@@ -2,14 +2,42 @@
 
 Labels are those of the data set (0 background, 1..n foreground, 255 void). Channels are those of the network:
 channel 0 is background, then the foreground classes in the order in which they were learned.
+
+A scenario is written ``DATASET/TASK/SETUP``, for example ``voc/15-1/overlapped``. The task is
+
+========================  =========================================================================================
+``15-1``                  base and increment, repeated; the last step may be short
+``10-5-3-2``              three or more numbers: the size of every step
+``offline``               one step with every class
+``[1-6|9|10,11]``         the classes of every step; classes that are not named belong to no step (printed with ``:``)
+``15-1@b``, ``@random``   a class order: a letter of ``orders.toml``, drawn from the run's seed, or ``@random7``
+========================  =========================================================================================
+
+Names of the literature are understood and printed in this form: ``15-5s`` and ``10-10s`` (one class a step), ``50``
+(= ``50-50``), ``10-5-5`` (= ``10-5``), ``100-50b`` and ``15-5s_b`` (= ``@b``).
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from datasets.errors import UserError, unknown
 
 BACKGROUND = 0
 VOID = 255
+
+SETUPS = ("sequential", "disjoint", "overlapped", "partitioned")
+
+# the tasks that papers report, for ``list``; any other task is read by the same rule
+TASKS = {
+    "voc": ("19-1", "15-5", "15-1", "10-10", "10-5", "10-1", "5-5", "5-3", "5-1", "4-4", "2-2", "2-1", "offline"),
+    "ade": ("100-50", "100-10", "100-5", "50-50", "50-10", "25-25", "offline"),
+    "shapes": ("3-3", "3-1", "offline"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,10 +75,154 @@ class Step:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A data set's classes in the order in which they are learned, and the rule that chooses images and labels."""
+    """A data set's classes in the order in which they are learned, and the rule that chooses images and labels.
+
+    ``groups`` holds the foreground labels of every step, in the order of learning.
+    """
 
     dataset: str
     task: str
     setup: str
     groups: tuple[tuple[int, ...], ...]
     order: str = ""
+
+    @property
+    def name(self) -> str:
+        """``voc/15-1/overlapped``, with a class order ``voc/15-1@b/overlapped``."""
+        return f"{self.dataset}/{self.task}{'@' + self.order if self.order else ''}/{self.setup}"
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The increments, in order."""
+        before = [sum(self.groups[:t], ()) for t in range(len(self.groups))]
+        return tuple(Step(t, self.setup, before[t], group) for t, group in enumerate(self.groups))
+
+    def offline(self) -> Scenario:
+        """The same classes in one step, ascending, so that every class order has the same joint training."""
+        return Scenario(self.dataset, "offline", self.setup, (tuple(sorted(sum(self.groups, ()))),), self.order)
+
+
+def parse_scenario(text: str, n_foreground: int, seed: int = 0) -> Scenario:
+    """``voc/15-1/overlapped`` for a data set of ``n_foreground`` classes; ``seed`` is that of ``@random``.
+
+    >>> parse_scenario("voc/15-5s/overlapped", 20).name
+    'voc/15-1/overlapped'
+    """
+    parts = text.split("/")
+    if len(parts) != 3 or not all(parts):
+        raise UserError(f"scenario {text!r}: write DATASET/TASK/SETUP, for example voc/15-1/overlapped")
+    dataset, written, setup = parts
+    if setup not in SETUPS:
+        raise unknown(f"setup in {text!r}:", setup, SETUPS)
+    if written.startswith("["):
+        return Scenario(dataset, _plain(written), setup, _named_groups(written, n_foreground))
+    sizes, order = _sizes_and_order(written, n_foreground)
+    task = _standard(sizes, n_foreground)
+    if task == "offline":
+        classes = sorted(_class_order(dataset, task, order, n_foreground, seed))
+    else:
+        classes = _class_order(dataset, task, order, n_foreground, seed)
+    ends = [sum(sizes[: t + 1]) for t in range(len(sizes))]
+    groups = tuple(tuple(classes[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+    return Scenario(dataset, task, setup, groups, order)
+
+
+def known_tasks(dataset: str) -> tuple[str, ...]:
+    """The literature's tasks of a data set, in standard form; none for a data set of one's own."""
+    return TASKS.get(dataset, ())
+
+
+def known_orders(dataset: str) -> tuple[str, ...]:
+    """The lettered class orders of a data set."""
+    tables = _orders()
+    return tuple(sorted({o for where, t in tables.items() if where.split("/")[0] == dataset for o in t}))
+
+
+def _sizes_and_order(written: str, n: int) -> tuple[list[int], str]:
+    """``15-5s_b`` -> ([15, 1, 1, 1, 1, 1], "b")."""
+    task, _, order = written.partition("@")
+    if task == "offline":
+        return [n], order
+    match = re.fullmatch(r"(\d+(?:-\d+)*)(s?)(?:_?([a-z]))?", task)
+    if not match or (match[3] and order) or (written.endswith("@")):
+        raise UserError(f"task {written!r}: write BASE-INCREMENT (15-1), all sizes (10-5-5), or 'offline'")
+    sizes = [int(s) for s in match[1].split("-")]
+    if len(sizes) == 1:
+        sizes *= 2  # MiB's "50" is 50-50
+    if match[2]:
+        sizes = [sizes[0], 1]  # "15-5s": one class a step
+    if 0 in sizes:
+        raise UserError(f"task {written!r}: a step needs at least one class")
+    if len(sizes) == 2:
+        if sum(sizes) > n:
+            raise UserError(f"task {written!r} does not fit: {sizes[0]} + {sizes[1]} classes, the data set has {n}")
+        sizes = _repeat(sizes[0], sizes[1], n)
+    elif sum(sizes) != n:
+        raise UserError(f"task {written!r} does not fit: its steps have {sum(sizes)} classes, the data set has {n}")
+    return sizes, match[3] or order
+
+
+def _repeat(base: int, increment: int, n: int) -> list[int]:
+    """[base, increment, increment, ..., what is left]."""
+    full, rest = divmod(n - base, increment)
+    return [base, *[increment] * full, *([rest] if rest else [])]
+
+
+def _standard(sizes: list[int], n: int) -> str:
+    """The shortest name of these sizes."""
+    if len(sizes) == 1:
+        return "offline"
+    if sizes == _repeat(sizes[0], sizes[1], n):
+        return f"{sizes[0]}-{sizes[1]}"
+    return "-".join(map(str, sizes))
+
+
+def _plain(written: str) -> str:
+    """Explicit groups fit for a file name and a Markdown table."""
+    return re.sub(r"\s", "", written).replace("|", ":")
+
+
+def _named_groups(written: str, n: int) -> tuple[tuple[int, ...], ...]:
+    """``[1-3|5]`` -> ((1, 2, 3), (5,))."""
+    body = _plain(written)
+    span = r"\d+(-\d+)?"
+    if not re.fullmatch(rf"\[{span}([,:]{span})*\]", body):
+        raise UserError(f"task {written!r}: write the labels of every step, for example [1-6|9|10,11]")
+    groups = []
+    for group in body[1:-1].split(":"):
+        ends = [[int(x) for x in item.split("-")] for item in group.split(",")]
+        groups.append(tuple(label for end in ends for label in range(end[0], end[-1] + 1)))
+    labels = [label for group in groups for label in group]
+    for label in labels:
+        if not 1 <= label <= n:
+            raise UserError(f"task {written!r}: label {label} is not one of the data set's classes 1..{n}")
+        if labels.count(label) > 1:
+            raise UserError(f"task {written!r}: label {label} is learned twice")
+    if not all(groups):
+        raise UserError(f"task {written!r}: a step needs at least one class")
+    return tuple(groups)
+
+
+def _class_order(dataset: str, task: str, order: str, n: int, seed: int) -> list[int]:
+    """Foreground labels in the order of learning."""
+    if not order:
+        return list(range(1, n + 1))
+    if match := re.fullmatch(r"random(\d*)", order):
+        drawn = int(match[1] or seed)
+        return sorted(range(1, n + 1), key=lambda label: hashlib.sha256(f"{drawn}:{label}".encode()).digest())
+    tables = _orders()
+    found = {**tables.get(dataset, {}), **tables.get(f"{dataset}/{task}", {})}
+    if order not in found:
+        raise unknown(f"class order of {dataset}/{task}:", order, [*found, "random", "random0"])
+    if len(found[order]) != n:
+        raise UserError(
+            f"class order {order!r} is one of {len(found[order])} classes; the data set opened as {dataset!r} has {n}"
+        )
+    return found[order]
+
+
+def _orders() -> dict[str, dict[str, list[int]]]:
+    import tomllib  # only for lettered orders
+
+    with Path(__file__).with_name("orders.toml").open("rb") as file:
+        return tomllib.load(file)["orders"]
