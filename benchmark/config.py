@@ -16,18 +16,9 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmark.model_config import ModelConfig
 from datasets.errors import UserError, unknown
 from methods.registry import coerce
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The network. Literature: DeepLab-V3 on ResNet-101, output stride 16, ImageNet weights."""
-
-    backbone: str = "resnet101"
-    output_stride: int = 16
-    weights: str = "imagenet"  # imagenet | none | path of a local state dict of torchvision's backbone
-    norm: Literal["batch", "sync", "frozen", "group"] = "batch"
 
 
 @dataclass(frozen=True)
@@ -37,8 +28,8 @@ class TrainConfig:
     epochs: tuple[float, ...] = (30.0,)
     updates: tuple[int, ...] = ()  # if given: optimiser updates a step, instead of epochs
     lr: tuple[float, ...] = (1e-2, 1e-3)
-    batch: tuple[int, ...] = (24,)  # global: the same for any number of processes
-    accumulate: int = 1  # micro-batches an update
+    batch: tuple[int, ...] = (24,)  # pictures an update, over all processes and micro-batches
+    accumulate: int = 1  # micro-batches that an update is split into
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 1e-4
@@ -54,6 +45,16 @@ class TrainConfig:
         """This step's own values: every per-step tuple cut down to one entry."""
         cut = {n: getattr(self, n)[min(step, len(getattr(self, n)) - 1) :][:1] for n in PER_STEP if getattr(self, n)}
         return replace(self, **cut)
+
+    def plan_updates(self, pictures: int) -> int:
+        """Optimiser updates of this (one-step) configuration over so many pictures; at least one an epoch."""
+        if self.updates:
+            return self.updates[0]
+        return max(1, round(self.epochs[0] * self.epoch_updates(pictures)))
+
+    def epoch_updates(self, pictures: int) -> int:
+        """Updates an epoch: the last, smaller batch is dropped, but a step smaller than a batch still trains."""
+        return max(1, pictures // self.batch[0])
 
 
 PER_STEP = ("epochs", "updates", "lr", "batch")

@@ -173,13 +173,15 @@ class StepContext(NamedTuple):
 class Term:
     """One ingredient of the objective. Its fields are its hyper-parameters; ``weight`` multiplies its value.
 
-    A subclass sets ``uses_old`` if it needs the previous model's output, ``observes`` if it never touches loss or
+    A subclass sets ``uses_old`` if it needs the previous model's output, ``uses_setup = False`` if its numbers do not
+    depend on ``step.setup`` (sequential and disjoint then share step 0), ``observes`` if it never touches loss or
     gradient (prototypes, importance: it then does not split the key of the weights), ``state`` to the names of EVERY
     attribute that changes (a tensor, or a dict of tensors) and raises ``revision`` whenever its numbers change.
     A term that needs another one's state holds that term in a field.
     """
 
     uses_old: ClassVar[bool] = False
+    uses_setup: ClassVar[bool] = True
     observes: ClassVar[bool] = False
     state: ClassVar[tuple[str, ...]] = ()
     revision: ClassVar[int] = 1
@@ -226,6 +228,8 @@ class Term:
 @dataclass(eq=False)
 class CrossEntropy(Term):
     """Mean cross entropy over the valid pixels of the global batch (F-CE, ``mean_valid``)."""
+
+    uses_setup: ClassVar[bool] = False
 
     def __call__(self, batch: Batch) -> Tensor:
         # summed in one fused pass; the mean is formed from global sums
