@@ -38,6 +38,14 @@ def pair_labels(labels: Tensor, old_logits: Tensor) -> Tensor:
     return torch.where(labels == BACKGROUND, old_logits.argmax(1).to(labels.dtype), labels)
 
 
+def pair_weights(
+    anchor_labels: Tensor, key_labels: Tensor, anchor_probabilities: Tensor, key_probabilities: Tensor, n_old: int
+) -> Tensor:
+    """(A, K): how much the previous model finds two positions alike, <q_j, q_k>; 1 where both are of new classes."""
+    both_new = (anchor_labels >= n_old)[:, None] & (key_labels >= n_old)
+    return torch.where(both_new, 1.0, anchor_probabilities @ key_probabilities.T)
+
+
 def contrast(
     anchors: Tensor,
     keys: Tensor,
@@ -59,15 +67,12 @@ def contrast(
     itself = torch.arange(len(keys), device=keys.device) == own_key[:, None]
     used = (anchor_labels >= 0)[:, None]
     positive = same & ~itself & used
-    negative = ~same & (key_labels >= 0) & used
-
-    agreement = anchor_probabilities @ key_probabilities.T
-    both_new = (anchor_labels >= n_old)[:, None] & (key_labels >= n_old)
-    pair_weight = torch.where(both_new, 1.0, agreement) * positive
+    negative = ~same & (key_labels >= 0)
 
     against = similarity.masked_fill(~negative, FAR).logsumexp(1, keepdim=True)
     # -log(e^s / (e^s + sum of negatives)), one positive at a time
-    loss = (pair_weight * F.softplus(against - similarity)).sum(1)
+    weight = pair_weights(anchor_labels, key_labels, anchor_probabilities, key_probabilities, n_old) * positive
+    loss = (weight * F.softplus(against - similarity)).sum(1)
     n_positive = positive.sum(1)
     return loss / n_positive.clamp(min=1), n_positive > 0
 
