@@ -1,0 +1,144 @@
+"""Encoders: images (B, 3, H, W) -> features (B, D, h, w) and four stages (B, D_l, h_l, w_l).
+
+The stages are the outputs of the residual stages *before their last activation*, as PLOP and its line read them. Here
+a residual block activates what comes in instead of what goes out: the same function as torchvision's, bit by bit, and
+the maps before activation are simply what flows between the blocks. No hook, no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import get_model, resnet
+
+Encoded = tuple[Tensor, tuple[Tensor, ...]]
+
+
+def build_encoder(name: str, output_stride: int) -> nn.Module:
+    """The encoder ``name`` of ``BACKBONES``, freshly initialised, with BatchNorm."""
+    if name == "tiny":
+        return Tiny()
+    return ResNet(name, output_stride) if name.startswith("resnet") else MobileNet(name, output_stride)
+
+
+def set_output_stride(blocks: Iterable[nn.Module], output_stride: int, before: int = 1) -> None:
+    """Strides beyond ``output_stride`` become dilation of all that follows (à trous): the same weights, the same values
+    on a denser grid. ``before``: the stride in front of the first block.
+
+    Done on finished blocks because torchvision refuses dilation for ResNet-18 and -34; where torchvision allows it
+    (ResNet-50, -101), the result is the same network. MiB's body dilates the first block of a dense stage as well.
+    """
+    stride, dilation = before, 1
+    for block in blocks:
+        convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
+        own = max(c.stride[0] for c in convs)
+        dense, after = stride * own > output_stride, dilation * own
+        for conv in convs:
+            size = conv.kernel_size[0]
+            conv.dilation = (dilation, dilation)
+            conv.padding = (dilation * (size - 1) // 2,) * 2
+            if dense and conv.stride[0] > 1:
+                conv.stride = (1, 1)
+                dilation = after if size > 1 else dilation  # the rest of the block reads the denser map
+        stride = stride if dense else stride * own
+
+
+class BasicBlock(resnet.BasicBlock):
+    """x before activation -> the block's output before activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return y + (x if self.downsample is None else self.downsample(x))
+
+
+class Bottleneck(resnet.Bottleneck):
+    """x before activation -> the block's output before activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(y)))))
+        return y + (x if self.downsample is None else self.downsample(x))
+
+
+class ResNet(resnet.ResNet):
+    """He et al. 2016 as torchvision has it (stride in the 3x3 convolution), under torchvision's parameter names."""
+
+    DEPTHS = {  # noqa: RUF012
+        "resnet18": (BasicBlock, [2, 2, 2, 2]),
+        "resnet34": (BasicBlock, [3, 4, 6, 3]),
+        "resnet50": (Bottleneck, [3, 4, 6, 3]),
+        "resnet101": (Bottleneck, [3, 4, 23, 3]),
+    }
+
+    def __init__(self, name: str, output_stride: int) -> None:
+        super().__init__(*self.DEPTHS[name])
+        del self.avgpool, self.fc
+        blocks = (b for layer in (self.layer1, self.layer2, self.layer3, self.layer4) for b in layer)
+        set_output_stride(blocks, output_stride, before=4)
+
+    def forward(self, x: Tensor) -> Encoded:
+        x = self.maxpool(self.bn1(self.conv1(x)))  # the first block activates: maximum and ReLU commute
+        stages = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            stages.append(x)
+        return F.relu(x), tuple(stages)
+
+
+class MobileNet(nn.Module):
+    """MobileNet-V3 (Howard et al. 2019) of torchvision; its stages are linear bottlenecks, without last activation.
+
+    The features end with hard swish: they may be negative, down to -0.375.
+    """
+
+    def __init__(self, name: str, output_stride: int) -> None:
+        super().__init__()
+        self.features = get_model(name, weights=None).features
+        strided = [i for i, block in enumerate(self.features) if any(_stride(m) > 1 for m in block.modules())]
+        # a stage ends where the next block is strided; those of stride 4, 8, 16 and 32
+        self.ends = (*(i - 1 for i in strided[2:]), len(self.features) - 2)
+        set_output_stride(self.features, output_stride)
+
+    def forward(self, x: Tensor) -> Encoded:
+        stages = []
+        for i, block in enumerate(self.features):
+            x = block(x)
+            if i in self.ends:
+                stages.append(x)
+        return x, tuple(stages)
+
+
+def _stride(module: nn.Module) -> int:
+    return int(module.stride[0]) if isinstance(module, nn.Conv2d) else 1
+
+
+class Tiny(nn.Module):
+    """For the drawn shapes: stride 4, D = 64 after ReLU; a convolution and three residual blocks of basic type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(12))
+        self.layer1 = _tiny_block(12, 24)
+        self.layer2 = _tiny_block(24, 48, stride=2)
+        self.layer3 = _tiny_block(48, 64, dilation=2)
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet
+
+    def forward(self, x: Tensor) -> Encoded:
+        stages = [self.stem(x)]
+        for layer in (self.layer1, self.layer2, self.layer3):
+            stages.append(layer(stages[-1]))
+        return F.relu(stages[-1]), tuple(stages)
+
+
+def _tiny_block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> BasicBlock:
+    shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    block = BasicBlock(inputs, outputs, stride, shortcut)
+    for conv in (block.conv1, block.conv2):
+        conv.dilation = conv.padding = (dilation, dilation)
+    return block
