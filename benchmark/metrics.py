@@ -147,31 +147,30 @@ class RunScore:
             "old": old,
             "new": new,
             "all": self.all(),
-            "avg": mean([self.all(t) for t in range(len(self.steps))]) if self.incremental else NAN,
-            "forgetting": self.forgetting(),
-            "step0": self.all(0) if self.incremental else NAN,
-            "backward_transfer": self.backward_transfer(),
-            "plasticity": self.plasticity(),
             "harmonic": harmonic(old, new),
             "old_foreground": last.foreground(self._base),
             "all_foreground": last.foreground(self._base + self._later),
             "accuracy": last.accuracy,
+            **self.over_steps(),
         }
 
-    def forgetting(self) -> float:
-        """Mean over all groups but the last of (best mIoU before the last step - final mIoU) (Chaudhry et al. 2018)."""
-        final = self.by_group[-1]
-        lost = [max(a[g] for a in self.by_group[g:-1]) - final[g] for g in range(len(self.groups) - 1)]
-        return mean(lost) if self.incremental else NAN
+    def over_steps(self) -> dict[str, float]:
+        """What compares steps; NaN where the run has not the scenario's steps (Joint). With A[t][g] = ``by_group``:
 
-    def backward_transfer(self) -> float:
-        """Mean over all groups but the last of (final mIoU - mIoU when just learned) (Lopez-Paz and Ranzato 2017)."""
-        final = self.by_group[-1]
-        return mean([final[g] - self.by_group[g][g] for g in range(len(self.groups) - 1)]) if self.incremental else NAN
-
-    def plasticity(self) -> float:
-        """Mean over the groups of steps >= 1 of their mIoU when just learned."""
-        return mean([self.by_group[g][g] for g in range(1, len(self.groups))]) if self.incremental else NAN
+        ``avg``: mean of all mIoU over the steps. ``step0``: all mIoU after step 0. ``forgetting``: mean over the groups
+        before the last of max_t<T-1 A[t][g] - A[T-1][g] (Chaudhry et al. 2018). ``backward_transfer``: mean over the
+        same of A[T-1][g] - A[g][g] (Lopez-Paz and Ranzato 2017). ``plasticity``: mean of A[g][g] over g >= 1.
+        """
+        if not self.incremental:
+            return dict.fromkeys(("avg", "step0", "forgetting", "backward_transfer", "plasticity"), NAN)
+        a, final, earlier = self.by_group, self.by_group[-1], range(len(self.groups) - 1)
+        return {
+            "avg": mean([self.all(t) for t in range(len(self.steps))]),
+            "step0": self.all(0),
+            "forgetting": mean([max(row[g] for row in a[g:-1]) - final[g] for g in earlier]),
+            "backward_transfer": mean([final[g] - a[g][g] for g in earlier]),
+            "plasticity": mean([a[g][g] for g in earlier[1:]] + [final[-1]]),
+        }
 
 
 def score_run(records: Sequence[dict[str, Any]], protocol: Protocol, groups: Groups) -> RunScore:

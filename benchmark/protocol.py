@@ -130,7 +130,9 @@ def scored_as(trained: Protocol, asked: Protocol) -> str:
     """
     words = []
     if trained.void_in_training != asked.void_in_training:
-        words.append("trained with void " + {"ignore": "ignored", "background": "as background"}[trained.void_in_training])
+        words.append(
+            "trained with void " + {"ignore": "ignored", "background": "as background"}[trained.void_in_training]
+        )
     if trained.eval_view != asked.eval_view:
         words.append("evaluated " + {"crop": "on the centre crop", "full": "at full resolution"}[trained.eval_view])
     return f"{asked.name} scoring, {', '.join(words)}" if words else asked.name

@@ -119,7 +119,7 @@ class Run:
     @property
     def task(self) -> str:
         """With its class order: ``15-1@b``."""
-        return self.last["task"] + (f"@{self.last['order']}" if self.last["order"] else "")
+        return "@".join(filter(None, (str(self.last["task"]), str(self.last["order"]))))
 
     @property
     def setup(self) -> str:

@@ -1,0 +1,66 @@
+"""What the seeds carry: paired differences between methods with a confidence interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import numpy as np
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The mean of a - b over the seeds that both have; the true difference lies in ``low .. high`` at 95 %."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def separated(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:
+    """Student's interval of the per-seed differences of two methods (seed -> value); ``None`` without a common seed.
+
+    One common seed gives an interval without bounds: it carries nothing.
+    """
+    differences = [a[s] - b[s] for s in sorted(a.keys() & b.keys()) if not np.isnan(a[s] - b[s])]
+    n = len(differences)
+    if n == 0:
+        return None
+    mean = float(np.mean(differences))
+    if n == 1:
+        return Paired(mean, -inf, inf, 1)
+    from scipy.special import stdtrit  # slow to import, and only needed with several seeds
+
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * float(np.std(differences, ddof=1)) / sqrt(n)
+    return Paired(mean, mean - half, mean + half, n)
+
+
+def leader(methods: Mapping[str, Mapping[int, float]], higher: bool = True) -> str | None:
+    """The method that beats every other one with an interval that leaves out 0; ``None`` if the seeds carry no such."""
+    sign = 1.0 if higher else -1.0
+    known = {m: v for m, v in methods.items() if any(not np.isnan(x) for x in v.values())}
+    if len(known) < 2:
+        return None
+    best = max(known, key=lambda m: sign * float(np.nanmean(list(known[m].values()))))
+    for other in known:
+        difference = paired(known[best], known[other]) if other != best else None
+        if other != best and (difference is None or not difference.separated or sign * difference.mean <= 0):
+            return None
+    return best
+
+
+def not_separated(methods: Mapping[str, Mapping[int, float]]) -> list[tuple[str, str]]:
+    """The pairs of methods whose interval holds 0, among those with at least two common seeds."""
+    names = list(methods)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    compared = [(pair, paired(methods[pair[0]], methods[pair[1]])) for pair in pairs]
+    return [pair for pair, d in compared if d is not None and d.n > 1 and not d.separated]

@@ -1,0 +1,154 @@
+"""A leaderboard as text: plain for the terminal, Markdown for people, CSV for programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from benchmark.board import Leaderboard
+from benchmark.cells import COST, METRICS, WITH_STD
+from datasets.errors import unknown
+
+# column -> title; mIoU in per cent
+TITLES = {
+    "method": "method",
+    "seeds": "n",
+    "old": "old",
+    "old_foreground": "old no bg",
+    "new": "new",
+    "all": "all",
+    "avg": "avg",
+    "forgetting": "forgetting",
+    "step0": "step 0",
+    "to_ft": "Δ FT",
+    "to_joint": "Δ Joint",
+    "images": "images",
+    "updates": "updates",
+    "seconds": "time",
+    "peak_memory_mb": "memory",
+}
+
+
+def number(value: float, std: float = float("nan")) -> str:
+    """``61.2 ± 0.4``; the spread only where there is one, ``-`` where there is no number."""
+    if pd.isna(value):
+        return "-"
+    return f"{value:.1f}" if pd.isna(std) else f"{value:.1f} ± {std:.1f}"
+
+
+def cost(column: str, value: float) -> str:
+    """A cost for people: thousands, seconds to hours, megabytes to gigabytes."""
+    if pd.isna(value):
+        return "-"
+    if column == "seconds":
+        return f"{value:.0f} s" if value < 100 else f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
+    if column == "peak_memory_mb":
+        return "-" if value <= 0 else f"{value:.0f} MB" if value < 10_000 else f"{value / 1024:.1f} GB"
+    if column == "parameters":
+        return f"{value / 1e6:.2f} M"
+    return f"{value:,.0f}".replace(",", " ")
+
+
+def cell_text(row: Any, column: str) -> str:
+    """One printed cell of a row of the frame."""
+    value = row[column]
+    if column in COST:
+        return cost(column, value)
+    if column == "seeds":
+        return f"{value:.0f}"
+    if column in ("to_ft", "to_joint"):
+        return "-" if pd.isna(value) else f"{value + 0.0:+.1f}"
+    if column in METRICS:
+        return number(value, row[f"{column}_std"] if column in WITH_STD else float("nan"))
+    return str(value)
+
+
+def title(key: Sequence[str]) -> str:
+    """``voc · 15-1 · overlapped · sdr``: what one table is about."""
+    return " · ".join(str(k) for k in key)
+
+
+def contest_rows(board: Leaderboard, part: pd.DataFrame, bold: Callable[[str], str] = str) -> list[list[str]]:
+    """The printed cells of one contest; ``bold`` marks what the seeds carry."""
+    return [
+        [bold(text) if (i, c) in board.leaders else text for c in TITLES for text in (cell_text(row, c),)]
+        for i, row in zip(part.index.tolist(), part.to_dict("records"), strict=True)
+    ]
+
+
+def foot(board: Leaderboard) -> list[str]:
+    """What stands under every table: what the numbers are, the protocol in full, and what has to be said."""
+    bg = "with" if board.protocol.background_in_mean == "yes" else "without"
+    return [
+        f"mIoU in % after the last step; old: classes of step 0 ({bg} background), new: all later ones; "
+        "avg: mean of 'all' over the steps; Δ: 'all' minus that of FT, of Joint; "
+        "mean ± sample standard deviation over n seeds",
+        board.protocol.note(),
+        *board.notes,
+    ]
+
+
+def as_text(board: Leaderboard) -> str:
+    """For the terminal."""
+    return _document(board, "{}", lambda rows: tabulate(rows, list(TITLES.values()), **_PLAIN), "{}")
+
+
+def as_markdown(board: Leaderboard) -> str:
+    """With a heading for every contest, and in bold what the seeds carry."""
+    return _document(
+        board,
+        "## {}",
+        lambda rows: tabulate(rows, list(TITLES.values()), **{**_PLAIN, "tablefmt": "github"}),
+        "- {}",
+        lambda text: f"**{text}**",
+    )
+
+
+_PLAIN: dict[str, Any] = {
+    "tablefmt": "simple",
+    "colalign": ("left",) + ("right",) * (len(TITLES) - 1),
+    "disable_numparse": True,
+}
+
+
+def _document(
+    board: Leaderboard,
+    heading: str,
+    table: Callable[[list[list[str]]], str],
+    foot_line: str,
+    bold: Callable[[str], str] = str,
+) -> str:
+    parts = [
+        f"{heading.format(title(key))}\n\n{table(contest_rows(board, part, bold))}" for key, part in board.contests()
+    ]
+    if not parts:
+        parts = ["no complete run yet"]
+    return "\n\n".join([*parts, "\n".join(foot_line.format(line) for line in foot(board))]) + "\n"
+
+
+def as_csv(board: Leaderboard) -> str:
+    """One row a cell, the frame's columns; numbers to four places, nothing where there is none."""
+    return str(board.frame.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+
+
+FORMATS: dict[str, Callable[[Leaderboard], str]] = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
+
+
+def render(board: Leaderboard, form: str = "text") -> str:
+    """A leaderboard in one of ``FORMATS``. Raises ``UserError`` for an unknown one."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    return FORMATS[form](board)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
