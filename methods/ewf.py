@@ -55,4 +55,4 @@ def freeze_old_rows(model: Any, step: Step) -> list[dict[str, Any]]:
 @register_addon("EWF", paper="Xiao et al., CVPR 2023")
 def ewf() -> Method:
     """Endpoints weight fusion: average with the previous network after every step."""
-    return Method("EWF", terms={}, trainable=freeze_old_rows, end_step=(fuse_with_previous,))
+    return Method("EWF", terms={}, first={}, trainable=freeze_old_rows, end_step=(fuse_with_previous,))

@@ -154,4 +154,4 @@ def ucd(weight: float = 0.01, temperature: float = 0.07) -> Method:
     weight: of the contrastive term; 1/100 as released (train.py:116)
     temperature: of the similarities; 0.07 as released (argparser.py:138)
     """
-    return Method("UCD", terms={"contrast": UncertaintyContrast(temperature, weight=weight)})
+    return Method("UCD", terms={"contrast": UncertaintyContrast(temperature, weight=weight)}, first={})
