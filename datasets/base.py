@@ -1,0 +1,173 @@
+"""What a data set is: pictures named by id, label maps, class names; and how one is opened by name.
+
+It knows nothing of steps (``view.py``). A data set of one's own is one class in one file::
+
+    @register_dataset("mine")
+    class Mine(SegmentationDataset):
+        class_names = ("background", "cat", "dog")
+
+        def ids(self, split): ...
+        def files(self, image_id, split): ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache as once
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from datasets.errors import UserError, unknown
+from datasets.index import Index, gather, read_index, row
+from datasets.pictures import decode_image, decode_label, read_bytes, same_size
+from datasets.scenario import VOID
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPLITS = ("train", "val")
+
+
+class SegmentationDataset(ABC):
+    """Pictures with label maps: 0 background, 1..n foreground, 255 void.
+
+    ``class_names`` is indexed by label. ``root`` is the data folder, never written to; ``cache`` the folder that keeps
+    what was read from the files (none: in memory only).
+    """
+
+    class_names: tuple[str, ...]
+
+    def __init__(self, name: str, root: Path | None = None, cache: Path | None = None) -> None:
+        self.name, self.root, self.cache = name, root, cache
+        self._indices: dict[str, Index] = {}
+        self._positions: dict[str, dict[str, int]] = {}
+
+    @classmethod
+    def found_in(cls, root: Path) -> bool:
+        """Whether a folder given under a name of the user's own is in this data set's layout."""
+        return False
+
+    @abstractmethod
+    def ids(self, split: str) -> tuple[str, ...]:
+        """The ids of split "train" or "val", ascending."""
+
+    @abstractmethod
+    def files(self, image_id: str, split: str) -> tuple[Path, Path] | None:
+        """Photograph and label map; ``None`` where pictures are drawn (then ``load`` is the data set's own)."""
+
+    def load(self, image_id: str, split: str) -> tuple[Tensor, Tensor]:
+        """(3, H, W) uint8 RGB, channels last in memory, and (H, W) uint8 raw labels; UserError names a bad file."""
+        import torch  # not needed to plan
+
+        files = self.files(image_id, split)
+        if files is None:
+            raise TypeError(f"{type(self).__name__} has no files: it must define load itself")
+        image, label = (decode(read_bytes(f), f) for decode, f in zip((decode_image, decode_label), files, strict=True))
+        same_size(image.shape[:2], label.shape, *files)
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(label)
+
+    @property
+    def n_foreground(self) -> int:
+        """Classes without background."""
+        return len(self.class_names) - 1
+
+    def presence(self, split: str, progress: bool = True) -> np.ndarray:
+        """(N, 256) bool: does raw label c (the column) occur in picture i. UserError for a label out of range."""
+        return self._index(split, progress).present
+
+    def sizes(self, split: str, progress: bool = True) -> np.ndarray:
+        """(N, 2) int32: height and width."""
+        return self._index(split, progress).sizes
+
+    def fingerprint(self, image_id: str, split: str) -> str:
+        """Of the content of the two files, 32 hexadecimal digits."""
+        index = self._index(split)
+        return index.prints[self._positions[split][image_id]].tobytes().hex()
+
+    def _index(self, split: str, progress: bool = True) -> Index:
+        if split not in self._indices:
+            ids = self.ids(split)
+            if not ids:
+                raise UserError(f"data set {self.name!r} has no {split} pictures")
+            index = self._read(ids, split, progress)
+            self._check_range(ids, split, index.present)
+            self._indices[split] = index
+            self._positions[split] = {image_id: i for i, image_id in enumerate(ids)}
+        return self._indices[split]
+
+    def _read(self, ids: tuple[str, ...], split: str, progress: bool) -> Index:
+        files = [f for image_id in ids if (f := self.files(image_id, split)) is not None]
+        if files:
+            where = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
+            stored = self.cache / f"{self.name}-{split}-{where}.npz" if self.cache else None
+            return read_index(files, stored, f"{self.name} {split}", progress)
+        drawn = (tuple(x.contiguous().numpy() for x in self.load(image_id, split)) for image_id in ids)
+        return gather(
+            row(np.bincount(label.ravel(), minlength=256), label.shape, image.tobytes(), label.tobytes())
+            for image, label in drawn
+        )
+
+    def _check_range(self, ids: tuple[str, ...], split: str, present: np.ndarray) -> None:
+        outside = present[:, len(self.class_names) : VOID]
+        if outside.any():
+            i, value = (int(x[0]) for x in outside.nonzero())
+            files = self.files(ids[i], split)
+            raise UserError(
+                f"label {value + len(self.class_names)} in {files[1] if files else ids[i]}: "
+                f"{self.name} has the labels 0..{self.n_foreground} and {VOID} (void)"
+            )
+
+
+# --- opening by name ---------------------------------------------------------------------------------------------
+
+_REGISTRY: dict[str, type[SegmentationDataset]] = {}
+C = TypeVar("C", bound=type[SegmentationDataset])
+
+
+def register_dataset(name: str) -> Callable[[C], C]:
+    """Decorator: ``open_dataset(name)`` gives an object of this class, made with ``(name, root, cache)``."""
+
+    def add(cls: C) -> C:
+        if name in _REGISTRY:
+            first = _REGISTRY[name]
+            raise ValueError(f"data set {name!r} is already {first.__module__}.{first.__qualname__}")
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+@once
+def _built_in() -> None:
+    for module in ("ade20k", "folder", "shapes", "voc"):
+        importlib.import_module(f"datasets.{module}")
+
+
+def known_datasets() -> dict[str, type[SegmentationDataset]]:
+    """The data sets that have a name of their own."""
+    _built_in()
+    return dict(sorted(_REGISTRY.items()))
+
+
+def open_dataset(name: str, root: Path | str | None = None, cache: Path | str | None = None) -> SegmentationDataset:
+    """``voc``, ``ade``, ``shapes``, a plugin's name, or any name with a folder in a known layout."""
+    known = known_datasets()
+    root, cache = (Path(p).expanduser() if p else None for p in (root, cache))
+    if root is not None and not root.is_dir():
+        raise UserError(f"data set {name!r}: there is no folder {root}")
+    if name in known:
+        return known[name](name, root, cache)
+    if root is None:
+        raise UserError(f"{unknown('data set', name, known)}; or give the folder of your own: --data {name}=/path")
+    for cls in known.values():
+        if cls.found_in(root):
+            return cls(name, root, cache)
+    raise UserError(
+        f"data set {name!r}: {root} is in no known layout; looked for class_names.txt with JPEGImages/ (VOC layout) "
+        "and for images/ with annotations/ (ADE layout)"
+    )

@@ -1,0 +1,114 @@
+"""Which labels occur in which picture, and a fingerprint of every file: read once, in parallel, and kept.
+
+``N`` pictures. A row of the stored table is valid as long as paths, sizes and modification times of its two files
+are what they were; only the other rows are read again. The data folder itself is never written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets.errors import UserError
+from datasets.pictures import inspect, read_bytes
+
+REVISION = 1  # of the stored table
+
+Row = tuple[np.ndarray, tuple[int, int], bytes]
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """``present`` (N, 256) bool, column = raw label; ``sizes`` (N, 2) int32, height and width; ``prints`` (N, 16) uint8."""
+
+    present: np.ndarray
+    sizes: np.ndarray
+    prints: np.ndarray
+
+
+def gather(rows: Iterable[Row]) -> Index:
+    """Rows of (present (256,), (H, W), 16 bytes) as one table."""
+    present, sizes, prints = zip(*rows, strict=True)
+    return Index(
+        np.array(present, bool), np.array(sizes, np.int32), np.frombuffer(b"".join(prints), np.uint8).reshape(-1, 16)
+    )
+
+
+def read_index(files: Sequence[tuple[Path, Path]], stored: Path | None, title: str, progress: bool = True) -> Index:
+    """The table of these (photograph, label map) pairs; ``stored`` is the file in which it is kept between runs."""
+    keys = [_key(image, label) for image, label in files]
+    rows = _load(stored) if stored else {}
+    todo = [i for i, key in enumerate(keys) if key not in rows]
+    if todo:
+        read = in_parallel(lambda i: _read(*files[i]), todo, f"reading {title}", progress)
+        rows.update({keys[i]: row for i, row in zip(todo, read, strict=True)})
+    index = gather(rows[key] for key in keys)
+    if todo and stored:
+        _store(stored, keys, index)
+    return index
+
+
+def in_parallel(function: Callable[[int], Row], items: Sequence[int], title: str, progress: bool) -> list[Row]:
+    """``map`` over threads (Pillow and hashlib let go of the interpreter's lock), under a progress bar."""
+    with ThreadPoolExecutor(_cores()) as threads:
+        return list(
+            tqdm(threads.map(function, items), title, len(items), unit="pictures", disable=not progress, delay=1)
+        )
+
+
+def row(counts: np.ndarray, size: tuple[int, int], *contents: bytes) -> Row:
+    """A row from how often each label occurs (256,) and what is fingerprinted."""
+    digest = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        digest.update(hashlib.blake2b(content).digest())
+    return np.asarray(counts) > 0, size, digest.digest()
+
+
+def _read(image: Path, label: Path) -> Row:
+    image_data, label_data = read_bytes(image), read_bytes(label)
+    counts, size = inspect(image, label, image_data, label_data)
+    return row(np.array(counts), size, image_data, label_data)
+
+
+def _key(image: Path, label: Path) -> bytes:
+    try:
+        stamps = [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in (image, label)]
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    return hashlib.blake2b(repr((REVISION, stamps)).encode(), digest_size=16).digest()
+
+
+def _load(path: Path) -> dict[bytes, Row]:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            present = np.unpackbits(data["present"], axis=1).astype(bool)
+            columns = data["keys"], present, data["sizes"], data["prints"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return {}  # nothing kept yet, or not in this form: read anew
+    return {k.tobytes(): (p, (int(s[0]), int(s[1])), f.tobytes()) for k, p, s, f in zip(*columns, strict=True)}
+
+
+def _store(path: Path, keys: list[bytes], index: Index) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.savez(
+            file,
+            keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16),
+            present=np.packbits(index.present, axis=1),
+            sizes=index.sizes,
+            prints=index.prints,
+        )
+    part.replace(path)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

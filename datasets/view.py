@@ -1,0 +1,174 @@
+"""StepView: which pictures a step of a scenario sees, and how their labels are read.
+
+``N`` pictures. ``present`` (N, 256) bool says which raw labels occur in a picture; a class is present if at least one
+pixel bears it; background and void are always allowed. For step t with new classes N_t and seen classes S_t:
+
+===============  ==================================================  ===================  ========================
+setup            pictures                                            label of old class   of any other class
+===============  ==================================================  ===================  ========================
+``sequential``   some class of N_t, none outside S_t                 kept                 (absent)
+``disjoint``     the same pictures                                   background           (absent)
+``overlapped``   some class of N_t                                   background           background
+``partitioned``  every picture with a class in exactly one step      background           background
+===============  ==================================================  ===================  ========================
+
+These rules give, picture for picture, the lists that MiB and SDR ship for VOC and MiB and EWF for ADE20K.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from datasets.base import SegmentationDataset
+from datasets.errors import UserError
+from datasets.scenario import BACKGROUND, VOID, Scenario, Step, parse_scenario
+
+VOID_RULES = ("ignore", "background")
+SPLITS = ("train", "tune-train", "tune")
+HELD_OUT = 5  # one picture in five is held out for tuning
+
+
+@dataclass(frozen=True, eq=False)
+class StepView:
+    """What one step sees: the pictures' ids (ascending), where they are, and the reading of their labels.
+
+    ``table`` (256,) uint8: raw label -> channel, 0 background, 255 void. ``digest`` is the identity of what is seen:
+    ids, content of the files, and the table as far as labels occur in these pictures.
+    """
+
+    ids: tuple[str, ...]
+    table: np.ndarray
+    digest: str
+    split: str = "train"
+
+
+def step_view(
+    dataset: SegmentationDataset, scenario: Scenario, index: int, void: str = "background", split: str = "train"
+) -> StepView:
+    """The view of step ``index``.
+
+    ``void``: 255 is ignored, or trained as background (MiB, SDR). ``split``: all training pictures of the step, those
+    without the held-out fifth (``tune-train``), or only that fifth (``tune``). UserError if nothing is left.
+    """
+    if void not in VOID_RULES or split not in SPLITS:
+        raise ValueError(f"void {void!r} must be one of {VOID_RULES}, split {split!r} one of {SPLITS}")
+    step = scenario.steps[index]
+    present = dataset.presence("train")
+    chosen = selection(present, scenario, index)
+    if split != "train":
+        chosen = chosen & (held_out(dataset.ids("train")) == (split == "tune"))
+    if not chosen.any():
+        part = "" if split == "train" else f" (split {split})"
+        raise UserError(
+            f"{scenario.name}: step {index} has no training picture{part} in setup {scenario.setup!r}; "
+            "take another task or setup"
+        )
+    ids = tuple(np.array(dataset.ids("train"))[chosen].tolist())
+    table = label_table(step, void)
+    return StepView(ids, table, _digest(dataset, "train", ids, table, present[chosen].any(0)))
+
+
+def val_view(dataset: SegmentationDataset) -> StepView:
+    """Every validation picture with its raw labels."""
+    ids = dataset.ids("val")
+    table = np.arange(256, dtype=np.uint8)
+    return StepView(ids, table, _digest(dataset, "val", ids, table, dataset.presence("val").any(0)), "val")
+
+
+def seen(dataset: SegmentationDataset, step: Step, split: str = "val") -> np.ndarray:
+    """(N,) bool: pictures with at least one foreground class learned so far."""
+    return dataset.presence(split)[:, list(step.seen_classes)].any(1)
+
+
+def selection(present: np.ndarray, scenario: Scenario, index: int) -> np.ndarray:
+    """(N,) bool: the pictures of step ``index``, from present (N, 256)."""
+    step = scenario.steps[index]
+    if scenario.setup == "partitioned":
+        return partition(present, scenario) == index
+    chosen: np.ndarray = present[:, list(step.new_classes)].any(1)
+    if scenario.setup in ("sequential", "disjoint"):
+        allowed = [BACKGROUND, *step.seen_classes, VOID]
+        chosen &= ~np.delete(present, allowed, axis=1).any(1)
+    return chosen
+
+
+def label_table(step: Step, void: str) -> np.ndarray:
+    """(256,) uint8: raw label -> channel; what is not taught at this step is background."""
+    table = np.zeros(256, np.uint8)
+    for channel, label in enumerate(step.seen_classes, start=1):
+        if label in step.new_classes or step.setup == "sequential":
+            table[label] = channel
+    table[VOID] = VOID if void == "ignore" else BACKGROUND
+    return table
+
+
+def held_out(ids: tuple[str, ...]) -> np.ndarray:
+    """(N,) bool: the fifth that is kept for tuning, chosen by a hash of the id alone."""
+    first = [hashlib.sha256(i.encode()).digest()[:4] for i in ids]
+    return np.array([int.from_bytes(f, "big") % HELD_OUT == 0 for f in first])
+
+
+def partition(present: np.ndarray, scenario: Scenario) -> np.ndarray:
+    """(N,) int: the one step of every picture, -1 for a picture without a class of the scenario.
+
+    The rule of MiB's ADE20K lists (Cermelli et al., CVPR 2020), derived from them: N_c pictures hold class c, of which
+    a_c have been given to c's step so far. Pictures are visited in the order of first appearance when going through the
+    pictures of class 1, 2, ...; a picture goes to the step of its class with the highest
+
+        120 (1 - a_c / N_c) + sum of N_k over its classes k / N_c
+
+    (the lowest label on ties). Released lists of some tasks are those of a finer one, merged (``orders.toml``).
+    """
+    finer = _finer(scenario)
+    steps = _partition(np.packbits(present, axis=1).tobytes(), finer.groups)
+    ends = np.cumsum([len(g) for g in scenario.groups])
+    merged = [int((np.cumsum([len(g) for g in finer.groups])[t] > ends).sum()) for t in range(len(finer.groups))]
+    return np.where(steps < 0, -1, np.array(merged)[steps])
+
+
+def _finer(scenario: Scenario) -> Scenario:
+    with Path(__file__).with_name("orders.toml").open("rb") as file:
+        finer = tomllib.load(file)["partition"].get(f"{scenario.dataset}/{scenario.task}")
+    if finer is None:
+        return scenario
+    classes = sum(scenario.groups, ())
+    sizes = [len(g) for g in parse_scenario(f"{scenario.dataset}/{finer}/partitioned", len(classes)).groups]
+    ends = np.cumsum(sizes)
+    groups = tuple(classes[end - size : end] for size, end in zip(sizes, ends, strict=True))
+    return Scenario(scenario.dataset, finer, scenario.setup, groups, scenario.order)
+
+
+@lru_cache(maxsize=8)
+def _partition(packed: bytes, groups: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    present = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(-1, 32), axis=1)
+    step_of = {label: t for t, group in enumerate(groups) for label in group}
+    labels = np.array(sorted(step_of))
+    held = present[:, labels].astype(bool)
+    count = dict(zip(labels.tolist(), held.sum(0).tolist(), strict=True))
+    given = dict.fromkeys(count, 0)
+    steps = np.full(len(held), -1)
+    first = np.where(held.any(1), held.argmax(1), len(labels))  # a picture is first met at its lowest label
+    for i in np.argsort(first, kind="stable")[: int(held.any(1).sum())]:
+        classes = labels[held[i]].tolist()
+        total = sum(count[c] for c in classes)
+        best = max(classes, key=lambda c: 120 * (1 - given[c] / count[c]) + total / count[c])  # noqa: B023
+        steps[i] = step_of[best]
+        for c in classes:
+            given[c] += step_of[c] == step_of[best]
+    return steps
+
+
+def _digest(
+    dataset: SegmentationDataset, split: str, ids: tuple[str, ...], table: np.ndarray, occurs: np.ndarray
+) -> str:
+    """Labels that occur in none of these pictures are void in the table that is hashed."""
+    digest = hashlib.sha256(np.where(occurs, table, VOID).astype(np.uint8).tobytes())
+    for image_id in ids:
+        digest.update(f"{image_id}\0{dataset.fingerprint(image_id, split)}\0".encode())
+    return digest.hexdigest()
