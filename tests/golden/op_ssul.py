@@ -1,0 +1,20 @@
+"""F-SSUL-LABEL, F-SSUL-PSEUDO, F-BCE with its gradient, F-SSUL-PRED."""
+
+from methods.base import SegOutput
+from methods.ssul import pseudo_labels, shifted_labels, sigmoid_cross_entropy, unknown_is_background
+from tests.golden.harness import Fixture, operation
+
+
+@operation("ssul")
+def ssul(fixture: Fixture) -> None:
+    labels, old = fixture.tensor("in_labels"), fixture.tensor("in_logits_old")
+    logits = fixture.leaf("in_logits_new")
+    shifted = shifted_labels(labels, fixture.tensor("in_saliency") == 1)
+    fixture.check("released_labels_unknown", shifted)
+    target = pseudo_labels(shifted, old, fixture["cfg_threshold"])
+    fixture.check("released_labels_pseudo", target)
+    loss = sigmoid_cross_entropy(logits, target).sum() / (labels != 255).sum()
+    fixture.check("released_loss", loss)
+    fixture.check_gradient("released_grad_logits_new", loss, logits)
+    out = SegOutput(logits[:, 1:], logits, logits, extra={"unknown": logits[:, :1]})
+    fixture.check("released_prediction", unknown_is_background(out, (labels.shape[1], labels.shape[2])))
