@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,20 @@ from torch import Tensor, nn
 
 from datasets.scenario import VOID, Scenario, Step
 
-Reduce: TypeAlias = Callable[[Tensor], Tensor]
+T = TypeVar("T")
+
+
+class Reduce(Protocol):
+    """Sums and maxima over processes, any shape, the result on every process."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The sum. Differentiable: its backward sums too, so that the mean of the processes' parameter gradients is
+        exactly the gradient of the one global batch, if every process forms the same global loss from such sums."""
+        ...
+
+    def max(self, x: Tensor) -> Tensor:
+        """The elementwise maximum, detached; ``-inf`` where no process has a value."""
+        ...
 
 
 class SegOutput(NamedTuple):
@@ -59,9 +72,17 @@ class SegModel(Protocol):
     def __call__(self, images: Tensor) -> SegOutput: ...
 
 
-def alone(x: Tensor) -> Tensor:
-    """The sum over processes where there is one process."""
-    return x
+class Alone:
+    """``Reduce`` where there is one process."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    def max(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+alone = Alone()
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -82,6 +103,17 @@ def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 def full_precision(x: Tensor) -> Tensor:
     """At least float32: what mixed precision halved is brought back, float64 stays."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """(B, h, w) -> (B, classes, hw) of 0 and 1; a label that is no class, such as void, has no 1."""
+    names = torch.arange(classes, device=labels.device)
+    return (labels.flatten(1)[:, None] == names[:, None]).to(dtype)
+
+
+def class_sums(features: Tensor, membership: Tensor) -> Tensor:
+    """Features (B, D, h, w) and membership (B, C, hw) -> (C, D), sums over the positions of each class."""
+    return torch.bmm(features.flatten(2), membership.transpose(1, 2)).sum(0).T
 
 
 class Batch:
@@ -106,6 +138,7 @@ class Batch:
     ) -> None:
         self.images, self.labels, self.out, self.step = images, labels, out, step
         self._old, self.reduce, self.generator = old, reduce, generator
+        self._shared: dict[str, Any] = {}
 
     @property
     def old(self) -> SegOutput:
@@ -143,6 +176,43 @@ class Batch:
     def old_feature_prediction(self) -> Tensor:
         """(B, h, w): arg max of the previous model at label size, brought to feature size by nearest neighbour."""
         return shrink_labels(self.old_logits.argmax(1), self._feature_size)
+
+    @cached_property
+    def n_valid(self) -> Tensor:
+        """Pixels of the global batch that are not void, at least 1 (a scalar, float)."""
+        return self.reduce(self.valid.sum().to(self.logits.dtype)).clamp(min=1)
+
+    @cached_property
+    def n_pixels(self) -> Tensor:
+        """Pixels of the global batch, void ones included (a scalar, float)."""
+        return self.reduce(self.logits.new_full((), self.labels.numel()))
+
+    @cached_property
+    def class_hot(self) -> Tensor:
+        """(B, C, hw): one-hot ``feature_labels``; void belongs to no class."""
+        return hot(self.feature_labels, self.step.n_classes, self.features.dtype)
+
+    @cached_property
+    def class_counts(self) -> Tensor:
+        """(C,): positions of each class in the global batch, at feature size (float; exact up to 2^24)."""
+        return self.reduce(self.class_hot.sum((0, 2)))
+
+    @cached_property
+    def class_sums(self) -> Tensor:
+        """(C, D): sum of ``features`` over the positions of each class in the global batch, with gradient."""
+        return self.reduce(class_sums(self.features, self.class_hot))
+
+    @property
+    def has_old(self) -> bool:
+        """Whether the previous model ran along."""
+        return self._old is not None
+
+    def share(self, name: str, compute: Callable[[], T]) -> T:
+        """What several terms of one method read: computed by the first that asks."""
+        if name not in self._shared:
+            self._shared[name] = compute()
+        found: T = self._shared[name]
+        return found
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -234,7 +304,7 @@ class CrossEntropy(Term):
     def __call__(self, batch: Batch) -> Tensor:
         # summed in one fused pass; the mean is formed from global sums
         total = F.cross_entropy(batch.logits, batch.labels, ignore_index=VOID, reduction="sum")
-        return batch.reduce(total) / batch.reduce(batch.valid.sum().to(total.dtype)).clamp(min=1)
+        return batch.reduce(total) / batch.n_valid
 
 
 # --- the doors, and what they do when no method opens them ---------------------------------------------------------

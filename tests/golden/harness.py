@@ -5,7 +5,7 @@ To add an operation write ``tests/golden/op_<anything>.py`` (found by its name):
     @operation("kd")                                   # "operation" of the manifest, of golden or of golden_later
     def kd(fixture: Fixture) -> None:
         new = fixture.leaf("in_logits_new")            # a leaf tensor of the precision under test
-        value = ...                                    # the suite's own term on fixture.tensor(...), fixture["cfg_alpha"]
+        value = ...                                    # the suite's own term on these tensors
         fixture.check("released_mean", value)
         fixture.check_gradient("released_grad_mean", value, new)
         fixture.no_counterpart("released_cosine", "an option of the release that no method uses")

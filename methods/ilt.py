@@ -1,0 +1,40 @@
+"""ILT: incremental learning techniques for segmentation. Michieli and Zanuttigh, ICCVW 2019, arXiv 1907.13372."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.base import Batch, CrossEntropy, Method, Term
+from methods.lwf import Distillation
+from methods.registry import register_method
+
+
+@dataclass(eq=False)
+class FeatureDistillation(Term):
+    """Keep the encoder's features: mean squared difference over images, channels and positions (F-ILT)."""
+
+    uses_old = True
+    uses_setup = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        old = batch.old.features.detach().to(batch.features.dtype)
+        total = F.mse_loss(batch.features, old, reduction="sum")
+        return batch.reduce(total) / batch.reduce(total.new_full((), old.numel()))
+
+
+@register_method("ILT", paper="Michieli and Zanuttigh, ICCV workshops 2019, arXiv 1907.13372")
+def ilt(kd: float = 100.0, features: float = 100.0) -> Method:
+    """Distillation of the output and of the encoder's features.
+
+    kd: weight of the output distillation; 100 in the releases of MiB and SDR
+    features: weight of the feature distillation; 100 in the releases of MiB and SDR
+    """
+    terms: dict[str, Term] = {
+        "ce": CrossEntropy(),
+        "kd": Distillation(weight=kd),
+        "features": FeatureDistillation(weight=features),
+    }
+    return Method("ILT", terms=terms)

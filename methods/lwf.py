@@ -1,0 +1,38 @@
+"""LwF: learning without forgetting. Li and Hoiem, ECCV 2016, arXiv 1606.09282; as MiB's code adapts it to pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.base import Batch, CrossEntropy, Method, Term
+from methods.registry import register_method
+
+
+@dataclass(eq=False)
+class Distillation(Term):
+    """Keep the previous model's distribution over the old classes (F-KD).
+
+    Cross entropy of the student's softmax over the O old channels against the teacher's, a mean over classes (1/O)
+    and over all pixels, void included.
+    """
+
+    uses_old = True
+    uses_setup = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        old = batch.old_logits  # (B, O, H, W)
+        n_old = old.shape[1]
+        total = F.cross_entropy(batch.logits[:, :n_old], old.softmax(1), reduction="sum") / n_old
+        return batch.reduce(total) / batch.n_pixels
+
+
+@register_method("LwF", paper="Li and Hoiem, ECCV 2016, arXiv 1606.09282")
+def lwf(kd: float = 100.0) -> Method:
+    """Cross entropy and distillation of the old classes' distribution.
+
+    kd: weight of the distillation; 100 in the releases of MiB and SDR, whose loss has the factor 1/O
+    """
+    return Method("LwF", terms={"ce": CrossEntropy(), "kd": Distillation(weight=kd)})
