@@ -40,7 +40,7 @@ flag
 
 @register_dataset("ade")
 class Ade(PairedFiles):
-    """``root`` is ``ADEChallengeData2016`` or the folder above it. Other data in this layout bring an objectInfo*.txt."""
+    """``root``: ``ADEChallengeData2016``, or the folder above it. Other data in this layout have an objectInfo*.txt."""
 
     class_names = ("background", *(name.strip() for name in NAMES.replace("\n", " ").split(",")))
 

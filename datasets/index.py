@@ -27,7 +27,7 @@ Row = tuple[np.ndarray, tuple[int, int], bytes]
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """``present`` (N, 256) bool, column = raw label; ``sizes`` (N, 2) int32, height and width; ``prints`` (N, 16) uint8."""
+    """``present`` (N, 256) bool, column = raw label; ``sizes`` (N, 2) int32, (H, W); ``prints`` (N, 16) uint8."""
 
     present: np.ndarray
     sizes: np.ndarray

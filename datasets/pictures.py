@@ -57,7 +57,7 @@ def _label(data: bytes, path: Path) -> Image.Image:
     image = _decode(data, path)
     if image.mode not in ("P", "L"):
         raise UserError(
-            f"label map {path} has mode {image.mode}: it must be an 8-bit palette or grey picture whose pixel values are the labels"
+            f"label map {path} has mode {image.mode}: needed is 8-bit palette or grey whose pixels are labels"
         )
     return image
 

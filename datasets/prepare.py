@@ -151,7 +151,7 @@ def _require_labels(path: Path) -> None:
         raise UserError(f"{path.name} in the archive is not a picture") from e
     if mode not in ("P", "L"):
         raise UserError(
-            f"{path.name} in the archive is a {mode} picture, not a map of class indices (8-bit, grey or with a palette): "
+            f"{path.name} in the archive is a {mode} picture, not a map of class indices (8-bit, grey or palette): "
             "some archives hold colourful maps for looking at; take the other one"
         )
 

@@ -157,7 +157,7 @@ def _partition(packed: bytes, groups: tuple[tuple[int, ...], ...]) -> np.ndarray
     for i in np.argsort(first, kind="stable")[: int(held.any(1).sum())]:
         classes = labels[held[i]].tolist()
         total = sum(count[c] for c in classes)
-        best = max(classes, key=lambda c: 120 * (1 - given[c] / count[c]) + total / count[c])  # noqa: B023
+        best = max(classes, key=lambda c: 120 * (1 - given[c] / count[c]) + total / count[c])
         steps[i] = step_of[best]
         for c in classes:
             given[c] += step_of[c] == step_of[best]

@@ -4,9 +4,9 @@ Everingham et al., The PASCAL Visual Object Classes Challenge 2012; Hariharan et
 Detectors, ICCV 2011 (SBD), merged as ``SegmentationClassAug``. Both layouts that people have are read:
 
 * ``VOCdevkit/VOC2012`` (or a folder above it): ``ImageSets/Segmentation/train_aug.txt`` with one id a line;
-* ``PascalVOC12`` (of DeepLab's and MiB's code): ``splits/train_aug.txt`` with ``/JPEGImages/x.jpg /SegmentationClassAug/x.png``.
+* ``PascalVOC12`` (of MiB's code): ``splits/train_aug.txt`` with ``/JPEGImages/x.jpg /SegmentationClassAug/x.png``.
 
-Without a list, the augmented training set is every map of ``SegmentationClassAug`` that is not in val: the same 10 582.
+Without such a list, the training set is every map of ``SegmentationClassAug`` that is not in val: the same 10 582.
 """
 
 from __future__ import annotations
