@@ -1,0 +1,86 @@
+"""F-EWC, F-PI, F-RW: two steps of stored weights and gradients, replayed through observers and penalty.
+
+The intended forms of PI and RW have no stored reference: their oracle is in ``tests/unit/test_importance.py``.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from methods.base import StepContext
+from methods.importance import Fisher, Importance, PathIntegral, QuadraticPenalty, RiemannianWalk
+from tests.golden.harness import Fixture, make_step, operation
+
+
+class Weights:
+    """A model as importance sees it: named parameters that share one flat vector."""
+
+    def __init__(self, names: list[str], offsets: list[int], dtype: torch.dtype) -> None:
+        self.flat = torch.zeros(offsets[-1], dtype=dtype)
+        self.gradient = torch.zeros_like(self.flat)
+        self.parameters: dict[str, Tensor] = {}
+        for name, start, end in zip(names, offsets, offsets[1:], strict=False):
+            p = torch.nn.Parameter(self.flat[start:end])
+            p.grad = self.gradient[start:end]
+            self.parameters[name] = p
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.parameters.items()
+
+    def vector(self, by_name: dict[str, Tensor]) -> Tensor:
+        """Tensors by name as one vector; 0 where a name is missing."""
+        return torch.cat([by_name.get(n, torch.zeros_like(p.detach())) for n, p in self.parameters.items()])
+
+
+@operation("reg_ewc", "reg_pi", "reg_rw")
+def importance(fixture: Fixture) -> None:
+    operation = fixture.entry["operation"]
+    fisher = Fisher(fixture["cfg_alpha"])
+    observers: tuple[Importance, ...]
+    if operation == "reg_ewc":
+        observers = (fisher,)
+    elif operation == "reg_pi":
+        observers = (PathIntegral("released"),)
+    else:
+        observers = (RiemannianWalk("released", fisher, fixture["cfg_iterations"]), fisher)
+    penalty = QuadraticPenalty(observers, fixture["cfg_normalize"], weight=fixture["cfg_importance"])
+
+    old = None
+    for index in (0, 1):
+        model = Weights(fixture[f"cfg_step{index}_names"], fixture[f"cfg_step{index}_offsets"], fixture.dtype)
+        theta, gradients = (fixture.tensor(f"in_step{index}_{what}") for what in ("theta", "grad"))
+        with torch.no_grad():
+            model.flat.copy_(theta[0])
+        context = StepContext(make_step(3, 2, index=index), model, old, lambda: [])
+        for term in (*observers, penalty)[: len(observers) + index]:
+            term.begin_step(context)
+        if index:
+            weight = dict(zip(model.parameters, penalty.factors, strict=False))
+            fixture.check("released_step1_weight", model.vector(weight))
+        seen: dict[str, list[Tensor]] = {"penalty": [], "penalty_grad": []}
+        for position, gradient in zip(theta, gradients, strict=False):
+            model.flat.copy_(position)
+            model.gradient.copy_(gradient)
+            for observer in observers:
+                observer.after_backward(model)
+                for state in ("fisher", "change", "running"):
+                    tracked = getattr(observer, state, None)
+                    if isinstance(tracked, dict):
+                        seen.setdefault(state, []).append(model.vector(tracked))
+            seen["penalty"].append(penalty(None) if index else position.new_zeros(()))
+            model.gradient.zero_()
+            if index:
+                penalty.after_backward(model)
+            seen["penalty_grad"].append(model.gradient / penalty.weight)
+        model.flat.copy_(theta[-1])
+        for observer in observers:
+            observer.end_step(context)
+        names = {"change": "delta", "running": "score_running"}
+        for state, values in seen.items():
+            key = f"released_step{index}_{names.get(state, state)}"
+            if key in fixture:
+                fixture.check(key, torch.stack(values))
+        if operation != "reg_ewc":
+            fixture.check(f"released_step{index}_score", model.vector(observers[0].score))
+        old = model
