@@ -1,0 +1,114 @@
+"""What the documents show is what runs: their code, their links, their names."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets import base
+from datasets.base import known_datasets, open_dataset
+from datasets.scenario import Step
+from methods import registry
+from methods.base import Batch, SegOutput
+from tests.material import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def code(page: str, holding: str) -> str:
+    """The Python block of a page that holds a text."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    (found,) = (block for block in blocks if holding in block)
+    return str(found)
+
+
+@pytest.fixture
+def soft_kd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The plugin of docs/add_a_method.md, loaded as a user loads it and forgotten afterwards."""
+    registry.methods()  # what ships is discovered first, and stays
+    for table in ("_METHODS", "_ADDONS", "_PLUGINS"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+    path = tmp_path / "soft_kd.py"
+    path.write_text(code("docs/add_a_method.md", "@register_method"))
+    registry.load_plugins(path)
+    yield sys.modules["soft_kd"]
+    del sys.modules["soft_kd"]
+
+
+def batch(z: Tensor, z_old: Tensor, labels: Tensor) -> Batch:
+    """Three old channels and two new ones, everything at label size."""
+    features = torch.zeros(len(z), 1, *z.shape[2:], dtype=z.dtype)
+    step = Step(1, "overlapped", (1, 2), (3, 4))
+    return Batch(features, labels, SegOutput(z, features, features), SegOutput(z_old, features, features), step)
+
+
+def test_the_documented_plugin_is_thirty_lines() -> None:
+    lines = [line for line in code("docs/add_a_method.md", "@register_method").splitlines() if line.strip()]
+    assert 20 <= len(lines) <= 35
+
+
+def test_the_documented_plugin_computes_what_it_says(soft_kd: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    z_old = torch.randn(2, 3, 3, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(5, (2, 3, 4), generator=generator)
+    method = registry.build_method("SoftKD[temperature=4,kd=10]+SDR")
+    assert method.name == "SoftKD[kd=10,temperature=4]+SDR"
+
+    expected = 0.0
+    for b in range(2):
+        for y in range(3):
+            for x in range(4):
+                q = (z_old[b, :, y, x] / 4).softmax(0)
+                expected -= 16 * sum(q[c] * (z[b, :3, y, x] / 4).log_softmax(0)[c] for c in range(3)).item() / 24
+    value = method.terms["kd"](batch(z, z_old, labels))
+    assert isinstance(value, Tensor)
+    assert method.terms["kd"].weight == 10
+    torch.testing.assert_close(value, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_the_documented_plugin_does_not_move_a_copy_of_its_teacher(soft_kd: ModuleType) -> None:
+    z_old = torch.randn(2, 3, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    z = torch.cat([z_old, torch.zeros(2, 2, 3, 4, dtype=torch.float64)], 1).requires_grad_()
+    value = registry.build_method("SoftKD").terms["kd"](batch(z, z_old, torch.zeros(2, 3, 4, dtype=torch.int64)))
+    assert isinstance(value, Tensor)
+    (gradient,) = torch.autograd.grad(value, z)
+    torch.testing.assert_close(gradient, torch.zeros_like(z), rtol=0, atol=1e-16)
+
+
+def test_the_documented_data_set_reads_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_REGISTRY", known_datasets())
+    for split, n in (("train", 2), ("val", 1)):
+        (tmp_path / split).mkdir()
+        for i in range(n):
+            Image.new("RGB", (8, 6), (10 * i, 0, 0)).save(tmp_path / split / f"{i}.jpg")
+            Image.new("L", (8, 6), i + 1).save(tmp_path / split / f"{i}.png")
+    exec(code("docs/your_data.md", "@register_dataset"), {"__name__": "documented_data_set"})
+    data = open_dataset("mine", tmp_path)
+    assert data.ids("train") == ("0", "1") and data.ids("val") == ("0",)
+    image, label = data.load("1", "train")
+    assert image.shape == (3, 6, 8) and label.unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    anchors = {
+        re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        elif not link.startswith(("http://", "https://")):
+            assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+def test_every_method_has_its_line() -> None:
+    rows = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/methods.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(rows) == sorted([*registry.methods(), *(f"+{name}" for name in registry.addons())])
