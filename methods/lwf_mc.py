@@ -1,0 +1,88 @@
+"""LwF-MC: sigmoid outputs, distilled. Rebuffi et al. (iCaRL), CVPR 2017, arXiv 1611.07725; per pixel in MiB's code.
+
+Every channel is a binary classifier; the arg max of sigmoids is that of the logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.scenario import VOID
+from methods.base import Batch, Method, Term
+from methods.registry import register_method
+
+
+@dataclass(eq=False)
+class BinaryCrossEntropy(Term):
+    """Binary cross entropy summed over classes, mean over valid pixels (F-BCE); the releases average over all."""
+
+    uses_setup = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        pixels = log_partition(batch.logits).sum(1) - own_logit(batch.logits, batch.labels)
+        return batch.reduce((pixels * batch.valid).sum()) / batch.n_valid
+
+
+@dataclass(eq=False)
+class SigmoidDistillation(Term):
+    """Binary cross entropy against the previous model's sigmoids, summed over the O old classes (F-LWFMC).
+
+    Mean over all pixels, void included: the factor O of the release turns its mean over classes into a sum.
+    """
+
+    uses_old = True
+    uses_setup = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        old = batch.old_logits  # (B, O, H, W)
+        z = batch.logits[:, : old.shape[1]]
+        total = log_partition(z).sum() - (old.sigmoid() * z).sum()
+        return batch.reduce(total) / batch.n_pixels
+
+
+@dataclass(eq=False)
+class ReplacedTargets(Term):
+    """iCaRL's own loss: one binary cross entropy, its targets for old classes are the previous model's sigmoids.
+
+    ``keep_background``: background's target stays the label's. Void pixels count, as pixels of no class: this is
+    the released option, mean over all pixels.
+    """
+
+    uses_old = True
+    uses_setup = False
+    keep_background: bool = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        z, y, first = batch.logits, batch.labels, int(self.keep_background)
+        taught = slice(first, batch.step.n_old)
+        labelled = (y < first) | (y >= batch.step.n_old)
+        pixels = log_partition(z).sum(1) - (batch.old_logits[:, first:].sigmoid() * z[:, taught]).sum(1)
+        return batch.reduce((pixels - own_logit(z, y) * labelled).sum()) / batch.n_pixels
+
+
+def log_partition(z: Tensor) -> Tensor:
+    """log(1 + e^z), exact to the last digit of float64."""
+    return F.softplus(z, threshold=40)
+
+
+def own_logit(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (B, C, H, W), labels (B, H, W) -> the logit of each pixel's label, 0 at void: (B, H, W)."""
+    valid = labels != VOID
+    return logits.gather(1, (labels * valid)[:, None])[:, 0] * valid
+
+
+@register_method("LwF-MC", paper="Rebuffi et al., CVPR 2017, arXiv 1611.07725")
+def lwf_mc(kd: float = 10.0, targets: Literal["added", "replaced", "replaced_foreground"] = "added") -> Method:
+    """Binary cross entropy and binary distillation of the old classes.
+
+    kd: weight of the distillation; 10 in the releases of MiB and SDR
+    targets: added is the releases' preset; replaced puts the previous model's sigmoids into the target (iCaRL)
+    """
+    terms: dict[str, Term] = {"bce": BinaryCrossEntropy(), "kd": SigmoidDistillation(weight=kd)}
+    if targets != "added":
+        terms = {"bce": ReplacedTargets(keep_background=targets == "replaced_foreground")}
+    return Method("LwF-MC", first={"bce": BinaryCrossEntropy()}, terms=terms)
