@@ -70,7 +70,7 @@ def _values(frame: pd.DataFrame, part: pd.DataFrame, column: str) -> dict[str, d
 def _leaders(cells: pd.DataFrame, frame: pd.DataFrame) -> frozenset[tuple[int, str]]:
     found = set()
     for _, part in cells.groupby(CONTEST, sort=False):
-        for column in METRICS[:9]:
+        for column in RANKED:
             best = leader(_values(frame, part, column), higher=column not in LOWER_IS_BETTER)
             found |= {(int(i), column) for i in part.index[part["method"] == best]}
     return frozenset(found)

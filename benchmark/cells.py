@@ -45,6 +45,8 @@ ORDER = [
     *("FT", "EWC", "PI", "RW", "LwF", "LwF-MC", "ILT", "CIL", "MiB"),
     *("SDR", "PLOP", "UCD", "RCIL", "REMINDER", "SSUL", "DKD", "EWF"),
 ]
+# what all methods of a contest share (step 0), or what only repeats another column, has no winner
+RANKED = [m for m in METRICS if m not in ("step0", "to_ft", "to_joint")]
 LOWER_IS_BETTER = {"forgetting", *COST}
 
 Groups: TypeAlias = tuple[tuple[int, ...], ...]

@@ -1,0 +1,106 @@
+"""A damaged record is left out and named; sound ones are gathered into runs."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmark.records import differing, fault, flat_config, gather_runs, read_records
+from benchmark.reporter import load_records
+from datasets.errors import UserError
+from tests.records import Record, make_run, write_records
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    records = make_run("FT") + make_run("MiB[kd=100]+SDR", 1)
+    write_records(tmp_path, records)
+    for folder in (tmp_path, tmp_path / "records"):
+        found, problems = read_records(folder)
+        assert sorted(r["key"] for r in found) == sorted(r["key"] for r in records)
+        assert problems == []
+
+
+def damaged(change: Callable[[Record], object]) -> Record:
+    record = copy.deepcopy(make_run()[1])
+    change(record)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda r: r.pop("format"), "not a record of this suite"),
+        (lambda r: r.update(format=2), "written in record format 2, this version reads format 1"),
+        (lambda r: r.pop("key"), "field 'key' is missing or of the wrong type"),
+        (lambda r: r.update(seed="0"), "field 'seed' is missing or of the wrong type"),
+        (lambda r: r.update(seed=True), "field 'seed' is missing or of the wrong type"),
+        (lambda r: r.update(step=5), "step 5 of 2 does not fit 2 groups of classes"),
+        (lambda r: r.update(groups=[1, 2]), "groups are not lists of labels"),
+        (lambda r: r.update(channels=[0, 2, 1, 3]), "channels are not background and the classes seen by step 1"),
+        (
+            lambda r: (r.update(groups=[[1, 2], [9]]), r.update(channels=[0, 1, 2, 9])),
+            "a class stands in two groups, or is none of the data set's 3",
+        ),
+        (
+            lambda r: r["matrix"].pop("unseen"),
+            "matrix.unseen has not the 5 rows of 3 classes, background and void",
+        ),
+        (lambda r: r["matrix"]["seen"].pop(), "matrix.seen has not the 5 rows of 3 classes, background and void"),
+        (lambda r: r["matrix"]["seen"][0].pop(), "matrix.seen has not the 4 columns of the channels"),
+        (
+            lambda r: r["matrix"]["seen"].__setitem__(0, [1.5, 0, 0, 0]),
+            "matrix.seen holds something that is not a count",
+        ),
+        (
+            lambda r: r["matrix"]["seen"].__setitem__(0, [-1, 0, 0, 0]),
+            "matrix.seen holds something that is not a count",
+        ),
+    ],
+)
+def test_why_a_record_cannot_be_scored(change: Callable[[Record], object], reason: str) -> None:
+    assert fault(damaged(change)) == reason
+
+
+def test_damaged_files_are_left_out_with_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sound = make_run()
+    write_records(tmp_path, sound)
+    (tmp_path / "records" / "cut.json").write_text(json.dumps(sound[0])[:200])
+    (tmp_path / "records" / "list.json").write_text("[]")
+    (tmp_path / "records" / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    assert len(load_records(tmp_path)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["warning"] * 3
+    assert "cut.json: unreadable or cut short" in lines[1]
+    assert lines[2].endswith("list.json: not a record of this suite")
+
+
+def test_no_folder_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^no records: .*nowhere is not a folder; run `run_benchmark.py run --out"):
+        read_records(tmp_path / "nowhere")
+
+
+def test_runs_are_gathered_in_the_order_of_their_steps() -> None:
+    a, b = make_run("FT"), make_run("FT", seed=1)
+    runs = gather_runs([a[1], b[1], a[0]])
+    whole = next(r for r in runs if r.seed == 0)
+    assert [r["step"] for r in whole.records] == [0, 1]
+    assert (whole.complete, next(r for r in runs if r.seed == 1).complete) == (True, False)
+    assert str(whole) == "toy/2-1/overlapped FT seed 0"
+
+
+def test_a_step_recorded_twice_counts_once_and_the_later_stays() -> None:
+    early = make_run()
+    late = copy.deepcopy(early[1])
+    late["provenance"]["time"] = "2026-02-01T00:00:00"
+    late["cost"]["seconds"] = 99.0
+    (run,) = gather_runs([late, *early])
+    assert [r["cost"]["seconds"] for r in run.records] == [2.5, 99.0]
+
+
+def test_configurations_are_compared_by_setting() -> None:
+    a, b = make_run()[0], make_run(config={"model": {"backbone": "resnet18"}, "train": {"epochs": [1.0]}})[0]
+    assert flat_config(a) == {"model.backbone": "tiny", "train.epochs": [1.0], "eval.split": "val"}
+    assert differing([flat_config(a), flat_config(b)]) == ["eval.split", "model.backbone"]
+    assert differing([flat_config(a)]) == []
