@@ -1,0 +1,185 @@
+"""The subcommands of run_benchmark.py, each a function of the parsed arguments that gives the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from benchmark.config import Config, read_config
+from benchmark.store import Store
+from datasets.errors import UserError, unknown
+from methods.registry import load_plugins
+
+if TYPE_CHECKING:
+    from benchmark.plan import Plan
+    from datasets.base import SegmentationDataset
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and score the grid, write the leaderboard, print its table."""
+    config, store = _config(args), Store(args.out)
+    from benchmark.protocol import parse_protocol
+
+    parse_protocol(config.protocol)
+    from benchmark.runner import Runner, make_accelerator
+
+    accelerator = make_accelerator(config)
+    with accelerator.main_process_first():  # the first process reads the label maps, the others its cache
+        store.open()
+        plan = _plan(config, store)
+    main = accelerator.is_main_process
+    if config.run.tracker != "none":
+        accelerator.init_trackers("contseg", init_kwargs={})
+    if main:
+        print(_summary(plan, store), flush=True)
+    outcome = Runner(plan, store, accelerator, _say).run()
+    accelerator.end_training()
+    if outcome.interrupted:
+        if main:
+            print("interrupted: the checkpoint is written; the same command goes on from there", file=sys.stderr)
+        return 128 + signal.SIGINT
+    if not main:
+        return 0
+    _print_table(plan, store)
+    for title, reason in outcome.failed.items():
+        print(f"failed: {title}: {reason}", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+def plan(args: argparse.Namespace) -> int:
+    """What `run` would do and cost."""
+    from benchmark.drawing import as_json, as_mermaid, as_table
+
+    config, store = _config(args), Store(args.out)
+    made = _plan(config, store)
+    if args.json:
+        print(json.dumps(as_json(made, store), indent=1))
+    else:
+        print(as_mermaid(made) if args.graph else as_table(made, store))
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """Tables, figures and pages from the records."""
+    from benchmark import report_cli
+
+    return report_cli.main(args)
+
+
+def data(args: argparse.Namespace) -> int:
+    """Data set tools."""
+    from benchmark import data_cli
+
+    return data_cli.main(args)
+
+
+def check(args: argparse.Namespace) -> int:
+    """The method contract."""
+    load_plugins(*args.plugin)
+    if not args.methods and not args.all:
+        raise UserError("check what? Name a method, for example `check MiB`, or give --all")
+    from benchmark.check import check_all, check_method
+
+    reports = check_all() if args.all else [check_method(name) for name in args.methods]
+    for result in reports:
+        print(result)
+    return 0 if all(r.passed for r in reports) else 1
+
+
+def cache(args: argparse.Namespace) -> int:
+    """List or prune trained steps."""
+    from benchmark.cache import listing, prune
+
+    store = Store(args.out)
+    if args.action == "list":
+        print(listing(store))
+        return 0
+    made = _plan(_config(args), store) if args.config or args.scenarios else None
+    print(prune(store, made, args.yes))
+    return 0
+
+
+def list(args: argparse.Namespace) -> int:  # noqa: A001 (the name of the subcommand)
+    """What there is to choose from."""
+    load_plugins(*args.plugin)
+    from benchmark.listing import LISTS, published
+
+    if args.what == "published":
+        print(published(args.task, args.setup))
+        return 0
+    if args.what not in ("all", *LISTS):
+        raise unknown("list", args.what, [*LISTS, "published"])
+    for name, show in LISTS.items():
+        if args.what in (name, "all"):
+            print(f"{name}\n{show(args.long)}\n")
+    return 0
+
+
+def _config(args: argparse.Namespace) -> Config:
+    sections = dict(item.partition("=")[::2] for item in args.data)
+    for name, path in sections.items():
+        if not name or not path:
+            raise UserError("--data: write NAME=PATH, for example voc=/data/VOCdevkit")
+    config = read_config(
+        args.config,
+        args.set,
+        scenarios=tuple(args.scenarios) if args.scenarios else None,
+        methods=tuple(args.methods) if args.methods else None,
+        seeds=tuple(args.seeds) if args.seeds else None,
+        protocol=args.protocol,
+        plugins=tuple(args.plugin) if args.plugin else None,
+    )
+    from dataclasses import replace
+
+    config = replace(config, data={**config.data, **sections})
+    load_plugins(*config.plugins)
+    return config
+
+
+def _plan(config: Config, store: Store) -> Plan:
+    from benchmark.plan import make_plan
+    from datasets.base import open_dataset
+
+    opened: dict[str, SegmentationDataset] = {}
+
+    def open_data(name: str) -> SegmentationDataset:
+        if name not in opened:
+            opened[name] = open_dataset(name, config.data.get(name), store.cache / "presence")
+        return opened[name]
+
+    return make_plan(config, open_data)
+
+
+def _summary(plan: Plan, store: Store) -> str:
+    todo = plan.to_train(store)
+    images = sum(n.images for n in todo)
+    return (
+        f"{len(plan.runs)} runs, {sum(len(r.cells) for r in plan.runs)} cells, {len(plan.nodes)} distinct steps; "
+        f"to train now: {len(todo)} steps, {images:,} images"
+    )
+
+
+def _print_table(plan: Plan, store: Store) -> None:
+    from benchmark.reporter import load_records, render, write_leaderboard
+
+    if plan.config.eval.split == "tune":
+        print("scored on the held-out fifth of the training images: such records enter no leaderboard")
+        return
+    records = load_records(store.records)
+    order = [r.method for r in plan.runs]
+    board = write_leaderboard(store.out, records, plan.protocol, order)
+    print()
+    print(render(board, "text"))
+    print(f"\nwritten: {store.out / 'leaderboard.md'}, {store.out / 'leaderboard.csv'}")
+
+
+def _say(line: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+

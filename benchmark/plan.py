@@ -1,0 +1,281 @@
+"""grid -> runs -> step keys: what has to be trained, what is shared, what is done. The only place a product is expanded.
+
+A step's key hashes what the step *sees and does*, never the names of scenario or method: whatever is equal is
+trained once. Observers (terms that change no weight) have keys of their own and ride on one training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmark.config import Config, TrainConfig
+from benchmark.model_config import check, model_identity
+from benchmark.protocol import Protocol, parse_protocol
+from benchmark.store import Store, cell_path, digest
+from datasets.base import SegmentationDataset
+from datasets.errors import UserError
+from datasets.scenario import Scenario, Step, parse_scenario
+from datasets.view import StepView, step_view, val_view
+from methods.base import DOORS, Method, Term, describe, held
+from methods.registry import build_method, expand_methods
+
+
+@dataclass(frozen=True)
+class Rider:
+    """An observer that rides on a training: the term ``term`` of ``method``; ``before`` is the key of the state in which
+    the step before left it, ``None`` where it begins here."""
+
+    method: str
+    term: str
+    before: str | None
+
+
+@dataclass
+class StepNode:
+    """One training, with the observers that ride on it by key."""
+
+    key: str
+    parent: StepNode | None
+    scenario: Scenario
+    index: int
+    method: str
+    seed: int
+    train: TrainConfig
+    view: StepView
+    observers: dict[str, Rider] = field(default_factory=dict)
+    used_by: list[str] = field(default_factory=list)
+
+    @property
+    def step(self) -> Step:
+        return self.scenario.steps[self.index]
+
+    @property
+    def updates(self) -> int:
+        return self.train.plan_updates(len(self.view.ids))
+
+    @property
+    def images(self) -> int:
+        """Training pictures to be seen."""
+        return self.updates * self.train.batch[0]
+
+    @property
+    def title(self) -> str:
+        """``voc/15-1/overlapped step 2 MiB+SDR seed 0``."""
+        return f"{self.scenario.name} step {self.index} {self.method} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A step of a run: the training it needs, the evaluation it is, and the record that it becomes."""
+
+    node: StepNode
+    score: str  # key of the evaluation, and of the record
+    path: Path  # of the record
+    observers: tuple[str, ...]  # keys of those whose state the prediction reads
+
+
+@dataclass(frozen=True)
+class Run:
+    """A path through steps: one scenario, one method, one seed."""
+
+    scenario: Scenario
+    method: str
+    seed: int
+    cells: tuple[Cell, ...]
+    key: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.scenario.name} {self.method} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid, expanded: its runs, and the trainings behind them in an order in which parents come first."""
+
+    config: Config
+    protocol: Protocol
+    datasets: dict[str, SegmentationDataset]
+    runs: tuple[Run, ...]
+    nodes: dict[str, StepNode]
+
+    def missing_scores(self, store: Store) -> list[Cell]:
+        """Cells without a record that is theirs, one for each evaluation."""
+        cells = {c.score: c for r in self.runs for c in r.cells if not _recorded(store, c)}
+        return list(cells.values())
+
+    def to_train(self, store: Store) -> list[StepNode]:
+        """The trainings that the missing cells need, parents first; those whose results are kept are left out."""
+        wanted: dict[str, set[str]] = {}
+
+        def need(node: StepNode, observers: Iterable[str]) -> None:
+            asked = wanted.setdefault(node.key, set())
+            asked.update(observers)
+            if node.parent is not None and not store.trained(node.key, tuple(asked)):
+                need(node.parent, node.parent.observers)
+
+        for cell in self.missing_scores(store):
+            if not store.score(cell.node.key, cell.score).exists():
+                need(cell.node, cell.observers)
+        order = list(self.nodes)
+        missing = [k for k, observers in wanted.items() if not store.trained(k, tuple(observers))]
+        return [self.nodes[k] for k in sorted(missing, key=order.index)]
+
+    def alone(self) -> int:
+        """Training pictures if every cell were run on its own."""
+        return sum(c.node.images for r in self.runs for c in r.cells)
+
+    def shared(self) -> int:
+        """Training pictures when each step is trained once."""
+        return sum(n.images for n in self.nodes.values())
+
+
+def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset]) -> Plan:
+    """Expand the grid. Every mistake that can be known before training raises ``UserError`` here."""
+    protocol = parse_protocol(config.protocol)
+    check(config.model)
+    if not config.scenarios:
+        raise UserError("no scenario: give --scenarios voc/15-1/overlapped ... or a --config FILE.toml that names some")
+    if not config.methods:
+        raise UserError("no method: give --methods FT MiB+SDR ... or a --config FILE.toml that names some")
+    methods = {m.name: m for text in config.methods for m in map(build_method, expand_methods(text))}
+    builder = _Builder(config, protocol, open_data)
+    asked = [builder.scenario(text, seed) for text in config.scenarios for seed in config.seeds]
+    runs = {}
+    for scenario, seed in asked:
+        for method in methods.values():
+            run = builder.run(method.scenario(scenario), method, seed)
+            runs[run.scenario.name, run.method, seed] = run
+    return Plan(config, protocol, builder.datasets, tuple(runs.values()), builder.nodes)
+
+
+class _Builder:
+    """Builds runs; equal steps become one node."""
+
+    def __init__(self, config: Config, protocol: Protocol, open_data: Callable[[str], SegmentationDataset]) -> None:
+        self.config, self.protocol, self.open_data = config, protocol, open_data
+        self.datasets: dict[str, SegmentationDataset] = {}
+        self.nodes: dict[str, StepNode] = {}
+        self._views: dict[tuple[Scenario, int], StepView] = {}
+        self._model = model_identity(config.model)
+
+    def scenario(self, text: str, seed: int) -> tuple[Scenario, int]:
+        name = text.partition("/")[0]
+        if name not in self.datasets:
+            self.datasets[name] = self.open_data(name)
+        return parse_scenario(text, len(self.datasets[name].class_names) - 1, seed), seed
+
+    def run(self, scenario: Scenario, method: Method, seed: int) -> Run:
+        cells: list[Cell] = []
+        parent: StepNode | None = None
+        states: dict[int, str] = {}  # id of an observer -> key of its state after the step before
+        needed = _needed_observers(method, len(scenario.steps))
+        for step in scenario.steps:
+            view = self._view(scenario, step.index)
+            key = self._step_key(step, method, seed, view, parent, states)
+            before = states
+            states = {
+                id(term): digest({"step": key, "setup": step.setup, "is": describe(term), "before": before.get(id(term))})
+                for term in method.active(step).values()
+                if term.observes
+            }
+            node = self.nodes.get(key)
+            if node is None:
+                train = self.config.train.at(step.index)
+                node = StepNode(key, parent, scenario, step.index, method.name, seed, train, view)
+                self.nodes[key] = node
+            active = method.active(step)
+            read = needed[step.index] | {id(h) for t in active.values() for h in held(t)}
+            for name, term in active.items():
+                if term.observes and id(term) in read:
+                    node.observers.setdefault(states[id(term)], Rider(method.name, name, before.get(id(term))))
+            node.used_by.append(f"{scenario.name} {method.name}")
+            shown = tuple(states[id(t)] for t in _read_by(method.predict) if id(t) in states)
+            score = digest({"step": key, "predict": describe(method.predict), "reads": shown, **self._test(scenario)})
+            cells.append(Cell(node, score, Path(), shown))
+            parent = node
+        return _with_paths(scenario, method.name, seed, cells)
+
+    def _view(self, scenario: Scenario, index: int) -> StepView:
+        if (scenario, index) not in self._views:
+            split = "train" if self.config.eval.split == "val" else "tune-train"
+            self._views[scenario, index] = step_view(
+                self.datasets[scenario.dataset], scenario, index, self.protocol.void_in_training, split
+            )
+        return self._views[scenario, index]
+
+    def _step_key(
+        self, step: Step, method: Method, seed: int, view: StepView, parent: StepNode | None, states: dict[int, str]
+    ) -> str:
+        terms = {n: t for n, t in method.active(step).items() if not t.observes}
+        doors = {
+            name: describe(getattr(method, name))
+            for name in ("build", "trainable", *(("init",) if step.index else ()))
+            if getattr(method, name) is not DOORS[name]
+        }
+        reads = [states[id(h)] for t in terms.values() for h in held(t) if id(h) in states]
+        uses_setup = bool(doors) or bool(method.end_step) or any(t.uses_setup for t in terms.values())
+        return digest(
+            {
+                "parent": parent.key if parent else self._model,
+                "reads": reads,
+                "sees": view.digest,
+                "index": step.index,
+                "channels": [step.n_old, *step.seen_classes],
+                "setup": step.setup if uses_setup else None,
+                "train": describe(self.config.train.at(step.index)),
+                "seed": seed,
+                "terms": [[n if t.state else None, describe(t)] for n, t in terms.items()],
+                "doors": doors,
+                "end_step": describe(method.end_step),
+            }
+        )
+
+    def _test(self, scenario: Scenario) -> dict[str, Any]:
+        """What an evaluation depends on beside the network."""
+        evaluation = self.config.eval
+        crop = evaluation.crop or self.config.train.crop
+        return {
+            "view": self.protocol.eval_view,
+            "crop": crop if self.protocol.eval_view == "crop" else None,
+            "split": evaluation.split,
+            "test": val_view(self.datasets[scenario.dataset]).digest if evaluation.split == "val" else None,
+        }
+
+
+def _with_paths(scenario: Scenario, method: str, seed: int, cells: list[Cell]) -> Run:
+    key = digest([c.score for c in cells])
+    placed = tuple(
+        Cell(
+            c.node,
+            c.score,
+            cell_path(scenario.dataset, scenario.task, scenario.order, scenario.setup, method, key, seed, t),
+            c.observers,
+        )
+        for t, c in enumerate(cells)
+    )
+    return Run(scenario, method, seed, placed, key)
+
+
+def _needed_observers(method: Method, steps: int) -> list[set[int]]:
+    """For each step the observers (by ``id``) whose state a later step, or a prediction, reads."""
+    needed: list[set[int]] = [set() for _ in range(steps + 1)]
+    predicts = {id(t) for t in _read_by(method.predict)}
+    reads = {id(h) for t in method.terms.values() for h in held(t)}
+    for t in range(steps - 1, -1, -1):
+        later = (reads | needed[t + 1]) if t + 1 < steps else set()
+        needed[t] = predicts | later
+    return needed
+
+
+def _read_by(door: Any) -> list[Term]:
+    """The terms that a door holds in its fields."""
+    return [v for v in vars(door).values() if isinstance(v, Term)] if hasattr(door, "__dict__") else []
+
+
+def _recorded(store: Store, cell: Cell) -> bool:
+    record = store.record(cell.path)
+    return record is not None and record.get("key") == cell.score

@@ -1,0 +1,351 @@
+"""Walk the plan: train what is missing, score what is not scored, write the records. Nothing is trained twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from torch import Tensor
+
+from benchmark.config import Config, identity
+from benchmark.evaluate import evaluate
+from benchmark.load import load_terms, skeleton, term_states
+from benchmark.plan import Cell, Plan, Run, StepNode
+from benchmark.processes import gather
+from benchmark.provenance import provenance, versions
+from benchmark.store import FORMAT, Store, read_meta, read_tensors, write_json, write_tensors
+from benchmark.trainer import Interrupted, NonFinite, StepTrainer
+from datasets.errors import UserError
+from datasets.steps import StepPictures, test_pictures
+from datasets.view import StepView, seen, step_view, val_view
+from methods.base import Method, Term
+from methods.registry import build_method
+
+
+@dataclass
+class Outcome:
+    """What a walk did: trained and scored steps, and what failed, by title with its reason in one line."""
+
+    trained: int = 0
+    scored: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """One for each process of the program."""
+    precision = {"no": "no", "double": "no"}.get(config.train.precision, config.train.precision)
+    tracker = None if config.run.tracker == "none" else config.run.tracker
+    if config.run.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.allow_tf32 = False
+    return Accelerator(
+        mixed_precision=precision,
+        log_with=tracker,
+        project_dir="." if tracker else None,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
+    )
+
+
+class Runner:
+    """One walk over one plan by the processes of one program."""
+
+    def __init__(self, plan: Plan, store: Store, accelerator: Accelerator, say: Callable[[str], None] = print) -> None:
+        self.plan, self.store, self.accelerator, self.say = plan, store, accelerator, say
+        self.outcome = Outcome()
+        self._signal: int | None = None
+        self._run_of = {c.score: r for r in plan.runs for c in r.cells}
+
+    def run(self) -> Outcome:
+        """Train and score everything that is missing. A step that fails takes only its own descendants with it."""
+        before = {s: signal.signal(s, self._heed) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            todo = gather([n.key for n in self.plan.to_train(self.store)])[0]
+            for i, key in enumerate(todo):
+                self._guarded(self.plan.nodes[key], f"[{i + 1}/{len(todo)}]", self._train)
+            for cell in self._unscored():
+                self._guarded(cell.node, "[score]", lambda node, cell=cell: self._score_kept(cell))  # type: ignore[misc]
+        except Interrupted:
+            self.outcome.interrupted = True
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+        if self.accelerator.is_main_process:
+            self._write_records()
+        self.accelerator.wait_for_everyone()
+        return self.outcome
+
+    # --- one step -------------------------------------------------------------------------------------------------
+
+    def _guarded(self, node: StepNode, count: str, work: Callable[[StepNode], None]) -> None:
+        """Do a node's work; what goes wrong is one line of the outcome, unless it is the user's input."""
+        ancestor = node.parent
+        while ancestor is not None:
+            if ancestor.key in self._failed_keys:
+                self.outcome.failed[node.title] = f"not trained, as {ancestor.title} failed"
+                self._failed_keys.add(node.key)
+                return
+            ancestor = ancestor.parent
+        began = time.perf_counter()
+        try:
+            work(node)
+        except (Interrupted, UserError):
+            raise
+        except NonFinite as error:
+            self._fail(node, str(error))
+        except Exception as error:
+            if self.accelerator.num_processes > 1:
+                raise  # the others wait in a collective operation: the launcher ends them all
+            traceback.print_exc(file=sys.stderr)
+            self._fail(node, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        else:
+            if self.accelerator.is_main_process:
+                self.say(f"{count} {node.title}: {time.perf_counter() - began:.0f} s")
+
+    @property
+    def _failed_keys(self) -> set[str]:
+        return self.__dict__.setdefault("_failed", set())  # type: ignore[no-any-return]
+
+    def _fail(self, node: StepNode, reason: str) -> None:
+        self.outcome.failed[node.title] = reason
+        self._failed_keys.add(node.key)
+        self.say(f"failed: {reason}")
+
+    def _train(self, node: StepNode) -> None:
+        plan, store, config = self.plan, self.store, self.plan.config
+        method = build_method(node.method)
+        observers, states = self._observers(node, method)
+        parent = node.parent.key if node.parent else None
+        dataset = plan.datasets[node.scenario.dataset]
+        trainer = StepTrainer(
+            node, method, observers, states, config, dataset, store, self.accelerator, parent, lambda: self._signal is not None
+        )
+        cost = trainer.run()
+        weights = trainer.model.state_dict()
+        meta = self._meta(node, cost, trainer.progress.losses)
+        if self.accelerator.is_main_process:
+            self._keep(node, weights, term_states(_active(method, node)), observers, meta)
+        self.accelerator.wait_for_everyone()
+        self.outcome.trained += 1
+        mine = [c for c in plan.missing_scores(store) if c.node.key == node.key]
+        for cell in mine:
+            self._score(cell, trainer.model, self._method_of(cell, method, node, observers))
+
+    def _observers(self, node: StepNode, method: Method) -> tuple[dict[str, Term], dict[str, dict[str, Tensor]]]:
+        """The observers that ride along, by key, and the states in which the parent left them."""
+        built = {node.method: method}
+        observers: dict[str, Term] = {}
+        states: dict[str, dict[str, Tensor]] = {}
+        for key, rider in node.observers.items():
+            owner = built.setdefault(rider.method, build_method(rider.method))
+            observers[key] = owner.active(node.step)[rider.term]
+            if node.parent is not None and rider.before is not None:
+                loaded = read_tensors(self.store.observer(node.parent.key, rider.before))
+                if loaded is None:
+                    raise FileNotFoundError(f"the state of {rider.term} after {node.parent.title} is missing: run again")
+                states[key] = loaded[0]
+        return observers, states
+
+    def _keep(
+        self,
+        node: StepNode,
+        weights: dict[str, Tensor],
+        terms: dict[str, Tensor],
+        observers: dict[str, Term],
+        meta: dict[str, Any],
+    ) -> None:
+        store, key = self.store, node.key
+        if store.model(key).exists():
+            self._check_replay(node, weights)
+        if terms:
+            write_tensors(store.terms(key), terms, {})
+        for observer, term in observers.items():
+            write_tensors(store.observer(key, observer), term.state_dict(), {})
+        if not store.model(key).exists():
+            write_tensors(store.model(key), weights, meta)  # last: its presence says that the step is trained
+        store.drop_checkpoint(key)
+
+    def _check_replay(self, node: StepNode, weights: dict[str, Tensor]) -> None:
+        from benchmark.store import tensors_digest
+
+        if tensors_digest(weights) != read_meta(self.store.model(node.key))["sha256"]:
+            raise RuntimeError(
+                f"{node.title}: trained again for an observer that came late, it gave other weights than those kept "
+                "(another machine, or another number of threads or processes?); "
+                f"remove {self.store.step(node.key)} to train it and its descendants anew"
+            )
+
+    def _meta(self, node: StepNode, cost: dict[str, Any], losses: dict[str, list[float]]) -> dict[str, Any]:
+        config = self.plan.config
+        return {
+            "key": node.key,
+            "title": node.title,
+            "method": node.method,
+            "observers": sorted(node.observers),
+            "plugins": list(config.plugins),
+            "model": identity(config.model),
+            "train": identity(node.train),
+            "seed": node.seed,
+            "steps": [
+                {"index": s.index, "setup": s.setup, "old_classes": s.old_classes, "new_classes": s.new_classes}
+                for s in node.scenario.steps[: node.index + 1]
+            ],
+            "sees": {"digest": node.view.digest, "pictures": len(node.view.ids)},
+            "cost": cost,
+            "losses": losses,
+            "versions": versions(),
+            "provenance": provenance(self.accelerator),
+        }
+
+    # --- scores ---------------------------------------------------------------------------------------------------
+
+    def _unscored(self) -> list[Cell]:
+        cells = self.plan.missing_scores(self.store)
+        return [
+            c
+            for c in cells
+            if not self.store.score(c.node.key, c.score).exists() and self.store.trained(c.node.key, c.observers)
+        ]
+
+    def _score_kept(self, cell: Cell) -> None:
+        """Score a step whose weights are in the cache."""
+        node, store = cell.node, self.store
+        method = build_method(self._run_of[cell.score].method)
+        model = skeleton(self.plan.config.model, node.scenario.steps[: node.index + 1], build_method(node.method), 0)
+        loaded = read_tensors(store.model(node.key))
+        if loaded is None:
+            raise FileNotFoundError(f"{store.model(node.key)} is damaged: run again, it will be trained anew")
+        model.load_state_dict(loaded[0])
+        model = model.to(self.accelerator.device)
+        self._load_states(cell, method, node)
+        self._score(cell, model, method)
+
+    def _load_states(self, cell: Cell, method: Method, node: StepNode) -> None:
+        terms = method.active(node.step)
+        kept = read_tensors(self.store.terms(node.key)) if self.store.terms(node.key).exists() else None
+        if kept is not None:
+            load_terms(terms, kept[0], self.accelerator.device)
+        for observer in cell.observers:
+            state = read_tensors(self.store.observer(node.key, observer))
+            if state is not None:
+                terms[node.observers[observer].term].load_state_dict(
+                    {k: v.to(self.accelerator.device) for k, v in state[0].items()}
+                )
+
+    def _method_of(self, cell: Cell, trained: Method, node: StepNode, observers: dict[str, Term]) -> Method:
+        """The method whose prediction rule scores this cell; its states are those just trained."""
+        name = self._run_of[cell.score].method
+        if name == node.method:
+            return trained
+        method = build_method(name)
+        if cell.observers:
+            self._load_states(cell, method, node)
+        return method
+
+    def _score(self, cell: Cell, model: Any, method: Method) -> None:
+        node, plan = cell.node, self.plan
+        dataset = plan.datasets[node.scenario.dataset]
+        pictures, known = test_set(plan, node)
+        model.eval()
+        began = time.perf_counter()
+        matrix = evaluate(
+            model,
+            method.predict,
+            pictures,
+            known,
+            len(dataset.class_names),
+            node.step.n_classes,
+            self.accelerator,
+            plan.config.run.eval_batch,
+            plan.config.run.workers,
+            f"{node.title}: evaluation",
+        )
+        if self.accelerator.is_main_process:
+            score = {"matrix": matrix, "seconds": round(time.perf_counter() - began, 3), "pictures": len(pictures)}
+            write_json(self.store.score(node.key, cell.score), score)
+        self.accelerator.wait_for_everyone()
+        self.outcome.scored += 1
+
+    # --- records --------------------------------------------------------------------------------------------------
+
+    def _write_records(self) -> None:
+        """A record for every cell that has a score and no record yet."""
+        for run in self.plan.runs:
+            for t, cell in enumerate(run.cells):
+                path = self.store.score(cell.node.key, cell.score)
+                old = self.store.record(cell.path)
+                if path.exists() and (old is None or old.get("key") != cell.score):
+                    score = json.loads(path.read_text())
+                    write_json(self.store.records / cell.path, self._record(run, t, cell, score))
+
+    def _record(self, run: Run, t: int, cell: Cell, score: dict[str, Any]) -> dict[str, Any]:
+        plan, scenario = self.plan, run.scenario
+        meta = read_meta(self.store.model(cell.node.key))
+        config = plan.config
+        return {
+            "format": FORMAT,
+            "key": cell.score,
+            "step_key": cell.node.key,
+            "run": run.key,
+            "dataset": scenario.dataset,
+            "task": scenario.task,
+            "setup": scenario.setup,
+            "order": scenario.order,
+            "method": run.method,
+            "seed": run.seed,
+            "step": t,
+            "steps": len(scenario.steps),
+            "split": config.eval.split,
+            "class_names": list(plan.datasets[scenario.dataset].class_names),
+            "groups": [list(g) for g in scenario.groups],
+            "channels": [0, *scenario.steps[t].seen_classes],
+            "protocol": plan.protocol.as_dict(),
+            "matrix": score["matrix"],
+            "config": {
+                "model": meta["model"],
+                "train": meta["train"],
+                "eval": identity(config.eval),
+                "plugins": list(config.plugins),
+            },
+            "sees": meta["sees"],
+            "versions": meta["versions"],
+            "provenance": meta["provenance"],
+            "cost": meta["cost"] | {"evaluation_seconds": score["seconds"]},
+            "losses": meta["losses"],
+        }
+
+    def _heed(self, number: int, frame: Any) -> None:
+        if self._signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._signal = number
+
+
+def _active(method: Method, node: StepNode) -> dict[str, Term]:
+    """The terms whose state belongs to the weights: observers have files of their own."""
+    return {n: t for n, t in method.active(node.step).items() if not t.observes}
+
+
+def test_set(plan: Plan, node: StepNode) -> tuple[StepPictures, Tensor]:
+    """The pictures that score a step, with raw labels, and which of them hold a seen class (N,) bool."""
+    config, dataset = plan.config, plan.datasets[node.scenario.dataset]
+    crop = (config.eval.crop or config.train.crop) if plan.protocol.eval_view == "crop" else None
+    if config.eval.split == "val":
+        return test_pictures(dataset, val_view(dataset), crop), torch.from_numpy(seen(dataset, node.step))
+    ids: set[str] = set()
+    for t in range(node.index + 1):
+        ids.update(step_view(dataset, node.scenario, t, plan.protocol.void_in_training, "tune").ids)
+    every = dataset.ids("train")
+    chosen = np.array([i in ids for i in every])
+    view = StepView(tuple(i for i in every if i in ids), np.arange(256, dtype=np.uint8), "", "tune")
+    return test_pictures(dataset, view, crop), torch.from_numpy(seen(dataset, node.step, "train")[chosen])

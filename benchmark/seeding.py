@@ -1,0 +1,38 @@
+"""Random numbers: one generator for each purpose, a function of (seed, step, purpose) and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+import torch
+
+
+def derive(seed: int, *purpose: object) -> int:
+    """A 63-bit seed for one purpose: ``derive(0, 2, "order", epoch)``."""
+    text = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class Order:
+    """Which pictures each update sees: a fresh permutation an epoch, the last, smaller batch dropped.
+
+    Fewer pictures than a batch: the permutation is followed by others until the batch is full, so that a small step
+    still trains one update an epoch and no batch is smaller than asked for.
+    """
+
+    def __init__(self, pictures: int, batch: int, seed: int, step: int) -> None:
+        self.pictures, self.batch, self.seed, self.step = pictures, batch, seed, step
+        self.per_epoch = max(1, pictures // batch)
+        self._epoch = lru_cache(maxsize=2)(self._draw)
+
+    def __getitem__(self, update: int) -> list[tuple[int, int]]:
+        """The (epoch, index) pairs of an update's global batch."""
+        epoch, position = divmod(update, self.per_epoch)
+        order = self._epoch(epoch)
+        return [(epoch, i) for i in order[position * self.batch : (position + 1) * self.batch]]
+
+    def _draw(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(derive(self.seed, self.step, "order", epoch))
+        rounds = -(-self.batch // self.pictures) if self.pictures < self.batch else 1
+        return torch.cat([torch.randperm(self.pictures, generator=generator) for _ in range(rounds)]).tolist()

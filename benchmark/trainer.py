@@ -1,0 +1,442 @@
+"""Train one step: one loop over optimiser updates, resumable at any of them.
+
+Shapes: ``B`` batch of this process, ``H, W`` crop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from benchmark.config import Config
+from benchmark.load import grow, load_terms, normalise, skeleton, term_states
+from benchmark.plan import StepNode
+from benchmark.processes import any_process, gather, over_processes
+from benchmark.seeding import Order, derive
+from benchmark.store import Store, read_tensors, write_tensors
+from datasets.base import SegmentationDataset
+from datasets.errors import UserError
+from datasets.pictures_of_step import StepPictures
+from methods.base import Batch, Method, StepContext, Term
+
+LOOK = 10  # updates between two looks at the device: losses shown, non-finite values noticed, signals heeded
+
+
+class NonFinite(Exception):
+    """A loss that is not a number: names its term and the update."""
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT was heeded: the checkpoint is written."""
+
+
+@dataclass
+class Progress:
+    """How far a step is, beside its tensors: written into every checkpoint."""
+
+    update: int = 0
+    seconds: float = 0.0
+    observer_seconds: float = 0.0
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    resumed: int = 0
+
+
+class StepTrainer:
+    """One step of one method on one data set; ``run`` trains it and returns what it cost.
+
+    ``observers`` are the terms that ride along by key: the method's own (the very objects that its terms hold) and
+    those of other methods that share this training.
+    """
+
+    def __init__(
+        self,
+        node: StepNode,
+        method: Method,
+        observers: dict[str, Term],
+        parent_states: dict[str, dict[str, Tensor]],
+        config: Config,
+        dataset: SegmentationDataset,
+        store: Store,
+        accelerator: Accelerator,
+        parent_key: str | None = None,
+        stop: Any = lambda: False,
+    ) -> None:
+        self.node, self.method, self.observers, self.config = node, method, observers, config
+        self.store, self.accelerator, self.stop = store, accelerator, stop
+        self.step, self.train = node.step, node.train
+        self.device = accelerator.device
+        self.dtype = torch.float64 if self.train.precision == "double" else torch.float32
+        self.pictures = StepPictures(dataset, node.view, self.train, node.seed, self.step.index, config.run.keep_decoded)
+        self.order = Order(len(node.view.ids), self.train.batch[0], node.seed, self.step.index)
+        self.terms = method.active(self.step)
+        mine = {id(t) for t in self.terms.values()}
+        self.guests = {k: t for k, t in observers.items() if id(t) not in mine}
+        self._check_batch()
+        self._build(parent_key, parent_states)
+
+    # --- before the first update ----------------------------------------------------------------------------------
+
+    def _check_batch(self) -> None:
+        batch, parts = self.train.batch[0], self.train.accumulate * self.accelerator.num_processes
+        self.micro, rest = divmod(batch, parts)
+        if rest or self.micro < 1:
+            raise UserError(
+                f"a batch of {batch} cannot feed {self.accelerator.num_processes} processes with "
+                f"{self.train.accumulate} micro-batches each: choose train.batch as a multiple of {parts}"
+            )
+        synchronised = self.config.model.norm == "sync" and self.accelerator.num_processes > 1
+        if self.micro < 2 and self.config.model.norm in ("batch", "sync") and not synchronised:
+            raise UserError(
+                "a batch of one picture would reach BatchNorm: raise train.batch, lower train.accumulate, "
+                "or set model.norm=group or frozen"
+            )
+
+    def _build(self, parent_key: str | None, parent_states: dict[str, dict[str, Tensor]]) -> None:
+        t, steps, method = self.step.index, self.node.scenario.steps, self.method
+        seed = derive(self.node.seed, "init")
+        if parent_key is None:
+            model = skeleton(self.config.model, steps[:1], method, seed)
+            old = None
+        else:
+            model = skeleton(self.config.model, steps[:t], method, seed)
+            loaded = read_tensors(self.store.model(parent_key))
+            if loaded is None:
+                raise FileNotFoundError(self.store.model(parent_key))
+            model.load_state_dict(loaded[0])
+            old = copy.deepcopy(model).eval().requires_grad_(False) if t > 0 else None
+            grow(model, self.step, method)
+            method.init(model, self.step)
+            kept = read_tensors(self.store.terms(parent_key)) if self.store.terms(parent_key).exists() else None
+            if kept is not None:
+                load_terms(self.terms, kept[0], self.device)
+        for key, term in self.observers.items():
+            if key in parent_states:
+                term.load_state_dict({k: v.to(self.device) for k, v in parent_states[key].items()})
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        self.model = model.to(self.device, self.dtype, memory_format=layout)
+        self.old = None if old is None else old.to(self.device, self.dtype, memory_format=layout)
+        self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, t, "terms"))
+        self.context = StepContext(self.step, self.model, self.old, self.fresh_loader, over_processes, self.node.seed)
+        for term in self._all_terms():
+            term.begin_step(self.context)
+        self._optimiser()
+
+    def _optimiser(self) -> None:
+        groups = [g for g in self.method.trainable(self.model, self.step) if len(g["params"])]
+        trained = {id(p) for g in groups for p in g["params"]}
+        for p in self.model.parameters():
+            p.requires_grad_(id(p) in trained)
+        self.fixed = [m for m in self.model.modules() if _is_fixed_norm(m)]
+        self.total = self.train.plan_updates(len(self.node.view.ids)) if groups else 0
+        self.progress = Progress()
+        if not groups:
+            self.prepared: Any = self.model
+            return
+        base = self.train.lr[0]
+        self.rates = [base * g.get("lr_scale", 1.0) for g in groups]
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": g["params"], "lr": rate, "weight_decay": g.get("weight_decay", self.train.weight_decay)}
+                for g, rate in zip(groups, self.rates, strict=True)
+            ],
+            lr=base,
+            momentum=self.train.momentum,
+            nesterov=self.train.nesterov and self.train.momentum > 0,
+            fused=self.device.type == "cuda" or None,
+        )
+        network = torch.compile(self.model) if self.config.run.compile else self.model
+        self.prepared, self.optimizer = self.accelerator.prepare(network, self.optimizer)
+        if self.old is not None:
+            self.prepared_old = self.accelerator.prepare_model(self.old, evaluation_mode=True)
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train from where the checkpoint stands, or from the start, to the end; returns the step's cost.
+
+        Raises ``NonFinite`` (names the term) and ``Interrupted`` (after writing a checkpoint).
+        """
+        torch.manual_seed(derive(self.node.seed, self.step.index, "train", self.accelerator.process_index))
+        self._resume()
+        if self.progress.update < self.total:
+            self._loop()
+        self.model.eval()
+        for fuse in self.method.end_step:
+            fuse(self.context)
+        for term in self._all_terms():
+            term.end_step(self.context)
+        return self._cost()
+
+    def _loop(self) -> None:
+        began, saved, p = time.perf_counter(), time.perf_counter(), self.progress
+        batches = iter(self._loader(p.update))
+        names: list[str] = []
+        window = torch.zeros(0, device=self.device)
+        bad = torch.zeros(0, device=self.device)
+        self._train_mode()
+        bar = tqdm(
+            total=self.total,
+            initial=p.update,
+            desc=self.node.title,
+            unit="update",
+            leave=False,
+            disable=not self.accelerator.is_main_process,
+        )
+        while p.update < self.total:
+            self._set_rate(p.update)
+            values = self._update(batches)
+            if not names:
+                names = list(values)
+                window, bad = (torch.zeros(len(names), device=self.device) for _ in range(2))
+            losses = torch.stack([v.float() for v in values.values()])
+            window += losses
+            bad = torch.where((bad == 0) & ~losses.isfinite(), p.update + 1.0, bad)
+            p.update += 1
+            bar.update()
+            if p.update % LOOK and p.update < self.total:
+                continue
+            _raise_if_bad(dict(zip(names, bad.tolist(), strict=True)), self.node)
+            shown = dict(zip(names, (window / (p.update % LOOK or LOOK)).tolist(), strict=True))
+            window.zero_()
+            self._show(bar, shown)
+            now = time.perf_counter()
+            p.seconds, began = p.seconds + now - began, now
+            if any_process(self.stop()) and p.update < self.total:
+                self._save()
+                raise Interrupted
+            every = self.config.run.checkpoint_updates
+            late = any_process(now - saved > 60 * self.config.run.checkpoint_minutes)
+            if p.update < self.total and (late or (every and p.update % every < LOOK)):
+                self._save()
+                saved = time.perf_counter()
+        bar.close()
+
+    def _update(self, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """One optimiser update; the weighted losses by name, detached."""
+        sums: dict[str, Tensor] = {}
+        parts = self.train.accumulate
+        for part in range(parts):
+            images, labels = self._to_device(*next(batches))
+            last = part == parts - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                out = self.prepared(images)
+                old = None
+                if self.method.uses_old(self.step):
+                    with torch.no_grad():
+                        old = self.prepared_old(images)
+                batch = Batch(images, labels, out, old, self.step, over_processes, self.generator)
+                losses = self.method.losses(batch)
+                with self._observing(), torch.no_grad():
+                    for term in self.guests.values():
+                        term(batch)
+                self.accelerator.backward(torch.stack([v for v in losses.values()]).sum() / parts)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() / parts
+        if self._unscaled():
+            with self._observing():
+                for term in self._all_terms():
+                    if term.observes:
+                        term.after_backward(self.model)
+            for term in self.terms.values():
+                if not term.observes:
+                    term.after_backward(self.model)
+            if self.train.clip:
+                nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.train.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return sums
+
+    def _unscaled(self) -> bool:
+        """Divide fp16's loss scale out of the gradients; False if they overflowed and the update is to be skipped."""
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return True
+        self.accelerator.unscale_gradients(self.optimizer)
+        found = scaler._per_optimizer_states[id(self.optimizer.optimizer)]["found_inf_per_device"]
+        return not any(v.item() for v in found.values())
+
+    def _set_rate(self, update: int) -> None:
+        """Poly schedule: lr (1 - update / total)^power."""
+        decay = (1 - update / self.total) ** self.train.power
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * decay
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        for module in self.fixed:
+            module.eval()
+
+    def _all_terms(self) -> list[Term]:
+        return [*self.terms.values(), *self.guests.values()]
+
+    @contextlib.contextmanager
+    def _observing(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.progress.observer_seconds += time.perf_counter() - began
+
+    # --- data -----------------------------------------------------------------------------------------------------
+
+    def _loader(self, start: int) -> DataLoader[tuple[Tensor, Tensor]]:
+        return self._load_batches(
+            _Batches(self.order, start, self.total, self.train.accumulate, self.micro, self.accelerator)
+        )
+
+    def fresh_loader(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A pass over all pictures of the step, with training augmentation and random numbers of its own.
+
+        Every process gets the same number of batches; the last one holds what is left over as well.
+        """
+        n, batch = len(self.node.view.ids), self.train.batch[0]
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        starts = [i * batch for i in range(max(1, n // batch))]
+        ends = [*starts[1:], n]
+        batches = [[(-1, i) for i in range(a, b)][rank::world] for a, b in zip(starts, ends, strict=True)]
+        for images, labels in self._load_batches(batches):
+            yield self._to_device(images, labels)
+
+    def _load_batches(self, batches: Any) -> DataLoader[tuple[Tensor, Tensor]]:
+        workers = self.config.run.workers
+        return DataLoader(
+            self.pictures,
+            batch_sampler=batches,
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if workers else None,
+        )
+
+    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images = normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
+        if self.device.type == "cuda":
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, labels.to(self.device, non_blocking=True).long()
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        states = gather(torch.get_rng_state())
+        if self.accelerator.is_main_process:
+            tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+            for i, buffer in enumerate(self._momenta()):
+                tensors[f"momentum/{i}"] = buffer
+            tensors |= {f"terms/{k}": v for k, v in term_states(self.terms).items()}
+            tensors |= {f"guests/{k}": v for k, v in term_states(self.guests).items()}
+            tensors |= {f"rng/{rank}": state for rank, state in enumerate(states)}
+            tensors["generator"] = self.generator.get_state()
+            if self.device.type == "cuda":
+                tensors["cuda_rng"] = torch.cuda.get_rng_state()
+            scaler = self.accelerator.scaler
+            meta = {"progress": vars(self.progress), "scaler": scaler.state_dict() if scaler else None}
+            write_tensors(self.store.checkpoint(self.node.key), tensors, meta | {"observers": sorted(self.observers)})
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        path = self.store.checkpoint(self.node.key)
+        loaded = read_tensors(path) if path.exists() and self.total else None
+        if loaded is None or loaded[1].get("observers") != sorted(self.observers):
+            return
+        tensors, meta = loaded
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
+
+        self.model.load_state_dict(part("model"))
+        for i, buffer in part("momentum").items():
+            p = self._trained_parameters()[int(i)]
+            self.optimizer.state[p]["momentum_buffer"] = buffer.to(p.device, p.dtype)
+        load_terms(self.terms, part("terms"), self.device)
+        load_terms(self.guests, part("guests"), self.device)
+        rank = str(self.accelerator.process_index)
+        if rank in part("rng"):
+            torch.set_rng_state(part("rng")[rank])
+        self.generator.set_state(tensors["generator"])
+        if "cuda_rng" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["cuda_rng"])
+        if meta["scaler"] and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(meta["scaler"])
+        self.progress = Progress(**meta["progress"])
+        self.progress.resumed += 1
+
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        return [p for g in self.optimizer.param_groups for p in g["params"]]
+
+    def _momenta(self) -> list[Tensor]:
+        state = self.optimizer.state
+        return [state[p]["momentum_buffer"] for p in self._trained_parameters() if "momentum_buffer" in state[p]]
+
+    # --- what is shown and kept -----------------------------------------------------------------------------------
+
+    def _show(self, bar: Any, losses: dict[str, float]) -> None:
+        for name, value in losses.items():
+            self.progress.losses.setdefault(name, []).append(round(value, 6))
+        bar.set_postfix({n: f"{v:.3g}" for n, v in losses.items()}, refresh=False)
+        if self.config.run.tracker != "none":
+            values = {f"{self.node.title}/{n}": v for n, v in losses.items()}
+            self.accelerator.log(values, step=self.progress.update)
+
+    def _cost(self) -> dict[str, Any]:
+        p = self.progress
+        return {
+            "images": p.update * self.train.batch[0],
+            "updates": p.update,
+            "seconds": round(p.seconds, 3),
+            "observer_seconds": round(p.observer_seconds, 3),
+            "peak_memory_mb": _peak_memory(self.device),
+            "parameters": sum(x.numel() for x in self.model.parameters()),
+            "trained_parameters": sum(x.numel() for x in self.model.parameters() if x.requires_grad),
+            "resumed": p.resumed,
+        }
+
+
+class _Batches:
+    """The batches of this process from update ``start`` on: its share of every micro-batch."""
+
+    def __init__(self, order: Order, start: int, total: int, parts: int, micro: int, accelerator: Accelerator) -> None:
+        self.order, self.start, self.total, self.parts = order, start, total, parts
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.size = micro * self.world
+
+    def __len__(self) -> int:
+        return (self.total - self.start) * self.parts
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for update in range(self.start, self.total):
+            batch = self.order[update]
+            for part in range(self.parts):
+                yield batch[part * self.size : (part + 1) * self.size][self.rank :: self.world]
+
+
+def _is_fixed_norm(module: nn.Module) -> bool:
+    """A batch normalisation that does not train, affine parameters frozen or absent."""
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return batch_norm and not any(p.requires_grad for p in module.parameters())
+
+
+def _raise_if_bad(first: dict[str, float], node: StepNode) -> None:
+    bad = {n: int(u) for n, u in first.items() if u}
+    if bad:
+        name = min(bad, key=lambda n: bad[n])
+        raise NonFinite(
+            f"{node.title}: the loss {name!r} is not finite at update {bad[name]} "
+            "(lower train.lr, or set train.clip=1); nothing earlier is lost"
+        )
+
+
+def _peak_memory(device: torch.device) -> float:
+    """MiB: of the device's allocator on a GPU, of this process on a CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+

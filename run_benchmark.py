@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""contseg: compare class-incremental continual semantic segmentation methods on one footing.
+
+Parses arguments, then plan -> runner -> reporter. No logic of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+EXAMPLES = """\
+examples:
+  python run_benchmark.py --config benchmark/configs/demo.toml              the demo: drawn data, no download
+  python run_benchmark.py plan --config benchmark/configs/sdr_paper.toml --data voc=/data/VOCdevkit
+  python run_benchmark.py --scenarios voc/15-1/overlapped voc/19-1/disjoint --methods FT LwF "MiB[kd=100]+SDR" Joint \\
+      --seeds 0 1 2 --data voc=/data/VOCdevkit --set train.batch=24 train.precision=bf16 --out results
+  accelerate launch --multi_gpu --num_processes 4 run_benchmark.py --config benchmark/configs/voc.toml --data voc=/data
+  python run_benchmark.py --plugin my_method.py --methods FT MyMethod --scenarios shapes/3-1/overlapped
+  python run_benchmark.py report --out results --protocol plop
+
+A grid can be killed and run again at any time: finished steps are kept, a step under way goes on from its checkpoint.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; the exit code is 0, 1 if a cell failed or a check found something, 2 for a user's mistake."""
+    from datasets.errors import UserError
+
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["run", *arguments]
+    try:
+        args = parser().parse_args(arguments)
+        from benchmark import commands
+
+        code: int = getattr(commands, args.command)(args)
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All subcommands and their options; imports nothing heavy."""
+    from benchmark import data_cli, report_cli
+
+    top = argparse.ArgumentParser(
+        prog="run_benchmark.py",
+        description="Compare class-incremental continual semantic segmentation methods.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, epilog=EXAMPLES, formatter_class=top.formatter_class)
+
+    run = add("run", "train and score a grid of (scenario x method x seed), then print its table (the default command)")
+    _grid(run)
+    plan = add("plan", "show what `run` would do and cost: runs, steps to train, shared, done, images to be seen")
+    _grid(plan)
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.add_argument("--graph", action="store_true", help="print the graph of steps as Mermaid text")
+    listing = add("list", "methods, data sets, scenarios, backbones, protocols, published")
+    listing.add_argument("what", nargs="?", default="all", help="one of them (default: all but published)")
+    listing.add_argument("--long", action="store_true", help="with parameters, defaults and sources")
+    listing.add_argument("--task", help="of published results, for example 15-1")
+    listing.add_argument("--setup", help="of published results, for example overlapped")
+    _plugins(listing)
+    check = add("check", "run the method contract: does a method behave, and which rule does it break first")
+    check.add_argument("methods", nargs="*", metavar="METHOD", help='for example MiB or "MiB[kd=100]+SDR"')
+    check.add_argument("--all", action="store_true", help="every registered method, and the composed ones that are listed")
+    _plugins(check)
+    report_cli.add_arguments(add("report", "tables, figures and pages from the records alone"))
+    data_cli.add_arguments(add("data", "prepare, verify, look at and export data sets"))
+    cache = add("cache", "list or prune trained steps")
+    cache.add_argument("action", choices=("list", "prune"))
+    cache.add_argument("--yes", action="store_true", help="really remove")
+    _grid(cache)
+    return top
+
+
+def _grid(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", type=Path, metavar="FILE.toml", help="a grid; the options below replace what it says")
+    add("--scenarios", nargs="+", metavar="DATA/TASK/SETUP", help="for example voc/15-1/overlapped (see `list scenarios`)")
+    add("--methods", nargs="+", metavar="METHOD", help='for example FT "MiB[kd=1|10|100]+SDR" (see `list methods --long`)')
+    add("--seeds", nargs="+", type=int, metavar="N", help="default: 0")
+    add("--protocol", help="sdr (default), mib, plop, strict; printed under every table")
+    add("--data", nargs="+", default=[], metavar="NAME=PATH", help="where a data set lies; your own name for your own folder")
+    add("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="for example train.epochs=1 model.backbone=tiny")
+    add("--out", type=Path, default=Path("results"), metavar="DIR", help="records, leaderboard, cache (default: results)")
+    _plugins(parser)
+
+
+def _plugins(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="methods or data sets of your own")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
