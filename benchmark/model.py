@@ -6,7 +6,6 @@ Shapes: ``B`` batch, ``C`` seen classes, ``D`` channels of the encoder, ``E`` ch
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from benchmark.model_config import BACKBONES, ModelConfig, check
 from datasets.errors import UserError
 from methods.base import SegOutput
+from methods.modules import drawn_from
 
 
 def build_model(config: ModelConfig, groups: Sequence[int], seed: int = 0) -> Segmenter:
@@ -33,8 +33,7 @@ def build_model(config: ModelConfig, groups: Sequence[int], seed: int = 0) -> Se
     file = fetch_weights(config)
     backbone = BACKBONES[config.backbone]
     hidden, width = backbone.aspp
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_derive(seed, "encoder and ASPP"))
+    with drawn_from(seed, "encoder and ASPP"):
         encoder = build_encoder(config.backbone, config.output_stride)
         aspp = ASPP(backbone.channels, hidden, width, backbone.rates[config.output_stride], config.pooling)
     model = Segmenter(encoder, aspp, IncrementalClassifier(width, groups, seed))
@@ -78,8 +77,7 @@ class IncrementalClassifier(nn.Module):
 
     def grow(self, n: int) -> None:
         """Add a block for ``n`` new classes, beside the present ones (device and type)."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_derive(self.seed, f"classifier block {len(self.blocks)}"))
+        with drawn_from(self.seed, f"classifier block {len(self.blocks)}"):
             block = nn.Conv2d(self.channels, n, 1)
         beside = next(self.parameters(), block.weight)
         self.blocks.append(block.to(beside.device, beside.dtype))
@@ -125,11 +123,6 @@ def sliding_mean(x: Tensor, side: int) -> Tensor:
     h, w = min(side, x.shape[-2]), min(side, x.shape[-1])
     means = F.avg_pool2d(x, (h, w), stride=1)
     return F.pad(means, ((w - 1) // 2, w // 2, (h - 1) // 2, h // 2), mode="replicate")
-
-
-def _derive(seed: int, purpose: str) -> int:
-    """Seeds of one purpose are unrelated to those of another, and to their neighbours'."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big")
 
 
 def _conv(inputs: int, outputs: int, size: int, rate: int = 1) -> nn.Conv2d:

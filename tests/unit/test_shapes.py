@@ -47,7 +47,11 @@ def test_square_and_cross_share_their_hue() -> None:
     assert len(set(hue.values())) == 5
 
 
-@pytest.mark.parametrize(("name", "area"), [("disk", 0.9 * np.pi), ("square", 2.56), ("triangle", 1.2**2 * 3**0.5 * 0.75), ("ring", 1.6 * np.pi * 0.5), ("cross", 2.04)])  # fmt: skip
+# in units of the radius squared
+AREAS = {"disk": 0.9 * np.pi, "square": 1.6**2, "triangle": 3 * 3**0.5 * 0.6**2, "ring": 0.8 * np.pi, "cross": 2.04}
+
+
+@pytest.mark.parametrize(("name", "area"), AREAS.items())
 def test_shapes_have_the_area_of_their_formula(name: str, area: float) -> None:
     inside = next(shape for kind, _, shape in KINDS if kind == name)
     v, u = np.mgrid[-1.5:1.5:600j, -1.5:1.5:600j]

@@ -1,0 +1,389 @@
+"""The network: what it computes, how it grows, where its initial weights come from."""
+
+import hashlib
+import re
+import urllib.error
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights, resnet
+
+from benchmark.encoders import build_encoder, set_output_stride
+from benchmark.model import ASPP, IncrementalClassifier, build_model, set_norm, sliding_mean
+from benchmark.model_config import BACKBONES, ModelConfig, check, model_identity
+from benchmark.weights import fetch_weights, load_weights
+from datasets.errors import UserError
+from methods.base import SegModel, SegOutput
+
+TINY = ModelConfig("tiny", weights="none")
+IMAGENET = [name for name, backbone in BACKBONES.items() if backbone.imagenet]
+CASES = [(name, stride) for name, backbone in BACKBONES.items() for stride in backbone.rates]
+
+
+def pictures(*size: int, seed: int = 0) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    a_state, b_state = a.state_dict(), b.state_dict()
+    return a_state.keys() == b_state.keys() and all(torch.equal(a_state[k], b_state[k]) for k in a_state)
+
+
+# --- what it gives -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "stride"), CASES)
+def test_shapes_at_an_odd_size(name: str, stride: int) -> None:
+    model = build_model(ModelConfig(name, stride, "none"), [3, 2]).eval()
+    assert isinstance(model, SegModel)
+    with torch.no_grad():
+        out = model(pictures(1, 3, 67, 51))
+    assert isinstance(out, SegOutput)
+    size = (-(-67 // stride), -(-51 // stride))
+    width = BACKBONES[name].aspp[1]
+    assert out.logits.shape == (1, 5, *size)
+    assert out.features.shape == (1, BACKBONES[name].channels, *size)
+    assert out.embedding.shape == (1, width, *size)
+    assert len(out.stages) == 4
+    assert out.stages[-1].shape[-2:] == size
+    assert out.extra == {}
+    # before the last activation: signed; the residual networks' features are the last stage after it
+    assert all(stage.min() < 0 for stage in out.stages)
+    if name == "tiny" or name.startswith("resnet"):
+        assert torch.equal(out.features, F.relu(out.stages[-1]))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnet_is_torchvisions_bit_by_bit(name: str) -> None:
+    theirs = get_model(name, weights=None).eval()
+    ours = build_encoder(name, 32).eval()
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    x = pictures(2, 3, 65, 47)
+    after: list[Tensor] = []
+    for layer in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+        layer.register_forward_hook(lambda _module, _inputs, y: after.append(y))
+    with torch.no_grad():
+        theirs(x)
+        features, stages = ours(x)
+    assert torch.equal(features, after[-1])
+    assert all(torch.equal(F.relu(stage), y) for stage, y in zip(stages, after, strict=True))
+
+
+def test_mobilenet_is_torchvisions() -> None:
+    theirs = get_model("mobilenet_v3_small", weights=None).eval()
+    ours = build_encoder("mobilenet_v3_small", 32).eval()
+    ours.features.load_state_dict(theirs.features.state_dict())
+    x = pictures(1, 3, 64, 64)
+    with torch.no_grad():
+        features, stages = ours(x)
+        assert torch.equal(features, theirs.features(x))
+    assert [64 // stage.shape[-1] for stage in stages] == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("dilate", [[False, False, True], [False, True, True]])
+def test_output_stride_is_torchvisions_where_it_allows_it(dilate: list[bool]) -> None:
+    theirs = resnet.resnet50(weights=None, replace_stride_with_dilation=dilate)
+    ours = build_encoder("resnet50", 8 if dilate[1] else 16)
+    settings = [
+        [(n, m.stride, m.dilation, m.padding) for n, m in net.named_modules() if n.endswith(("conv2", "downsample.0"))]
+        for net in (theirs, ours)
+    ]
+    assert len(settings[0]) == 16 + 4
+    assert settings[0] == settings[1]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("stride", [8, 16])
+def test_a_denser_network_has_the_values_of_the_strided_one(name: str, stride: int) -> None:
+    # à trous: every 32 // stride-th cell of the dense map is a cell of the map at stride 32
+    coarse, dense = (build_encoder(name, s).double().eval() for s in (32, stride))
+    dense.load_state_dict(coarse.state_dict())
+    x = pictures(1, 3, 96, 64).double()
+    step = 32 // stride
+    with torch.no_grad():
+        torch.testing.assert_close(dense(x)[0][..., ::step, ::step], coarse(x)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_output_stride_keeps_what_lies_below_it() -> None:
+    convs = nn.Sequential(nn.Conv2d(1, 1, 3, stride=2, padding=1), nn.Conv2d(1, 1, 5, stride=2, padding=2))
+    set_output_stride(convs, 4)
+    assert [(c.stride, c.dilation, c.padding) for c in convs] == [((2, 2), (1, 1), (1, 1)), ((2, 2), (1, 1), (2, 2))]
+
+
+def test_gradients_reach_every_parameter() -> None:
+    model = build_model(TINY, [3, 2])
+    out = model(pictures(2, 3, 24, 32))
+    out.logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_heads_fill_extra() -> None:
+    model = build_model(TINY, [3]).eval()
+    model.heads["unknown"] = nn.Conv2d(48, 1, 1)
+    out = model(pictures(1, 3, 24, 32))
+    assert torch.equal(out.extra["unknown"], model.heads["unknown"](out.embedding))
+
+
+# --- growth and initialisation -------------------------------------------------------------------------------------
+
+
+def test_growth_keeps_old_logits_bitwise() -> None:
+    model = build_model(TINY, [3]).eval()
+    x = pictures(2, 3, 24, 32)
+    with torch.no_grad():
+        before = model(x).logits
+        model.classifier.grow(2)
+        model.classifier.grow(1)
+        after = model(x).logits
+    assert after.shape[1] == 6
+    assert torch.equal(after[:, :3], before)
+
+
+def test_growing_is_building() -> None:
+    grown = build_model(TINY, [3], seed=5)
+    grown.classifier.grow(2)
+    assert same(grown, build_model(TINY, [3, 2], seed=5))
+
+
+def test_a_block_grows_beside_its_neighbours() -> None:
+    classifier = IncrementalClassifier(4, [2]).double()
+    classifier.grow(3)
+    assert classifier(torch.zeros(1, 4, 2, 2, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_initialisation_is_a_function_of_the_seed_alone() -> None:
+    first = build_model(TINY, [3, 2], seed=1)
+    state = torch.random.get_rng_state()
+    torch.rand(7)
+    moved = torch.random.get_rng_state()
+    assert same(first, build_model(TINY, [3, 2], seed=1))
+    assert torch.equal(torch.random.get_rng_state(), moved)
+    assert not torch.equal(state, moved)
+    other = build_model(TINY, [3, 2], seed=2)
+    for a, b in zip(first.parameters(), other.parameters(), strict=True):
+        assert a.dim() == 1 or not torch.equal(a, b)
+    # the rows of step 0 do not depend on what comes later
+    assert same(first.classifier.blocks[0], build_model(TINY, [3, 1, 1], seed=1).classifier.blocks[0])
+
+
+# --- the ASPP's image pooling --------------------------------------------------------------------------------------
+
+
+def windows(x: Tensor, side: int) -> Tensor:
+    """The mean over the side x side window that begins (side - 1) // 2 before a cell, moved inside the map."""
+    out = torch.empty_like(x)
+    rows, columns = (min(side, n) for n in x.shape[-2:])
+    for i in range(x.shape[-2]):
+        for j in range(x.shape[-1]):
+            top = min(max(i - (rows - 1) // 2, 0), x.shape[-2] - rows)
+            left = min(max(j - (columns - 1) // 2, 0), x.shape[-1] - columns)
+            out[..., i, j] = x[..., top : top + rows, left : left + columns].mean((-2, -1))
+    return out
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 7, 32])
+def test_sliding_mean_is_the_window_by_window_one(side: int) -> None:
+    x = pictures(2, 3, 9, 6).double()
+    torch.testing.assert_close(sliding_mean(x, side), windows(x, side), rtol=1e-12, atol=1e-12)
+
+
+def test_pooling_at_test_is_global_on_maps_no_larger_than_the_window() -> None:
+    local, whole = (ASPP(8, 4, 6, (2,), pooling).double().eval() for pooling in (5, 0))
+    whole.load_state_dict(local.state_dict())
+    small, large = pictures(1, 8, 5, 4).double(), pictures(1, 8, 6, 5).double()
+    torch.testing.assert_close(local(small), whole(small), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(local(large), whole(large))
+
+
+def test_pooling_is_global_in_training() -> None:
+    local, whole = (ASPP(8, 4, 6, (2,), pooling).double() for pooling in (2, 0))
+    whole.load_state_dict(local.state_dict())
+    x = pictures(2, 8, 6, 5).double()
+    assert torch.equal(local(x), whole(x))
+
+
+# --- normalisation -------------------------------------------------------------------------------------------------
+
+
+def test_frozen_norm_is_batch_norm_in_evaluation_for_good() -> None:
+    batch = build_model(replace(TINY, norm="batch"), [3])
+    batch(pictures(4, 3, 24, 32))  # moves the running statistics
+    frozen = build_model(replace(TINY, norm="frozen"), [3])
+    frozen.load_state_dict({k: v for k, v in batch.state_dict().items() if not k.endswith("num_batches_tracked")})
+    x = pictures(2, 3, 32, 32, seed=1)
+    before = {k: v.clone() for k, v in frozen.state_dict().items()}
+    torch.testing.assert_close(frozen.train()(x).logits, batch.eval()(x).logits, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(v, before[k]) for k, v in frozen.state_dict().items())
+    assert all(p.dim() == 4 for n, p in frozen.named_parameters() if not n.startswith("classifier"))  # convolutions
+
+
+@pytest.mark.parametrize("name", ["tiny", "mobilenet_v3_small"])
+def test_group_norm_has_no_statistics(name: str) -> None:
+    model = build_model(ModelConfig(name, weights="none", norm="group"), [3])
+    assert not list(model.buffers())
+    assert model(pictures(1, 3, 32, 32)).logits.shape[1] == 3  # a batch of one is no trouble
+
+
+def test_sync_is_batch_norm_in_one_process() -> None:
+    assert same(build_model(replace(TINY, norm="sync"), [3]), build_model(replace(TINY, norm="batch"), [3]))
+
+
+def test_sync_needs_gpus_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="set frozen, group or batch"):
+        set_norm(nn.Sequential(nn.BatchNorm2d(2)), "sync")
+
+
+# --- the configuration ---------------------------------------------------------------------------------------------
+
+
+def test_check_spells_out_what_was_left_open() -> None:
+    assert check(ModelConfig()) == ModelConfig("resnet101", 16, "imagenet", "sync", 32)
+    assert check(ModelConfig("tiny")) == ModelConfig("tiny", 4, "none", "sync", 32)
+    assert check(ModelConfig("resnet18", 8, norm="group")).weights == "none"
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (ModelConfig("resnet100"), "unknown backbone 'resnet100': did you mean 'resnet10?1'"),
+        (ModelConfig(norm="bach"), "did you mean 'batch'"),
+        (ModelConfig("resnet18", 4), "resnet18 has 8 or 16"),
+        (ModelConfig("tiny", 16), "tiny has 4"),
+        (ModelConfig("tiny", weights="imagenet"), "none for tiny; set model.weights=none"),
+        (ModelConfig(weights="imagenet", norm="group"), "trained with BatchNorm"),
+        (ModelConfig(pooling=-1), "model.pooling=-1"),
+    ],
+)
+def test_a_network_that_cannot_be_had(config: ModelConfig, line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        check(config)
+
+
+def test_the_table_of_weights_is_torchvisions() -> None:
+    urls = {name: get_model_weights(name)["IMAGENET1K_V1"].url for name in IMAGENET}
+    assert {name: BACKBONES[name].imagenet for name in IMAGENET} == {n: Path(u).name for n, u in urls.items()}
+
+
+def test_identity_knows_weights_by_content(tmp_path: Path) -> None:
+    a, b, c = tmp_path / "a.pth", tmp_path / "b.pth", tmp_path / "c.pth"
+    a.write_bytes(b"one")
+    b.write_bytes(b"one")
+    c.write_bytes(b"two")
+    ids = [model_identity(ModelConfig("resnet18", weights=str(f))) for f in (a, b, c)]
+    assert ids[0] == ids[1] != ids[2]
+    assert ids[0]["weights"] == f"sha256/{hashlib.sha256(b'one').hexdigest()}"
+    a.write_bytes(b"three")
+    assert model_identity(ModelConfig("resnet18", weights=str(a))) != ids[1]
+
+
+def test_identity_of_imagenet_weights_is_that_of_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    official = model_identity(ModelConfig("resnet18"))
+    assert official == model_identity(ModelConfig("resnet18", 16, "imagenet"))
+    assert official["weights"] == "imagenet/resnet18-f37072fd.pth"
+    copy = tmp_path / "my_copy.pth"
+    copy.write_bytes(b"x")
+    monkeypatch.setattr("benchmark.model_config._sha256", lambda *_: "f37072fd" + "0" * 56)
+    assert model_identity(ModelConfig("resnet18", weights=str(copy))) == official
+    assert model_identity(ModelConfig("resnet34", weights=str(copy)))["weights"].startswith("sha256/")
+
+
+# --- initial weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors", "nested", "parallel"])
+def test_weights_from_a_file(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    state = get_model("resnet18", weights=None).state_dict()  # with its classifier, as torchvision gives it
+    file = tmp_path / f"weights.{'safetensors' if form == 'safetensors' else 'pth'}"
+    if form == "safetensors":
+        save_file(state, file)
+    elif form == "nested":
+        torch.save({"epoch": 7, "state_dict": state}, file)
+    else:
+        torch.save({("module." if form == "parallel" else "") + k: v for k, v in state.items()}, file)
+    model = build_model(ModelConfig("resnet18", weights=str(file)), [3])
+    loaded = model.encoder.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in loaded.items())
+    fresh = build_model(ModelConfig("resnet18", weights="none"), [3])
+    assert same(model.aspp, fresh.aspp)
+    assert same(model.classifier, fresh.classifier)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "sync"])
+def test_statistics_are_loaded_too(norm: str, tmp_path: Path) -> None:
+    source = build_encoder("tiny", 4)
+    source(pictures(4, 3, 24, 24))
+    torch.save(source.state_dict(), tmp_path / "tiny.pth")
+    model = build_model(ModelConfig("tiny", weights=str(tmp_path / "tiny.pth"), norm=norm), [3])
+    assert torch.equal(model.encoder.stem[1].running_mean, source.stem[1].running_mean)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda s: {k: v for k, v in s.items() if not k.startswith("stem.0")}, "lacks 'stem.0.weight'$"),
+        (lambda s: {**s, "a.weight": torch.zeros(1), "b": torch.zeros(1)}, "has a foreign 'a.weight' and 1 more"),
+        (lambda s: {**s, "stem.0.weight": torch.zeros(12, 1, 3, 3)}, "another shape for 'stem.0.weight'"),
+        (lambda s: {"stem": 3}, "holds no state dict"),
+        (lambda s: [torch.zeros(1)], "holds no state dict"),
+    ],
+)
+def test_weights_of_another_network(change: object, line: str, tmp_path: Path) -> None:
+    encoder = build_encoder("tiny", 4)
+    file = tmp_path / "w.pth"
+    torch.save(change(encoder.state_dict()), file)  # type: ignore[operator]
+    with pytest.raises(UserError, match=line) as error:
+        load_weights(encoder, file)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_an_unreadable_file_of_weights(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"<html>not found</html>")
+    with pytest.raises(UserError, match="cannot be read") as error:
+        build_model(ModelConfig("tiny", weights=str(file)), [3])
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_weights_that_is_not_there(tmp_path: Path) -> None:
+    for ask in (fetch_weights, model_identity):
+        with pytest.raises(UserError, match="no such file"):
+            ask(ModelConfig("tiny", weights=str(tmp_path / "none.pth")))
+
+
+def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_args: object, **_more: object) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        build_model(ModelConfig("resnet18"), [3])
+    line = str(error.value)
+    assert "\n" not in line
+    assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in line
+    assert str(tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth") in line
+    assert re.search("model.weights=PATH.*model.weights=none", line)
+    assert not list(tmp_path.rglob("*.pth*"))
+
+
+def test_weights_once_downloaded_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    state = get_model("resnet18", weights=None).state_dict()
+    torch.save(state, file)
+    assert fetch_weights(ModelConfig("resnet18")) == file
+    model = build_model(ModelConfig("resnet18"), [3])
+    assert torch.equal(model.encoder.conv1.weight, state["conv1.weight"])
