@@ -15,7 +15,7 @@ from benchmark.cells import (
     CELL,
     CONTEST,
     LOWER_IS_BETTER,
-    METRICS,
+    RANKED,
     cell_frame,
     identity,
     row_names,
