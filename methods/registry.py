@@ -292,6 +292,8 @@ def _values(entry: Entry, given: dict[str, str]) -> dict[str, Any]:
             try:
                 values[p.name] = coerce(given[p.name], p.annotation)
             except ValueError:
+                if typing.get_origin(p.annotation) is Literal:
+                    raise unknown(f"{p.name} of {entry.name}", given[p.name], typing.get_args(p.annotation)) from None
                 problem = f"{entry.name}[{p.name}={given[p.name]}]"
                 raise UserError(f"{problem}: {given[p.name]!r} is not of the type {p.type_name}") from None
         elif p.default is REQUIRED:

@@ -1,0 +1,325 @@
+"""SDR: sparse and disentangled representations. Michieli and Zanuttigh, CVPR 2021, arXiv 2103.06342.
+
+Four terms on the encoder's features, with running class prototypes: matching keeps old classes where they were,
+attraction and repulsion disentangle classes, sparsity leaves room for those to come. Intended formulas; the released
+and the printed forms differ (``sdr_variants``).
+
+``f_i`` (D,) the feature at position i of ``B h w``, ``y_i`` its label, ``mu_c`` (D,) the running prototype of class c,
+``K`` the classes of the batch. Void belongs to no term. Sums and counts are those of the global batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from datasets.scenario import Step
+from methods.base import Batch, CrossEntropy, Method, StepContext, Term, class_sums, hot
+from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
+from methods.registry import register_addon, register_method
+
+PAPER = "Michieli and Zanuttigh, CVPR 2021, arXiv 2103.06342"
+Formulation = Literal["intended", "released", "printed"]
+
+
+def background_is_trusted(step: Step) -> bool:
+    """Whether background's label means background: not where it holds classes that were or will be learned."""
+    return step.setup == "sequential" or (step.index == 0 and step.setup != "overlapped")
+
+
+@dataclass(eq=False)
+class Prototypes(Term):
+    """Mean feature of every class over all positions seen so far (F-PROTO); it never decays.
+
+    Background is skipped where its label is not to be trusted. The release keeps one set per process.
+    """
+
+    observes = True
+    state = ("prototypes", "counts")
+
+    prototypes: Tensor | None = field(default=None, init=False)  # (C, D)
+    counts: Tensor | None = field(default=None, init=False)  # (C,) int64
+
+    def begin_step(self, ctx: StepContext) -> None:
+        if self.prototypes is not None and self.counts is not None:
+            grown = ctx.step.n_classes - len(self.counts)
+            device = next(ctx.model.parameters()).device
+            self.prototypes = F.pad(self.prototypes, (0, 0, 0, grown)).to(device)
+            self.counts = F.pad(self.counts, (0, grown)).to(device)
+
+    def __call__(self, batch: Batch) -> None:
+        sums, counts = self.seen(batch)
+        if self.prototypes is None:
+            self.prototypes, self.counts = torch.zeros_like(sums), torch.zeros_like(counts, dtype=torch.int64)
+        if not background_is_trusted(batch.step):
+            counts = counts * (torch.arange(len(counts), device=counts.device) > 0)
+        self.update(sums, counts)
+
+    def seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sums (C, D) and counts (C,) of this batch."""
+        return batch.class_sums.detach(), batch.class_counts
+
+    def update(self, sums: Tensor, counts: Tensor) -> None:
+        """Move the mean of every class with a count."""
+        assert self.prototypes is not None and self.counts is not None
+        total = self.counts + counts.round().to(torch.int64)
+        shift = (sums - counts[:, None] * self.prototypes) / total.clamp(min=1).to(sums.dtype)[:, None]
+        self.prototypes = torch.where((counts > 0)[:, None], self.prototypes + shift, self.prototypes)
+        self.counts = total
+
+    def trusted(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The prototypes (C, D), and whether each is one (C,) bool."""
+        assert self.prototypes is not None and self.counts is not None, "prototypes come before the terms that use them"
+        known = self.counts > 0
+        if not background_is_trusted(step):
+            known = known & (torch.arange(len(known), device=known.device) > 0)
+        return self.prototypes, known
+
+
+def pseudo_labels(batch: Batch) -> Tensor:
+    """(B, h, w): old class of each position, 0 where there is none.
+
+    The label itself in the sequential setup; elsewhere the previous model's class where the label is background.
+    """
+    labels = batch.feature_labels
+    if batch.step.setup == "sequential":
+        return torch.where(labels < batch.step.n_old, labels, 0)
+    return torch.where(labels == 0, batch.old_feature_prediction, 0)
+
+
+@dataclass(eq=False)
+class Matching(Term):
+    """F-PM: mean over present old foreground classes of the mean squared gap between centroid and prototype."""
+
+    uses_old = True
+
+    prototypes: Prototypes
+
+    def __call__(self, batch: Batch) -> Tensor:
+        prototypes, known = self.prototypes.trusted(batch.step)
+        centroids, counts = old_centroids(batch)
+        old = slice(1, batch.step.n_old)
+        present = (counts > 0) & known[old]
+        gaps = (centroids - prototypes[old]).square().mean(1)
+        return (gaps * present).sum() / present.sum().clamp(min=1)
+
+
+def old_centroids(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Centroids (O - 1, D) and counts of the old foreground classes after ``pseudo_labels``."""
+    membership = hot(pseudo_labels(batch), batch.step.n_old, batch.features.dtype)[:, 1:]
+    counts = batch.reduce(membership.sum((0, 2)))
+    return batch.reduce(class_sums(batch.features, membership)) / counts.clamp(min=1)[:, None], counts
+
+
+@dataclass(eq=False)
+class Attraction(Term):
+    """F-ATT: mean over present classes of the mean squared gap, over positions and channels, to the prototype.
+
+    A class without a trusted prototype, such as background in the overlapped setup, is left out; the release pulls
+    it to the origin.
+    """
+
+    prototypes: Prototypes
+
+    def __call__(self, batch: Batch) -> Tensor:
+        prototypes, known = self.prototypes.trusted(batch.step)
+        counts = batch.class_counts
+        present = (counts > 0) & known
+        per_position = present / (present.sum().clamp(min=1) * counts.clamp(min=1) * prototypes.shape[1])
+        weights = torch.einsum("c,bcp->bp", per_position.to(prototypes.dtype), batch.class_hot)
+        gap: Tensor = _SquaredGap.apply(batch.features.flatten(2), prototypes, batch.class_hot, weights)
+        return batch.reduce(gap)
+
+
+@dataclass(eq=False)
+class Repulsion(Term):
+    """F-REP: mean over pairs of present classes of the inverse distance of their centroids; 0 below two classes.
+
+    Distances come from differences, never from products, so that equal centroids are at exactly zero; they then
+    count nothing. (The release's ``cdist`` leaves a class's rounding noise with itself in the sum from 26 classes on.)
+    """
+
+    uses_setup = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        present = batch.class_counts > 0
+        return mean_inverse_distance(batch.class_sums / batch.class_counts.clamp(min=1)[:, None], present)
+
+
+def mean_inverse_distance(centroids: Tensor, present: Tensor) -> Tensor:
+    """Centroids (C, D), present (C,) bool -> scalar."""
+    i, j = torch.triu_indices(len(present), len(present), offset=1, device=present.device)
+    distances = F.pdist(centroids)
+    pairs = present[i] & present[j]
+    apart = pairs & (distances > 0)
+    inverse = torch.where(apart, 1 / torch.where(apart, distances, 1), 0)
+    return inverse.sum() / pairs.sum().clamp(min=1)
+
+
+@dataclass(eq=False)
+class Sparsity(Term):
+    """F-SP: mean over positions of (sum_j exp f_j) / (sum_j f_j), with f divided by the maximum of its class.
+
+    The gradient flows through the maximum. A position whose features do not sum to something positive, such as an
+    all-zero vector, has no such ratio and is left out; the release divides by 1e-15 there, takes void for a class
+    of its own, and gives 0 if there is only background.
+    """
+
+    uses_setup = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        peaks = class_peaks(batch, batch.class_hot)
+        exponentials, sums = scaled_sums(batch.features, batch.class_hot, peaks)
+        positive = torch.einsum("c,bcp->bp", (peaks > 0).to(sums.dtype), batch.class_hot) > 0
+        counted = positive & (sums > TINY)
+        ratios = torch.where(counted, exponentials / torch.where(counted, sums, 1), 0)
+        return batch.reduce(ratios.sum()) / batch.reduce(counted.sum().to(ratios.dtype)).clamp(min=1)
+
+
+TINY = 1e-4  # of the class's maximum: features that sum to less count as zero
+
+
+def class_peaks(batch: Batch, membership: Tensor) -> Tensor:
+    """(C,): maximum over the channels and positions of each class in the global batch; 0 where absent.
+
+    The gradient goes to the element that is the maximum, in equal shares where several positions tie.
+    """
+    highest = batch.features.flatten(2).max(1).values[:, None]  # (B, 1, P)
+    members = membership > 0
+    peaks = batch.reduce.max(torch.where(members, highest, -torch.inf).amax((0, 2)))
+    at_peak = members & (highest == peaks[:, None])
+    ties = batch.reduce(at_peak.sum((0, 2)).to(highest.dtype))
+    return batch.reduce(torch.where(at_peak, highest, 0).sum((0, 2))) / ties.clamp(min=1)
+
+
+def scaled_sums(features: Tensor, membership: Tensor, peaks: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (B, P) of sum_j exp(f_j / m) and sum_j f_j / m, where m is the peak of the position's class.
+
+    Without a class, or where the peak is 0, m is 1.
+    """
+    scale = torch.einsum("c,bcp->bp", peaks, membership)
+    exponentials, sums = _ScaledSums.apply(features.flatten(2), torch.where(scale == 0, 1, scale))
+    return exponentials, sums
+
+
+class _SquaredGap(torch.autograd.Function):
+    """sum_i w_i |f_i - mu_{y_i}|^2, image by image: no second map of the features' size is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, prototypes: Tensor, membership: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(features, prototypes, membership, weights)
+        total = features.new_zeros(())
+        for f, member, w in zip(features, membership, weights, strict=True):
+            total += torch.addmm(f, prototypes.T, member, alpha=-1).square_().sum(0) @ w
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        features, prototypes, membership, weights = ctx.saved_tensors
+        out = torch.empty_like(features)
+        for o, f, member, w in zip(out, features, membership, 2 * grad * weights, strict=True):
+            torch.addmm(f, prototypes.T, member, alpha=-1, out=o).mul_(w)
+        return out, None, None, None
+
+
+class _ScaledSums(torch.autograd.Function):
+    """sum_j exp(f_j / m) and sum_j f_j / m, image by image: f (B, D, P), m (B, P) -> two maps (B, P)."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        exponentials, sums = torch.empty_like(scale), torch.empty_like(scale)
+        for f, m, e, s in zip(features, scale, exponentials, sums, strict=True):
+            ratio = f / m
+            torch.sum(ratio, 0, out=s)
+            torch.sum(ratio.exp_(), 0, out=e)
+        ctx.save_for_backward(features, scale, sums)
+        return exponentials, sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_exponentials: Tensor, grad_sums: Tensor) -> tuple[Tensor, Tensor]:
+        features, scale, sums = ctx.saved_tensors
+        out, out_scale = torch.empty_like(features), torch.empty_like(scale)
+        d_exponentials, d_sums = grad_exponentials / scale, grad_sums / scale
+        for b, (f, m) in enumerate(zip(features, scale, strict=True)):
+            ratio = f / m
+            torch.exp(ratio, out=out[b])
+            out_scale[b] = -ratio.mul_(out[b]).sum(0) * d_exponentials[b] - sums[b] * d_sums[b]
+            out[b].mul_(d_exponentials[b]).add_(d_sums[b])
+        return out, out_scale
+
+
+# --- the recipe ----------------------------------------------------------------------------------------------------
+
+
+@register_addon("SDR", paper=PAPER)
+def latent(
+    matching: float | None = 1e-2,
+    attraction: float | None = 1e-3,
+    repulsion: float | None = 1e-3,
+    sparsity: float | None = 1e-3,
+    formulation: Formulation = "intended",
+) -> Method:
+    """The four latent terms, to be added to any method.
+
+    matching: weight of prototype matching, none leaves it out; 1e-2 in the release's preset
+    attraction: weight of the pull towards prototypes; 1e-3 in the release's preset
+    repulsion: weight of the push between classes; 1e-3 in the release's preset
+    sparsity: weight of sparsity; 1e-3 in the release's preset
+    formulation: intended formulas, or as the release computes them, or as the authors print them
+    """
+    forms = _forms(formulation)
+    prototypes = forms["prototypes"]()
+    wanted = {"matching": matching, "attraction": attraction, "repulsion": repulsion, "sparsity": sparsity}
+    terms: dict[str, Term] = {}
+    for name, weight in wanted.items():
+        if weight:
+            shared = {"prototypes": prototypes} if name in ("matching", "attraction") else {}
+            terms[name] = forms[name](weight=weight, **shared)
+    observed = {"prototypes": prototypes} if matching or attraction else {}
+    return Method("SDR", terms={**observed, **terms}, first=dict(observed))
+
+
+@register_method("SDR", paper=PAPER)
+def sdr(
+    kd: float = 100.0,
+    matching: float | None = 1e-2,
+    attraction: float | None = 1e-3,
+    repulsion: float | None = 1e-3,
+    sparsity: float | None = 1e-3,
+    formulation: Formulation = "intended",
+) -> Method:
+    """The released preset: MiB's losses without its initialisation, and the four latent terms.
+
+    kd: weight of the unbiased distillation; 100 in the release's preset
+    matching: weight of prototype matching, none leaves it out; 1e-2 in the release's preset
+    attraction: weight of the pull towards prototypes; 1e-3 in the release's preset
+    repulsion: weight of the push between classes; 1e-3 in the release's preset
+    sparsity: weight of sparsity; 1e-3 in the release's preset
+    formulation: intended formulas, or as the release computes them, or as the authors print them
+    """
+    terms: dict[str, Term] = {"unce": UnbiasedCrossEntropy(), "unkd": UnbiasedDistillation(weight=kd)}
+    base = Method("SDR", terms=terms, first={"ce": CrossEntropy()})
+    return base.plus(latent(matching, attraction, repulsion, sparsity, formulation))
+
+
+def _forms(formulation: Formulation) -> dict[str, type[Any]]:
+    """The class of each term; the study variants are imported only if asked for."""
+    intended: dict[str, type[Any]] = {
+        "prototypes": Prototypes,
+        "matching": Matching,
+        "attraction": Attraction,
+        "repulsion": Repulsion,
+        "sparsity": Sparsity,
+    }
+    if formulation == "intended":
+        return intended
+    from methods import sdr_variants
+
+    return {**intended, **(sdr_variants.RELEASED if formulation == "released" else sdr_variants.PRINTED)}
