@@ -36,12 +36,13 @@ def set_output_stride(blocks: Iterable[nn.Module], output_stride: int, before: i
         own = max(c.stride[0] for c in convs)
         dense, after = stride * own > output_stride, dilation * own
         for conv in convs:
-            size = conv.kernel_size[0]
-            conv.dilation = (dilation, dilation)
-            conv.padding = (dilation * (size - 1) // 2,) * 2
+            spatial = conv.kernel_size[0] > 1
+            if spatial:
+                conv.dilation = (dilation, dilation)
+                conv.padding = (dilation * (conv.kernel_size[0] - 1) // 2,) * 2
             if dense and conv.stride[0] > 1:
                 conv.stride = (1, 1)
-                dilation = after if size > 1 else dilation  # the rest of the block reads the denser map
+                dilation = after if spatial else dilation  # the rest of the block reads the denser map
         stride = stride if dense else stride * own
 
 
