@@ -43,9 +43,7 @@ def decompose(model: Any, images: tuple[Tensor, ...], out: SegOutput) -> SegOutp
     rows = torch.cat([block.weight for block in model.classifier.blocks])
     speaks_for, speaks_against = logit_parts(out.embedding, rows[1:])
     auxiliary = F.conv2d(out.embedding.detach(), rows[:1], model.classifier.blocks[0].bias[:1])
-    return out._replace(
-        extra={**out.extra, "for": speaks_for, "against": speaks_against, "auxiliary": auxiliary}
-    )
+    return out._replace(extra={**out.extra, "for": speaks_for, "against": speaks_against, "auxiliary": auxiliary})
 
 
 def add_decomposition(model: Any, step: Step) -> None:
@@ -110,20 +108,21 @@ def binary_distillation(logits: Tensor, old_logits: Tensor) -> Tensor:
 
 def mean(values: Tensor, reduce: Reduce) -> Tensor:
     """Over all pixels of all processes."""
-    return reduce(values.sum()) / reduce(values.new_tensor(values.numel()))
+    return reduce(values.sum()) / reduce(values.new_full((), values.numel()))
 
 
 @dataclass(eq=False)
 class MultiBCE(Term):
     """F-MBCE: the step's classes against all else, over the valid pixels."""
 
+    uses_setup = False
+
     positive_weight: float = 1.0
 
     def __call__(self, batch: Batch) -> Tensor:
         first = max(batch.step.n_old, 1)
         pixels = multi_bce(batch.logits, batch.labels, first, self.positive_weight)
-        total, count = (pixels * batch.valid).sum(), batch.valid.sum().to(pixels.dtype)
-        return batch.reduce(total) / batch.reduce(count).clamp(min=1)
+        return batch.reduce((pixels * batch.valid).sum()) / batch.n_valid
 
 
 @dataclass(eq=False)
@@ -131,6 +130,7 @@ class BinaryDistillation(Term):
     """F-BKD: the old foreground classes, every pixel, at label size."""
 
     uses_old = True
+    uses_setup = False
 
     def __call__(self, batch: Batch) -> Tensor:
         n_old = batch.step.n_old
@@ -142,6 +142,7 @@ class EvidenceDistillation(Term):
     """F-DKD: one part of the old foreground logits, "for" or "against", at feature size."""
 
     uses_old = True
+    uses_setup = False
 
     part: str
 
@@ -154,6 +155,8 @@ class EvidenceDistillation(Term):
 @dataclass(eq=False)
 class Auxiliary(Term):
     """F-AC: the auxiliary row says no at every pixel, at label size."""
+
+    uses_setup = False
 
     def __call__(self, batch: Batch) -> Tensor:
         size = batch.labels.shape[-2], batch.labels.shape[-1]

@@ -149,6 +149,7 @@ class UnknownBCE(Term):
     """F-BCE over the channels of all classes seen and the unknown one, mean over the valid pixels."""
 
     uses_old = True
+    uses_setup = False
 
     threshold: float = 0.7
 

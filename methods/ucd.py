@@ -131,6 +131,7 @@ class UncertaintyContrast(Term):
     """F-UCD, averaged over the anchors of all processes; pairs are those of this process."""
 
     uses_old = True
+    uses_setup = False
 
     temperature: float = 0.07
 

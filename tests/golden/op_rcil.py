@@ -1,0 +1,52 @@
+"""F-RC, F-RC-MERGE and F-PCKD."""
+
+import torch
+from torch import nn
+
+from methods.rcil import Branches, mix, pooled_cube
+from tests.golden.harness import Fixture, operation
+
+
+def branch(fixture: Fixture, number: int, released: bool) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    weight, gamma, beta, mean, var = (
+        fixture.tensor(f"in_branch{number}_{k}") for k in ("weight", "gamma", "beta", "mean", "var")
+    )
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, bias=False).to(fixture.dtype)
+    norm = nn.BatchNorm2d(len(gamma), eps=fixture["cfg_eps"]).to(fixture.dtype)
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+        # the in-place activated norm of the release has |gamma| + eps for gamma
+        norm.weight.copy_(gamma.abs() + norm.eps if released else gamma)
+        norm.bias.copy_(beta)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+    return conv, norm
+
+
+@operation("rcil_merge")
+def rcil_merge(fixture: Fixture) -> None:
+    x, draw = fixture.tensor("in_x"), fixture.tensor("in_r").flatten()
+    for kind in ("paper", "released"):
+        branches = Branches(*branch(fixture, 1, kind == "released")).eval()
+        branches.second = nn.Sequential(*branch(fixture, 2, kind == "released")).eval()
+        fixture.check(f"{kind}_train", mix(branches.first(x), branches.second(x), draw))
+        fixture.check(f"{kind}_eval", branches(x))
+        branches.merge("kept")
+        fixture.check(f"{kind}_merged_weight", branches.first.weight)
+        fixture.check(f"{kind}_merged_bias", branches.first.bias)
+        if kind == "released":
+            fixture.check("released_eval_after_merge", branches(x))
+
+
+@operation("rcil_pckd")
+def rcil_pckd(fixture: Fixture) -> None:
+    n = range(fixture["cfg_n_layers"])
+    old, new = [fixture.tensor(f"in_old_{i}") for i in n], [fixture.leaf(f"in_new_{i}") for i in n]
+    classes = fixture["cfg_old_classes"], fixture["cfg_new_classes"]
+    values = pooled_cube(old, new, *classes, fixture["cfg_factor"], fixture["cfg_factor_last"])
+    spatial, channel = (v.mean() for v in values)
+    for kind in ("paper", "released"):
+        fixture.check(f"{kind}_spatial", spatial)
+        fixture.check(f"{kind}_channel", channel)
+    for i in n:
+        fixture.check_gradient(f"released_grad_new_{i}", spatial + channel, new[i])
