@@ -68,7 +68,7 @@ class Ade(PairedFiles):
 
 def _names(path: Path) -> list[str]:
     """The last column of a table with the rows Idx, Ratio, Train, Val, Name (tabs between); first synonym."""
-    rows = [line.split("\t") for line in read_lines(path)][1:]
+    rows = [[cell.strip() for cell in line.split("\t")] for line in read_lines(path)][1:]
     if not 1 <= len(rows) < VOID or [r[0] for r in rows] != [str(i + 1) for i in range(len(rows))]:
         raise UserError(f"{path}: expected a heading and one line a class, numbered from 1, with tabs between columns")
-    return [r[-1].split(",")[0].strip() for r in rows]
+    return [r[-1].split(",")[0] for r in rows]

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from datasets.download import is_web_page, no_space
 from datasets.errors import UserError
@@ -106,7 +106,7 @@ def members(archive: Path, max_bytes: int = MAX_BYTES) -> Iterator[Member]:
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
         yield from _zip(archive)
         return
-    opener = gzip.open if head[:2] == b"\x1f\x8b" else lzma.open if head == b"\xfd7zXZ\0" else open
+    opener: Any = gzip.open if head[:2] == b"\x1f\x8b" else lzma.open if head == b"\xfd7zXZ\0" else open
     with opener(archive, "rb") as f:
         yield from _tar(_Bounded(f, max_bytes + (64 << 20), archive), archive)
 

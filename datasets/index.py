@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from datasets.pictures import inspect, read_bytes
 REVISION = 1  # of the stored table
 
 Row = tuple[np.ndarray, tuple[int, int], bytes]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,7 @@ def read_index(files: Sequence[tuple[Path, Path]], stored: Path | None, title: s
     return index
 
 
-def in_parallel(function: Callable[[int], Row], items: Sequence[int], title: str, progress: bool) -> list[Row]:
+def in_parallel(function: Callable[[int], R], items: Sequence[int], title: str, progress: bool) -> list[R]:
     """``map`` over threads (Pillow and hashlib let go of the interpreter's lock), under a progress bar."""
     with ThreadPoolExecutor(_cores()) as threads:
         return list(

@@ -4,7 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -55,10 +55,8 @@ def serve(site: Site, most: int = 20) -> Iterator[Site]:
             self.end_headers()
             if site.cut_after:
                 body = body[: site.cut_after.pop(0)]
-            try:
+            with suppress(OSError):  # the client had enough
                 self.give(body)
-            except OSError:
-                pass  # the client had enough
 
         def give(self, body: bytes) -> None:
             if site.stall:
