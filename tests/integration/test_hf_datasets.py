@@ -54,7 +54,7 @@ def site(tmp_path: Path) -> Path:
 def test_prepare_with_hugging_face_datasets_beside(site: Path, tmp_path: Path, processes: int) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(ours=str(ROOT / "datasets/__init__.py")))
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes == 2 else []
     done = subprocess.run(
         [sys.executable, *launch, str(script)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])},
