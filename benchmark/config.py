@@ -36,15 +36,19 @@ class TrainConfig:
     power: float = 0.9  # of the poly schedule, per update
     clip: float = 0.0  # norm of the gradient; 0: none
     precision: Literal["no", "bf16", "fp16", "double"] = "no"
-    crop: int = 512
-    scale: tuple[float, ...] = (0.5, 2.0)
+    crop: tuple[int, ...] = (512,)  # side of the square, or height and width
+    scale: tuple[float, ...] = (0.5, 2.0)  # of RandomResizedCrop, share of the area; empty: no random window
     flip: Literal["none", "h", "hv"] = "h"
-    resized_crop: bool = True  # False: pictures stay as they are (they must all have the size of the crop)
 
     def at(self, step: int) -> TrainConfig:
         """This step's own values: every per-step tuple cut down to one entry."""
         cut = {n: getattr(self, n)[min(step, len(getattr(self, n)) - 1) :][:1] for n in PER_STEP if getattr(self, n)}
         return replace(self, **cut)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a training picture."""
+        return self.crop[0], self.crop[-1]
 
     def plan_updates(self, pictures: int) -> int:
         """Optimiser updates of this (one-step) configuration over so many pictures; at least one an epoch."""
@@ -57,6 +61,24 @@ class TrainConfig:
         return max(1, pictures // self.batch[0])
 
 
+def check_train(train: TrainConfig) -> TrainConfig:
+    """The same configuration; ``UserError`` for values with which nothing can be trained."""
+    wrong = {
+        "epochs": not train.epochs or min(train.epochs) <= 0,
+        "updates": any(u < 1 for u in train.updates),
+        "lr": not train.lr or min(train.lr) <= 0,
+        "batch": not train.batch or min(train.batch) < 1,
+        "accumulate": train.accumulate < 1,
+        "crop": len(train.crop) not in (1, 2) or min(train.crop) < 1,
+        "scale": len(train.scale) not in (0, 2) or any(s <= 0 for s in train.scale),
+        "clip": train.clip < 0,
+    }
+    for name, bad in wrong.items():
+        if bad:
+            raise UserError(f"train.{name} = {getattr(train, name)} makes no sense: see benchmark/config.py for its meaning")
+    return train
+
+
 PER_STEP = ("epochs", "updates", "lr", "batch")
 
 
@@ -65,7 +87,7 @@ class EvalConfig:
     """What is scored: the test images, or (for tuning) a held-out fifth of each step's training images."""
 
     split: Literal["val", "tune"] = "val"
-    crop: int = 0  # side of the `crop` view; 0: the training crop
+    crop: tuple[int, ...] = ()  # of the `crop` view; empty: the training crop
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmark.config import Config, TrainConfig
+from benchmark.config import Config, TrainConfig, check_train
 from benchmark.model_config import check, model_identity
 from benchmark.protocol import Protocol, parse_protocol
 from benchmark.store import Store, cell_path, digest
@@ -137,6 +137,7 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset]) -
     """Expand the grid. Every mistake that can be known before training raises ``UserError`` here."""
     protocol = parse_protocol(config.protocol)
     check(config.model)
+    check_train(config.train)
     if not config.scenarios:
         raise UserError("no scenario: give --scenarios voc/15-1/overlapped ... or a --config FILE.toml that names some")
     if not config.methods:
@@ -237,10 +238,9 @@ class _Builder:
     def _test(self, scenario: Scenario) -> dict[str, Any]:
         """What an evaluation depends on beside the network."""
         evaluation = self.config.eval
-        crop = evaluation.crop or self.config.train.crop
         return {
             "view": self.protocol.eval_view,
-            "crop": crop if self.protocol.eval_view == "crop" else None,
+            "crop": (evaluation.crop or self.config.train.crop) if self.protocol.eval_view == "crop" else None,
             "split": evaluation.split,
             "test": val_view(self.datasets[scenario.dataset]).digest if evaluation.split == "val" else None,
         }

@@ -26,7 +26,8 @@ from benchmark.seeding import Order, derive
 from benchmark.store import Store, read_tensors, write_tensors
 from datasets.base import SegmentationDataset
 from datasets.errors import UserError
-from datasets.pictures_of_step import StepPictures
+from datasets.pictures_of_step import StepPictures, collate
+from datasets.transforms import TrainTransform
 from methods.base import Batch, Method, StepContext, Term
 
 LOOK = 10  # updates between two looks at the device: losses shown, non-finite values noticed, signals heeded
@@ -76,7 +77,8 @@ class StepTrainer:
         self.step, self.train = node.step, node.train
         self.device = accelerator.device
         self.dtype = torch.float64 if self.train.precision == "double" else torch.float32
-        self.pictures = StepPictures(dataset, node.view, self.train, node.seed, self.step.index, config.run.keep_decoded)
+        transform = TrainTransform(self.train.size, self.train.scale or None, flip=self.train.flip)
+        self.pictures = StepPictures(dataset, node.view, transform, node.seed, self.step.index, config.run.keep_decoded)
         self.order = Order(len(node.view.ids), self.train.batch[0], node.seed, self.step.index)
         self.terms = method.active(self.step)
         mine = {id(t) for t in self.terms.values()}
@@ -310,6 +312,7 @@ class StepTrainer:
         return DataLoader(
             self.pictures,
             batch_sampler=batches,
+            collate_fn=collate,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if workers else None,
