@@ -96,7 +96,7 @@ def resized_window(image: Tensor, label: Tensor, window: Window, size: Size) -> 
     # (1, h, w, 3) first: a batch of one is otherwise ambiguous, and torch then takes the slow path over planes
     batch = image.permute(1, 2, 0)[None].contiguous().permute(0, 3, 1, 2)
     resized = F.interpolate(batch, size=size, mode="bilinear", antialias=True)[0]
-    return resized, torch.from_numpy(label.numpy()[:, columns][rows])
+    return resized, torch.from_numpy(label.numpy().take(columns, 1).take(rows, 0))
 
 
 def cover(image: Tensor, label: Tensor, size: Size) -> Pair:
