@@ -1,4 +1,4 @@
-"""``run_benchmark.py data ...``: prepare, verify, start with one's own, look at, exchange lists. Imports nothing heavy."""
+"""``run_benchmark.py data ...``: prepare, verify, start with one's own, look at, exchange lists; imports are lazy."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         choices=(0, 1),
-        help="label of the first class in the maps; 0: there is no background, all labels are raised by one (default: 1)",
+        help="label of the first class in the maps; 0: no background, all labels are raised by one (default: 1)",
     )
     init.add_argument("--void", type=int, nargs="+", default=[255], metavar="LABEL", help="labels that mean nothing")
 
@@ -187,7 +187,7 @@ def _import(args: argparse.Namespace) -> int:
     if args.out:
         write_scenario(args.out, wanted or nearest, theirs)
         print(f"\nrun them as: --scenarios {(wanted or nearest).name}+{args.out}")
-    return 0 if equal else 1
+    return 0 if equal or args.out else 1
 
 
 def _scenario(text: str, root: Path | None) -> tuple[SegmentationDataset, Scenario]:

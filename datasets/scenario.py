@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -77,7 +77,8 @@ class Step:
 class Scenario:
     """A data set's classes in the order in which they are learned, and the rule that chooses images and labels.
 
-    ``groups`` holds the foreground labels of every step, in the order of learning.
+    ``groups`` holds the foreground labels of every step, in the order of learning. ``lists``, if given, are somebody's
+    training ids by step (``data import-splits``); ``setup`` is then ``overlapped+NAME``, labels go by ``overlapped``.
     """
 
     dataset: str
@@ -85,6 +86,12 @@ class Scenario:
     setup: str
     groups: tuple[tuple[int, ...], ...]
     order: str = ""
+    lists: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def rule(self) -> str:
+        """The setup without the name of somebody's lists."""
+        return self.setup.partition("+")[0]
 
     @property
     def name(self) -> str:
@@ -95,19 +102,30 @@ class Scenario:
     def steps(self) -> tuple[Step, ...]:
         """The increments, in order."""
         before = [sum(self.groups[:t], ()) for t in range(len(self.groups))]
-        return tuple(Step(t, self.setup, before[t], group) for t, group in enumerate(self.groups))
+        return tuple(Step(t, self.rule, before[t], group) for t, group in enumerate(self.groups))
 
     def offline(self) -> Scenario:
         """The same classes in one step, ascending, so that every class order has the same joint training."""
-        return Scenario(self.dataset, "offline", self.setup, (tuple(sorted(sum(self.groups, ()))),), self.order)
+        lists = (tuple(sorted(set().union(*self.lists))),) if self.lists else ()
+        return Scenario(self.dataset, "offline", self.setup, (tuple(sorted(sum(self.groups, ()))),), self.order, lists)
 
 
 def parse_scenario(text: str, n_foreground: int, seed: int = 0) -> Scenario:
     """``voc/15-1/overlapped`` for a data set of ``n_foreground`` classes; ``seed`` is that of ``@random``.
 
+    ``voc/15-1/overlapped+FILE.json`` takes the pictures of every step from a file of ``data import-splits``.
+
     >>> parse_scenario("voc/15-5s/overlapped", 20).name
     'voc/15-1/overlapped'
     """
+    text, plus, path = text.partition("+")
+    scenario = _by_rule(text, n_foreground, seed)
+    if not plus:
+        return scenario
+    return replace(scenario, setup=f"{scenario.setup}+{Path(path).stem}", lists=_read_lists(Path(path), scenario))
+
+
+def _by_rule(text: str, n_foreground: int, seed: int) -> Scenario:
     parts = text.split("/")
     if len(parts) != 3 or not all(parts):
         raise UserError(f"scenario {text!r}: write DATASET/TASK/SETUP, for example voc/15-1/overlapped")
@@ -125,6 +143,21 @@ def parse_scenario(text: str, n_foreground: int, seed: int = 0) -> Scenario:
     ends = [sum(sizes[: t + 1]) for t in range(len(sizes))]
     groups = tuple(tuple(classes[end - size : end]) for size, end in zip(sizes, ends, strict=True))
     return Scenario(dataset, task, setup, groups, order)
+
+
+def _read_lists(path: Path, scenario: Scenario) -> tuple[tuple[str, ...], ...]:
+    """Training ids by step, from a file that ``data import-splits`` wrote for these classes."""
+    import json
+
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        groups, lists = content["groups"], content["train"]
+        made = tuple(tuple(sorted(set(map(str, ids)))) for ids in lists)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no file of `data import-splits` ({type(error).__name__}: {error})") from error
+    if groups != [list(g) for g in scenario.groups] or len(made) != len(groups):
+        raise UserError(f"{path} holds lists of {content.get('scenario')}, which has other steps than {scenario.name}")
+    return made
 
 
 def known_tasks(dataset: str) -> tuple[str, ...]:

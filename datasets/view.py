@@ -60,7 +60,7 @@ def step_view(
         raise ValueError(f"void {void!r} must be one of {VOID_RULES}, split {split!r} one of {SPLITS}")
     step = scenario.steps[index]
     present = dataset.presence("train")
-    chosen = selection(present, scenario, index)
+    chosen = listed(dataset, scenario, index) if scenario.lists else selection(present, scenario, index)
     if split != "train":
         chosen = chosen & (held_out(dataset.ids("train")) == (split == "tune"))
     if not chosen.any():
@@ -86,13 +86,22 @@ def seen(dataset: SegmentationDataset, step: Step, split: str = "val") -> np.nda
     return dataset.presence(split)[:, list(step.seen_classes)].any(1)
 
 
+def listed(dataset: SegmentationDataset, scenario: Scenario, index: int) -> np.ndarray:
+    """(N,) bool: the pictures of step ``index`` in somebody's lists."""
+    ids, wanted = dataset.ids("train"), set(scenario.lists[index])
+    foreign = sorted(wanted.difference(ids))
+    if foreign:
+        raise UserError(f"{scenario.name}: {foreign[0]} of step {index} is no training picture of {dataset.name}")
+    return np.array([i in wanted for i in ids])
+
+
 def selection(present: np.ndarray, scenario: Scenario, index: int) -> np.ndarray:
     """(N,) bool: the pictures of step ``index``, from present (N, 256)."""
     step = scenario.steps[index]
-    if scenario.setup == "partitioned":
+    if scenario.rule == "partitioned":
         return partition(present, scenario) == index
     chosen: np.ndarray = present[:, list(step.new_classes)].any(1)
-    if scenario.setup in ("sequential", "disjoint"):
+    if scenario.rule in ("sequential", "disjoint"):
         allowed = [BACKGROUND, *step.seen_classes, VOID]
         chosen &= ~np.delete(present, allowed, axis=1).any(1)
     return chosen
