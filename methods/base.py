@@ -112,8 +112,8 @@ def hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 
 
 def class_sums(features: Tensor, membership: Tensor) -> Tensor:
-    """Features (B, D, h, w) and membership (B, C, hw) -> (C, D), sums over the positions of each class."""
-    return torch.bmm(features.flatten(2), membership.transpose(1, 2)).sum(0).T
+    """Features (B, D, hw) and membership (B, C, hw) -> (C, D), sums over the positions of each class."""
+    return torch.bmm(features, membership.transpose(1, 2)).sum(0).T
 
 
 class Batch:
@@ -188,6 +188,11 @@ class Batch:
         return self.reduce(self.logits.new_full((), self.labels.numel()))
 
     @cached_property
+    def flat_features(self) -> Tensor:
+        """(B, D, hw): ``features`` with the positions in a row; one view for all, so that gradients add in place."""
+        return self.features.flatten(2)
+
+    @cached_property
     def class_hot(self) -> Tensor:
         """(B, C, hw): one-hot ``feature_labels``; void belongs to no class."""
         return hot(self.feature_labels, self.step.n_classes, self.features.dtype)
@@ -200,7 +205,7 @@ class Batch:
     @cached_property
     def class_sums(self) -> Tensor:
         """(C, D): sum of ``features`` over the positions of each class in the global batch, with gradient."""
-        return self.reduce(class_sums(self.features, self.class_hot))
+        return self.reduce(class_sums(self.flat_features, self.class_hot))
 
     @property
     def has_old(self) -> bool:

@@ -78,23 +78,23 @@ class _Unbiased(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, old_logits: Tensor | None, labels: Tensor, n_old: int, keeps_old: bool
     ) -> tuple[Tensor, Tensor]:
-        z, y = logits.detach().flatten(2), labels.flatten(1)
-        old = None if old_logits is None else old_logits.detach().flatten(2)
-        # maps (B, HW) of lse over the old foreground, over the new classes, and of the teacher
+        z, y = logits.flatten(2), labels.flatten(1)
+        old = None if old_logits is None else old_logits.flatten(2)
+        # maps (B, HW): lse over the old foreground, over the new classes, and over the teacher's channels
         foreground, new, teacher = (z.new_empty(y.shape) for _ in range(3))
         ce, kd = z.new_zeros(()), z.new_zeros(())
         for b, i in _tiles(z):
             tile, label = z[b, :, i], y[b, i]
-            foreground[b, i] = tile[:, 1:n_old].logsumexp(1)
-            new[b, i] = tile[:, n_old:].logsumexp(1)
+            foreground[b, i] = _scaled_exp(tile[:, 1:n_old])[2]
+            new[b, i] = _scaled_exp(tile[:, n_old:])[2]
             parts = _Parts(tile[:, 0], foreground[b, i], new[b, i])
             own, own_class = _own(label, n_old, keeps_old)
             log_p = torch.where(own, tile.gather(1, own_class[:, None])[:, 0], parts.old)
             ce += ((parts.all - log_p) * (label != VOID)).sum()
             if old is not None:
-                teacher[b, i] = old[b, :, i].logsumexp(1)
-                q = (old[b, :, i] - teacher[b, i][:, None]).exp()
-                kd += (parts.all - q[:, 0] * parts.background).sum() - (q[:, 1:] * tile[:, 1:n_old]).sum()
+                q, total, teacher[b, i] = _scaled_exp(old[b, :, i])  # q times its sum
+                weighted = q[:, 0] * parts.background + q[:, 1:].mul_(tile[:, 1:n_old]).sum(1)
+                kd += (parts.all - weighted / total).sum()
         ctx.save_for_backward(logits, old_logits, labels, foreground, new, teacher)
         ctx.n_old, ctx.keeps_old = n_old, keeps_old
         return ce, kd / n_old
@@ -105,30 +105,43 @@ class _Unbiased(torch.autograd.Function):
         logits, old_logits, labels, foreground, new, teacher = ctx.saved_tensors
         z, y, n_old = logits.flatten(2), labels.flatten(1), ctx.n_old
         old = None if old_logits is None else old_logits.flatten(2)
-        grad = torch.empty_like(z)
         grad_kd = grad_kd / n_old
+        grad = torch.empty_like(z)
         for b, i in _tiles(z):
             tile, label, out = z[b, :, i], y[b, i], grad[b, :, i]
             parts = _Parts(tile[:, 0], foreground[b, i], new[b, i])
             own, own_class = _own(label, n_old, ctx.keeps_old)
             supervised = grad_ce * (label != VOID)
-            folded = torch.where(own, 0, supervised)
-            whole = supervised + (0 if old is None else grad_kd)
-            # d/d lse of each part, then the softmax inside the part
-            d_background = whole * (parts.z0 - parts.all).exp() - folded * (parts.z0 - parts.old).exp()
-            d_foreground = whole * (parts.foreground - parts.all).exp() - folded * (parts.foreground - parts.old).exp()
-            d_new = whole * (parts.new - parts.all).exp()
+            folded = supervised.masked_fill(own, 0)
+            whole = supervised if old is None else supervised + grad_kd
+            # the gradient of each group's lse, then the softmax inside the group
+            d_background = whole * (parts.z0 - parts.all).exp_() - folded * (parts.z0 - parts.old).exp_()
+            d_foreground = whole * (parts.foreground - parts.all).exp_()
+            d_foreground -= folded * (parts.foreground - parts.old).exp_()
+            d_new = whole * (parts.new - parts.all).exp_()
+            _softmax_times(tile[:, 1:n_old], parts.foreground, d_foreground, out[:, 1:n_old])
             if old is not None:
-                q = (old[b, :, i] - teacher[b, i][:, None]).exp().mul_(grad_kd)
-                d_background = d_background - q[:, 0] * (parts.z0 - parts.background).exp()
-                d_new = d_new - q[:, 0] * (parts.new - parts.background).exp()
-            out[:, 0] = d_background
-            out[:, 1:n_old] = (tile[:, 1:n_old] - parts.foreground[:, None]).exp_().mul_(d_foreground[:, None])
-            out[:, n_old:] = (tile[:, n_old:] - parts.new[:, None]).exp_().mul_(d_new[:, None])
-            if old is not None:
+                q = (old[b, :, i] - teacher[b, i][:, None]).exp_().mul_(grad_kd)
                 out[:, 1:n_old] -= q[:, 1:]
-            out.scatter_add_(1, own_class[:, None], -torch.where(own, supervised, 0)[:, None])
+                d_background -= q[:, 0] * (parts.z0 - parts.background).exp_()
+                d_new -= q[:, 0] * (parts.new - parts.background).exp_()
+            _softmax_times(tile[:, n_old:], parts.new, d_new, out[:, n_old:])
+            out[:, 0] = d_background
+            out.scatter_add_(1, own_class[:, None], (folded - supervised)[:, None])
         return grad.view_as(logits), None, None, None, None
+
+
+def _scaled_exp(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x (b, c, n) -> exp(x - max) (b, c, n), its sum over c (b, n), and the log-sum-exp of x (b, n)."""
+    highest = x.amax(1)
+    scaled = (x - highest[:, None]).exp_()
+    total = scaled.sum(1)
+    return scaled, total, total.log().add_(highest)
+
+
+def _softmax_times(x: Tensor, logsumexp: Tensor, factor: Tensor, out: Tensor) -> None:
+    """Write softmax(x) * factor, maps (b, n), into ``out`` (b, c, n)."""
+    torch.sub(x, logsumexp[:, None], out=out).exp_().mul_(factor[:, None])
 
 
 class _Parts:

@@ -113,7 +113,7 @@ def old_centroids(batch: Batch) -> tuple[Tensor, Tensor]:
     """Centroids (O - 1, D) and counts of the old foreground classes after ``pseudo_labels``."""
     membership = hot(pseudo_labels(batch), batch.step.n_old, batch.features.dtype)[:, 1:]
     counts = batch.reduce(membership.sum((0, 2)))
-    return batch.reduce(class_sums(batch.features, membership)) / counts.clamp(min=1)[:, None], counts
+    return batch.reduce(class_sums(batch.flat_features, membership)) / counts.clamp(min=1)[:, None], counts
 
 
 @dataclass(eq=False)
@@ -132,7 +132,7 @@ class Attraction(Term):
         present = (counts > 0) & known
         per_position = present / (present.sum().clamp(min=1) * counts.clamp(min=1) * prototypes.shape[1])
         weights = torch.einsum("c,bcp->bp", per_position.to(prototypes.dtype), batch.class_hot)
-        gap: Tensor = _SquaredGap.apply(batch.features.flatten(2), prototypes, batch.class_hot, weights)
+        gap: Tensor = _SquaredGap.apply(batch.flat_features, prototypes, batch.class_hot, weights)
         return batch.reduce(gap)
 
 
@@ -174,7 +174,7 @@ class Sparsity(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         peaks = class_peaks(batch, batch.class_hot)
-        exponentials, sums = scaled_sums(batch.features, batch.class_hot, peaks)
+        exponentials, sums = scaled_sums(batch.flat_features, batch.class_hot, peaks)
         positive = torch.einsum("c,bcp->bp", (peaks > 0).to(sums.dtype), batch.class_hot) > 0
         counted = positive & (sums > TINY)
         ratios = torch.where(counted, exponentials / torch.where(counted, sums, 1), 0)
@@ -187,23 +187,25 @@ TINY = 1e-4  # of the class's maximum: features that sum to less count as zero
 def class_peaks(batch: Batch, membership: Tensor) -> Tensor:
     """(C,): maximum over the channels and positions of each class in the global batch; 0 where absent.
 
-    The gradient goes to the element that is the maximum, in equal shares where several positions tie.
+    The gradient goes to the element that is the maximum, in equal shares where several processes tie.
     """
-    highest = batch.features.flatten(2).max(1).values[:, None]  # (B, 1, P)
-    members = membership > 0
-    peaks = batch.reduce.max(torch.where(members, highest, -torch.inf).amax((0, 2)))
-    at_peak = members & (highest == peaks[:, None])
-    ties = batch.reduce(at_peak.sum((0, 2)).to(highest.dtype))
-    return batch.reduce(torch.where(at_peak, highest, 0).sum((0, 2))) / ties.clamp(min=1)
+    features = batch.flat_features
+    highest = torch.where(membership > 0, features.detach().amax(1, keepdim=True), -torch.inf)  # (B, C, P)
+    here, where = highest.transpose(0, 1).flatten(1).max(1)  # (C,): this process's peaks and their places in B P
+    pixels = features.shape[2]
+    own = features[where // pixels, :, where % pixels].amax(1)
+    is_peak = (here == batch.reduce.max(here)) & (here > -torch.inf)
+    ties = batch.reduce(is_peak.to(own.dtype)).clamp(min=1)
+    return batch.reduce(torch.where(is_peak, own, 0)) / ties
 
 
 def scaled_sums(features: Tensor, membership: Tensor, peaks: Tensor) -> tuple[Tensor, Tensor]:
     """Maps (B, P) of sum_j exp(f_j / m) and sum_j f_j / m, where m is the peak of the position's class.
 
-    Without a class, or where the peak is 0, m is 1.
+    features (B, D, P). Without a class, or where the peak is 0, m is 1.
     """
     scale = torch.einsum("c,bcp->bp", peaks, membership)
-    exponentials, sums = _ScaledSums.apply(features.flatten(2), torch.where(scale == 0, 1, scale))
+    exponentials, sums = _ScaledSums.apply(features, 1 / torch.where(scale == 0, 1, scale))
     return exponentials, sums
 
 
@@ -229,15 +231,15 @@ class _SquaredGap(torch.autograd.Function):
 
 
 class _ScaledSums(torch.autograd.Function):
-    """sum_j exp(f_j / m) and sum_j f_j / m, image by image: f (B, D, P), m (B, P) -> two maps (B, P)."""
+    """sum_j exp(f_j r) and sum_j f_j r, image by image: f (B, D, P), r (B, P) -> two maps (B, P)."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         exponentials, sums = torch.empty_like(scale), torch.empty_like(scale)
-        for f, m, e, s in zip(features, scale, exponentials, sums, strict=True):
-            ratio = f / m
-            torch.sum(ratio, 0, out=s)
-            torch.sum(ratio.exp_(), 0, out=e)
+        for f, r, e, s in zip(features, scale, exponentials, sums, strict=True):
+            scaled = f * r
+            torch.sum(scaled, 0, out=s)
+            torch.sum(scaled.exp_(), 0, out=e)
         ctx.save_for_backward(features, scale, sums)
         return exponentials, sums
 
@@ -245,13 +247,14 @@ class _ScaledSums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_exponentials: Tensor, grad_sums: Tensor) -> tuple[Tensor, Tensor]:
         features, scale, sums = ctx.saved_tensors
-        out, out_scale = torch.empty_like(features), torch.empty_like(scale)
-        d_exponentials, d_sums = grad_exponentials / scale, grad_sums / scale
-        for b, (f, m) in enumerate(zip(features, scale, strict=True)):
-            ratio = f / m
-            torch.exp(ratio, out=out[b])
-            out_scale[b] = -ratio.mul_(out[b]).sum(0) * d_exponentials[b] - sums[b] * d_sums[b]
-            out[b].mul_(d_exponentials[b]).add_(d_sums[b])
+        out, out_scale = torch.empty_like(features), grad_sums * sums / scale
+        towards = grad_exponentials * scale, grad_sums * scale
+        for o, o_scale, f, r, d_e, d_exp, d_sum in zip(
+            out, out_scale, features, scale, grad_exponentials, *towards, strict=True
+        ):
+            torch.mul(f, r, out=o).exp_()
+            o_scale += torch.linalg.vecdot(f, o, dim=0) * d_e
+            o.mul_(d_exp).add_(d_sum)
         return out, out_scale
 
 

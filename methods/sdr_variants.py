@@ -70,7 +70,7 @@ def local_mean(batch: Batch, value: Tensor) -> Tensor:
 
 def mixed_sums(batch: Batch) -> Tensor:
     """(C, D): class sums over this process's batch with R1's mixed channels."""
-    features = batch.features.flatten(2)
+    features = batch.flat_features
     return scattered_sums(features, batch.class_hot, mixed_rows(batch.class_hot, features.shape[1]))
 
 
@@ -92,7 +92,7 @@ class ReleasedMatching(Matching):
     def __call__(self, batch: Batch) -> Tensor:
         assert self.prototypes.prototypes is not None
         old = slice(1, batch.step.n_old)
-        features = batch.features.flatten(2)
+        features = batch.flat_features
         membership = hot(pseudo_labels(batch), batch.step.n_old, features.dtype)[:, 1:]
         counts = membership.sum((0, 2))
         places = flat_positions(membership, features.shape[1]) % features.shape[1]
@@ -107,7 +107,7 @@ class ReleasedAttraction(Attraction):
 
     def __call__(self, batch: Batch) -> Tensor:
         assert self.prototypes.prototypes is not None
-        features, membership = batch.features.flatten(2), batch.class_hot
+        features, membership = batch.flat_features, batch.class_hot
         counts = membership.sum((0, 2))
         present = counts > 0
         n, channels = present.sum(), features.shape[1]
@@ -137,7 +137,7 @@ class ReleasedSparsity(Sparsity):
         classes = batch.step.n_classes
         membership = hot(torch.where(labels == VOID, classes, labels), classes + 1, batch.features.dtype)
         peaks = class_peaks(batch, membership)
-        exponentials, sums = scaled_sums(batch.features, membership, peaks)
+        exponentials, sums = scaled_sums(batch.flat_features, membership, peaks)
         on = (sums.sum() > 0) & (labels > 0).any()
         return local_mean(batch, torch.where(on, (exponentials / (sums + 1e-15)).mean(), 0))
 
@@ -165,7 +165,7 @@ class PrintedAttraction(Attraction):
         prototypes, known = self.prototypes.trusted(batch.step)
         present = (batch.class_counts > 0) & known
         target = prototypes.T @ batch.class_hot  # (B, D, P)
-        norms = torch.linalg.vector_norm(batch.features.flatten(2) - target, dim=1)
+        norms = torch.linalg.vector_norm(batch.flat_features - target, dim=1)
         counted = torch.einsum("c,bcp->bp", present.to(norms.dtype), batch.class_hot)
         return batch.reduce((norms * counted).sum()) / present.sum().clamp(min=1)
 
