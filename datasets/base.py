@@ -45,7 +45,6 @@ class SegmentationDataset(ABC):
     def __init__(self, name: str, root: Path | None = None, cache: Path | None = None) -> None:
         self.name, self.root, self.cache = name, root, cache
         self._indices: dict[str, Index] = {}
-        self._positions: dict[str, dict[str, int]] = {}
 
     @classmethod
     def found_in(cls, root: Path) -> bool:
@@ -84,10 +83,13 @@ class SegmentationDataset(ABC):
         """(N, 2) int32: height and width."""
         return self._index(split, progress).sizes
 
+    def fingerprints(self, split: str, progress: bool = True) -> np.ndarray:
+        """(N, 16) uint8: of the content of the two files of every picture."""
+        return self._index(split, progress).prints
+
     def fingerprint(self, image_id: str, split: str) -> str:
-        """Of the content of the two files, 32 hexadecimal digits."""
-        index = self._index(split)
-        return index.prints[self._positions[split][image_id]].tobytes().hex()
+        """The one of a picture, 32 hexadecimal digits."""
+        return self.fingerprints(split)[self.ids(split).index(image_id)].tobytes().hex()
 
     def _index(self, split: str, progress: bool = True) -> Index:
         if split not in self._indices:
@@ -97,7 +99,6 @@ class SegmentationDataset(ABC):
             index = self._read(ids, split, progress)
             self._check_range(ids, split, index.present)
             self._indices[split] = index
-            self._positions[split] = {image_id: i for i, image_id in enumerate(ids)}
         return self._indices[split]
 
     def _read(self, ids: tuple[str, ...], split: str, progress: bool) -> Index:

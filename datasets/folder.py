@@ -21,8 +21,6 @@ from datasets.scenario import VOID
 class Folder(PairedFiles):
     """``root`` is the folder that holds ``class_names.txt``."""
 
-    class_names = ()
-
     def __init__(self, name: str, root: Path | None = None, cache: Path | None = None) -> None:
         super().__init__(name, root, cache)
         if root is None:

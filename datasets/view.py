@@ -69,21 +69,17 @@ def step_view(
             f"{scenario.name}: step {index} has no training picture{part} in setup {scenario.setup!r}; "
             "take another task or setup"
         )
-    ids = tuple(np.array(dataset.ids("train"))[chosen].tolist())
-    table = label_table(step, void)
-    return StepView(ids, table, _digest(dataset, "train", ids, table, present[chosen].any(0)))
+    return _view(dataset, "train", chosen, label_table(step, void))
 
 
 def val_view(dataset: SegmentationDataset) -> StepView:
     """Every validation picture with its raw labels."""
-    ids = dataset.ids("val")
-    table = np.arange(256, dtype=np.uint8)
-    return StepView(ids, table, _digest(dataset, "val", ids, table, dataset.presence("val").any(0)), "val")
+    return _view(dataset, "val", np.ones(len(dataset.ids("val")), bool), np.arange(256, dtype=np.uint8))
 
 
 def seen(dataset: SegmentationDataset, step: Step, split: str = "val") -> np.ndarray:
     """(N,) bool: pictures with at least one foreground class learned so far."""
-    return dataset.presence(split)[:, list(step.seen_classes)].any(1)
+    return np.asarray(dataset.presence(split)[:, list(step.seen_classes)].any(1))
 
 
 def listed(dataset: SegmentationDataset, scenario: Scenario, index: int) -> np.ndarray:
@@ -100,7 +96,7 @@ def selection(present: np.ndarray, scenario: Scenario, index: int) -> np.ndarray
     step = scenario.steps[index]
     if scenario.rule == "partitioned":
         return partition(present, scenario) == index
-    chosen: np.ndarray = present[:, list(step.new_classes)].any(1)
+    chosen = np.asarray(present[:, list(step.new_classes)].any(1))
     if scenario.rule in ("sequential", "disjoint"):
         allowed = [BACKGROUND, *step.seen_classes, VOID]
         chosen &= ~np.delete(present, allowed, axis=1).any(1)
@@ -173,11 +169,11 @@ def _partition(packed: bytes, groups: tuple[tuple[int, ...], ...]) -> np.ndarray
     return steps
 
 
-def _digest(
-    dataset: SegmentationDataset, split: str, ids: tuple[str, ...], table: np.ndarray, occurs: np.ndarray
-) -> str:
-    """Labels that occur in none of these pictures are void in the table that is hashed."""
+def _view(dataset: SegmentationDataset, split: str, chosen: np.ndarray, table: np.ndarray) -> StepView:
+    """The digest takes labels that occur in none of these pictures as void."""
+    ids = tuple(np.array(dataset.ids(split))[chosen].tolist())
+    occurs = dataset.presence(split)[chosen].any(0)
     digest = hashlib.sha256(np.where(occurs, table, VOID).astype(np.uint8).tobytes())
-    for image_id in ids:
-        digest.update(f"{image_id}\0{dataset.fingerprint(image_id, split)}\0".encode())
-    return digest.hexdigest()
+    digest.update("\0".join(ids).encode())
+    digest.update(dataset.fingerprints(split)[chosen].tobytes())
+    return StepView(ids, table, digest.hexdigest(), split)
