@@ -57,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text, epilog=EXAMPLES, formatter_class=top.formatter_class)
+        return commands.add_parser(
+            name, help=text, description=text, epilog=EXAMPLES, formatter_class=top.formatter_class
+        )
 
     run = add("run", "train and score a grid of (scenario x method x seed), then print its table (the default command)")
     _grid(run)
@@ -73,7 +75,9 @@ def parser() -> argparse.ArgumentParser:
     _plugins(listing)
     check = add("check", "run the method contract: does a method behave, and which rule does it break first")
     check.add_argument("methods", nargs="*", metavar="METHOD", help='for example MiB or "MiB[kd=100]+SDR"')
-    check.add_argument("--all", action="store_true", help="every registered method, and the composed ones that are listed")
+    check.add_argument(
+        "--all", action="store_true", help="every registered method, and the composed ones that are listed"
+    )
     _plugins(check)
     report_cli.add_arguments(add("report", "tables, figures and pages from the records alone"))
     data_cli.add_arguments(add("data", "prepare, verify, look at and export data sets"))
@@ -87,13 +91,14 @@ def parser() -> argparse.ArgumentParser:
 def _grid(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", type=Path, metavar="FILE.toml", help="a grid; the options below replace what it says")
-    add("--scenarios", nargs="+", metavar="DATA/TASK/SETUP", help="for example voc/15-1/overlapped (see `list scenarios`)")
-    add("--methods", nargs="+", metavar="METHOD", help='for example FT "MiB[kd=1|10|100]+SDR" (see `list methods --long`)')
+    add("--scenarios", nargs="+", metavar="DATA/TASK/SETUP", help="such as voc/15-1/overlapped (`list scenarios`)")
+    add("--methods", nargs="+", metavar="METHOD", help='such as FT "MiB[kd=1|10|100]+SDR" (`list methods --long`)')
     add("--seeds", nargs="+", type=int, metavar="N", help="default: 0")
     add("--protocol", help="sdr (default), mib, plop, strict; printed under every table")
-    add("--data", nargs="+", default=[], metavar="NAME=PATH", help="where a data set lies; your own name for your own folder")
-    add("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="for example train.epochs=1 model.backbone=tiny")
-    add("--out", type=Path, default=Path("results"), metavar="DIR", help="records, leaderboard, cache (default: results)")
+    many = {"nargs": "+", "default": [], "action": "extend"}
+    add("--data", metavar="NAME=PATH", help="where a data set lies; a name of your own for your own folder", **many)
+    add("--set", metavar="KEY=VALUE", help="for example train.epochs=1 model.backbone=tiny", **many)
+    add("--out", type=Path, default=Path("results"), metavar="DIR", help="records and cache (default: results)")
     _plugins(parser)
 
 

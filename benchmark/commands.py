@@ -102,7 +102,7 @@ def cache(args: argparse.Namespace) -> int:
     return 0
 
 
-def list(args: argparse.Namespace) -> int:  # noqa: A001 (the name of the subcommand)
+def list(args: argparse.Namespace) -> int:
     """What there is to choose from."""
     load_plugins(*args.plugin)
     from benchmark.listing import LISTS, published
@@ -181,5 +181,3 @@ def _say(line: str) -> None:
 
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
-
-

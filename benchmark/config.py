@@ -50,6 +50,11 @@ class TrainConfig:
         """Height and width of a training picture."""
         return self.crop[0], self.crop[-1]
 
+    @property
+    def window_scale(self) -> tuple[float, float] | None:
+        """Bounds of the random window's share of the area; ``None`` without random windows."""
+        return (self.scale[0], self.scale[1]) if self.scale else None
+
     def plan_updates(self, pictures: int) -> int:
         """Optimiser updates of this (one-step) configuration over so many pictures; at least one an epoch."""
         if self.updates:
@@ -75,7 +80,9 @@ def check_train(train: TrainConfig) -> TrainConfig:
     }
     for name, bad in wrong.items():
         if bad:
-            raise UserError(f"train.{name} = {getattr(train, name)} makes no sense: see benchmark/config.py for its meaning")
+            raise UserError(
+                f"train.{name} = {getattr(train, name)} makes no sense: see benchmark/config.py for its meaning"
+            )
     return train
 
 
@@ -184,7 +191,9 @@ def _override(config: Config, item: str) -> Config:
     if not equals:
         raise UserError(f"--set {item!r}: write section.key=value, for example train.epochs=1")
     if not dot:
-        raise UserError(f"--set {item!r}: top-level values have options of their own; known sections: {_names(SECTIONS)}")
+        raise UserError(
+            f"--set {item!r}: top-level values have options of their own; known sections: {_names(SECTIONS)}"
+        )
     if section not in SECTIONS:
         raise unknown("configuration section", section, SECTIONS)
     hints = typing.get_type_hints(SECTIONS[section])

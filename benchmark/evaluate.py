@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmark.confusion import confusion
@@ -61,7 +61,7 @@ def evaluate(
     return {"seen": counts[0].tolist(), "unseen": counts[1].tolist()}
 
 
-class _Numbered:
+class _Numbered(Dataset[tuple[int, Tensor, Tensor]]):
     """The pictures of this process with their positions."""
 
     def __init__(self, pictures: Any, positions: range) -> None:

@@ -1,7 +1,7 @@
 """A trained step's network by key, for use elsewhere::
 
-    from benchmark.load import load_step
-    model, predict = load_step("results", "3f9a1c2e")     # images (B, 3, H, W), normalised -> class map (B, H, W)
+from benchmark.load import load_step
+model, predict = load_step("results", "3f9a1c2e")     # images (B, 3, H, W), normalised -> class map (B, H, W)
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def load_step(out: str | Path, key: str) -> tuple[Segmenter, Callable[[Tensor], 
     found = sorted(store.cache.glob(f"{key[:2]}/{key}*/model.safetensors"))
     if len(found) != 1:
         what = "no trained step" if not found else f"{len(found)} trained steps"
-        raise UserError(f"{what} under {store.cache} with a key that begins with {key!r}: see `run_benchmark.py cache list`")
+        raise UserError(
+            f"{what} under {store.cache} with a key that begins with {key!r}: see `run_benchmark.py cache list`"
+        )
     loaded = read_tensors(found[0])
     if loaded is None:
         raise UserError(f"{found[0]} is damaged: run the grid again, it trains what is missing")
@@ -81,7 +83,9 @@ def load_step(out: str | Path, key: str) -> tuple[Segmenter, Callable[[Tensor], 
     load_plugins(*meta["plugins"])
     method = build_method(meta["method"])
     steps = [Step(s["index"], s["setup"], tuple(s["old_classes"]), tuple(s["new_classes"])) for s in meta["steps"]]
-    model = skeleton(replace(_section(ModelConfig, "model", meta["model"], str(found[0])), weights="none"), steps, method, 0)
+    model = skeleton(
+        replace(_section(ModelConfig, "model", meta["model"], str(found[0])), weights="none"), steps, method, 0
+    )
     model.load_state_dict(tensors)
     terms = method.active(steps[-1])
     for path in (found[0].with_name("terms.safetensors"), *_observers(found[0].parent, meta)):

@@ -22,6 +22,10 @@ from datasets.view import StepView, step_view, val_view
 from methods.base import DOORS, Method, Term, describe, held
 from methods.registry import build_method, expand_methods
 
+REVISION = (
+    1  # of trainer, network and transforms: raise it when their numbers change, so that no old step is taken over
+)
+
 
 @dataclass(frozen=True)
 class Rider:
@@ -179,7 +183,9 @@ class _Builder:
             key = self._step_key(step, method, seed, view, parent, states)
             before = states
             states = {
-                id(term): digest({"step": key, "setup": step.setup, "is": describe(term), "before": before.get(id(term))})
+                id(term): digest(
+                    {"step": key, "setup": step.setup, "is": describe(term), "before": before.get(id(term))}
+                )
                 for term in method.active(step).values()
                 if term.observes
             }
@@ -221,6 +227,7 @@ class _Builder:
         uses_setup = bool(doors) or bool(method.end_step) or any(t.uses_setup for t in terms.values())
         return digest(
             {
+                "revision": REVISION,
                 "parent": parent.key if parent else self._model,
                 "reads": reads,
                 "sees": view.digest,

@@ -64,4 +64,3 @@ def gather(value: Any) -> list[Any]:
 def any_process(flag: bool) -> bool:
     """Whether the flag is set anywhere; the same answer everywhere."""
     return any(gather(flag)) if several() else flag
-

@@ -129,7 +129,16 @@ class Runner:
         parent = node.parent.key if node.parent else None
         dataset = plan.datasets[node.scenario.dataset]
         trainer = StepTrainer(
-            node, method, observers, states, config, dataset, store, self.accelerator, parent, lambda: self._signal is not None
+            node,
+            method,
+            observers,
+            states,
+            config,
+            dataset,
+            store,
+            self.accelerator,
+            parent,
+            lambda: self._signal is not None,
         )
         cost = trainer.run()
         weights = trainer.model.state_dict()
@@ -153,7 +162,9 @@ class Runner:
             if node.parent is not None and rider.before is not None:
                 loaded = read_tensors(self.store.observer(node.parent.key, rider.before))
                 if loaded is None:
-                    raise FileNotFoundError(f"the state of {rider.term} after {node.parent.title} is missing: run again")
+                    raise FileNotFoundError(
+                        f"the state of {rider.term} after {node.parent.title} is missing: run again"
+                    )
                 states[key] = loaded[0]
         return observers, states
 

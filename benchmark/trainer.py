@@ -77,7 +77,7 @@ class StepTrainer:
         self.step, self.train = node.step, node.train
         self.device = accelerator.device
         self.dtype = torch.float64 if self.train.precision == "double" else torch.float32
-        transform = TrainTransform(self.train.size, self.train.scale or None, flip=self.train.flip)
+        transform = TrainTransform(self.train.size, self.train.window_scale, flip=self.train.flip)
         self.pictures = StepPictures(dataset, node.view, transform, node.seed, self.step.index, config.run.keep_decoded)
         self.order = Order(len(node.view.ids), self.train.batch[0], node.seed, self.step.index)
         self.terms = method.active(self.step)
@@ -125,8 +125,8 @@ class StepTrainer:
             if key in parent_states:
                 term.load_state_dict({k: v.to(self.device) for k, v in parent_states[key].items()})
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        self.model = model.to(self.device, self.dtype, memory_format=layout)
-        self.old = None if old is None else old.to(self.device, self.dtype, memory_format=layout)
+        self.model = model.to(self.device, self.dtype).to(memory_format=layout)
+        self.old = None if old is None else old.to(self.device, self.dtype).to(memory_format=layout)
         self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, t, "terms"))
         self.context = StepContext(self.step, self.model, self.old, self.fresh_loader, over_processes, self.node.seed)
         for term in self._all_terms():
@@ -142,11 +142,10 @@ class StepTrainer:
         self.total = self.train.plan_updates(len(self.node.view.ids)) if groups else 0
         self.progress = Progress()
         if not groups:
-            self.prepared: Any = self.model
             return
         base = self.train.lr[0]
         self.rates = [base * g.get("lr_scale", 1.0) for g in groups]
-        self.optimizer = torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             [
                 {"params": g["params"], "lr": rate, "weight_decay": g.get("weight_decay", self.train.weight_decay)}
                 for g, rate in zip(groups, self.rates, strict=True)
@@ -157,7 +156,7 @@ class StepTrainer:
             fused=self.device.type == "cuda" or None,
         )
         network = torch.compile(self.model) if self.config.run.compile else self.model
-        self.prepared, self.optimizer = self.accelerator.prepare(network, self.optimizer)
+        self.prepared, self.optimizer = self.accelerator.prepare(network, optimizer)
         if self.old is not None:
             self.prepared_old = self.accelerator.prepare_model(self.old, evaluation_mode=True)
 
@@ -442,4 +441,3 @@ def _peak_memory(device: torch.device) -> float:
     import resource
 
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
-

@@ -1,0 +1,129 @@
+"""A plan in words, as data, and as a graph of steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tabulate import tabulate
+
+from benchmark.plan import Plan, StepNode
+from benchmark.store import Store, read_meta
+
+
+def as_json(plan: Plan, store: Store) -> dict[str, Any]:
+    """Runs, steps, and what they cost; keys whole."""
+    todo = {n.key for n in plan.to_train(store)}
+    return {
+        "totals": totals(plan, store),
+        "runs": [
+            {
+                "scenario": r.scenario.name,
+                "method": r.method,
+                "seed": r.seed,
+                "key": r.key,
+                "steps": [c.node.key for c in r.cells],
+            }
+            for r in plan.runs
+        ],
+        "steps": [
+            {
+                "key": n.key,
+                "parent": n.parent.key if n.parent else None,
+                "title": n.title,
+                "pictures": len(n.view.ids),
+                "updates": n.updates,
+                "images": n.images,
+                "used_by": len(n.used_by),
+                "observers": sorted(n.observers),
+                "state": _state(n, store, todo),
+            }
+            for n in plan.nodes.values()
+        ],
+    }
+
+
+def totals(plan: Plan, store: Store) -> dict[str, Any]:
+    """The sums under a plan: cells, steps, pictures, updates, and an estimate of time from what was recorded."""
+    todo = plan.to_train(store)
+    replays = [n for n in todo if store.model(n.key).exists()]
+    alone, shared = plan.alone(), plan.shared()
+    return {
+        "runs": len(plan.runs),
+        "cells": sum(len(r.cells) for r in plan.runs),
+        "distinct_steps": len(plan.nodes),
+        "to_train": len(todo),
+        "replays": len(replays),
+        "to_score": len(plan.missing_scores(store)),
+        "images_alone": alone,
+        "images_shared": shared,
+        "sharing_factor": round(alone / shared, 2),
+        "images_to_train": sum(n.images for n in todo),
+        "updates_to_train": sum(n.updates for n in todo),
+        "hours_estimated": _hours(todo, plan, store),
+    }
+
+
+def as_table(plan: Plan, store: Store) -> str:
+    """A line for each run, then the totals."""
+    todo = {n.key for n in plan.to_train(store)}
+    rows = []
+    for run in plan.runs:
+        states = [_state(c.node, store, todo) for c in run.cells]
+        first = [c for c in run.cells if c.node.used_by[0] == f"{run.scenario.name} {run.method}"]
+        rows.append(
+            [
+                run.scenario.name,
+                run.method,
+                run.seed,
+                len(run.cells),
+                states.count("done"),
+                len(run.cells) - len(first),
+                sum(c.node.images for c in first if c.node.key in todo),
+            ]
+        )
+    heads = ["scenario", "method", "seed", "steps", "done", "shared with a run above", "images to train"]
+    t = totals(plan, store)
+    hours = (
+        "no recorded cost to estimate from" if t["hours_estimated"] is None else f"about {t['hours_estimated']:.2f} h"
+    )
+    lines = [
+        tabulate(rows, heads, intfmt=","),
+        "",
+        f"{t['runs']} runs, {t['cells']} cells, {t['distinct_steps']} distinct steps; "
+        f"to train {t['to_train']} ({t['replays']} of them again, for a late observer), to score {t['to_score']}",
+        f"images: {t['images_alone']:,} if every cell ran on its own, {t['images_shared']:,} shared "
+        f"({t['sharing_factor']:.2f} times fewer), "
+        f"{t['images_to_train']:,} still to train in {t['updates_to_train']:,} updates",
+        f"time: {hours}",
+    ]
+    return "\n".join(lines)
+
+
+def as_mermaid(plan: Plan) -> str:
+    """The graph of steps as Mermaid text: an arrow from a step to those that start from its weights."""
+    lines = ["graph LR"]
+    for node in plan.nodes.values():
+        users = f"<br/>serves {len(node.used_by)} cells" if len(node.used_by) > 1 else ""
+        watch = f"<br/>{len(node.observers)} observers ride along" if node.observers else ""
+        label = f"{node.scenario.name} step {node.index}<br/>{node.method} seed {node.seed}{users}{watch}".replace(
+            '"', "'"
+        )
+        lines.append(f'  {node.key[:8]}["{label}"]')
+        if node.parent is not None:
+            lines.append(f"  {node.parent.key[:8]} --> {node.key[:8]}")
+    return "\n".join(lines)
+
+
+def _state(node: StepNode, store: Store, todo: set[str]) -> str:
+    if node.key in todo:
+        return "replay" if store.model(node.key).exists() else "to train"
+    return "done"
+
+
+def _hours(todo: list[StepNode], plan: Plan, store: Store) -> float | None:
+    """From the mean seconds an image of the steps that are kept; ``None`` if there are none."""
+    costs = [read_meta(store.model(n.key))["cost"] for n in plan.nodes.values() if store.model(n.key).exists()]
+    images = sum(c["images"] for c in costs)
+    if not images:
+        return None if todo else 0.0
+    return float(sum(c["seconds"] for c in costs) / images * sum(n.images for n in todo) / 3600)
