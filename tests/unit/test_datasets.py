@@ -1,0 +1,419 @@
+"""Data sets of files: layouts, presence tables and their cache, and what is said when something is wrong."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import index as index_module
+from datasets.ade20k import Ade
+from datasets.base import _REGISTRY, SegmentationDataset, known_datasets, open_dataset, register_dataset
+from datasets.errors import UserError
+from datasets.folder import Folder
+from datasets.voc import Voc
+from tests.material import ROOT, material
+
+TRAIN, VAL = ("a", "b", "c"), ("d", "e")
+
+
+def write_picture(image: Path, label: Path, seed: int, classes: int = 3, size: tuple[int, int] = (10, 14)) -> None:
+    """A JPEG of noise and a palette PNG with labels 0..classes and void."""
+    rng = np.random.default_rng(seed)
+    for path in (image, label):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(image)
+    write_label(label, rng.choice([*range(classes + 1), 255], size))
+
+
+def write_label(path: Path, values: np.ndarray) -> None:
+    picture = Image.fromarray(values.astype(np.uint8)).convert("L")
+    picture.putpalette(np.arange(768) % 256)
+    picture.save(path)
+
+
+def write_list(path: Path, lines: tuple[str, ...]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five pictures in VOC layout, three classes."""
+    root = tmp_path / "mine"
+    for seed, i in enumerate(TRAIN + VAL):
+        write_picture(root / "JPEGImages" / f"{i}.jpg", root / "SegmentationClass" / f"{i}.png", seed)
+    write_list(root / "ImageSets/Segmentation/train.txt", TRAIN[::-1])
+    write_list(root / "ImageSets/Segmentation/val.txt", VAL)
+    write_list(root / "class_names.txt", ("background", "cat", "dog", "cow"))
+    return root
+
+
+def voc_tree(root: Path, lists: str) -> Path:
+    """The same five as VOC; ``lists``: "ids" (VOCdevkit), "paths" (PascalVOC12) or "none"."""
+    for seed, i in enumerate(TRAIN + VAL):
+        write_picture(root / "JPEGImages" / f"{i}.jpg", root / "SegmentationClassAug" / f"{i}.png", seed, classes=20)
+    for split, ids in (("train_aug", TRAIN), ("val", VAL)):
+        if lists == "paths":
+            lines = tuple(f"/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png" for i in ids)
+            write_list(root / "splits" / f"{split}.txt", lines)
+        elif lists == "ids" or split == "val":
+            write_list(root / "ImageSets/Segmentation" / f"{split}.txt", ids)
+    return root
+
+
+def ade_tree(root: Path, n: int = 150) -> Path:
+    for seed, i in enumerate(TRAIN + VAL):
+        part = "training" if i in TRAIN else "validation"
+        write_picture(root / "images" / part / f"{i}.jpg", root / "annotations" / part / f"{i}.png", seed, classes=n)
+    return root
+
+
+class TestLayouts:
+    @pytest.mark.parametrize("lists", ["ids", "paths", "none"])
+    @pytest.mark.parametrize("below", ["", "VOC2012", "VOCdevkit/VOC2012", "PascalVOC12"])
+    def test_voc(self, tmp_path, lists, below):
+        voc_tree(tmp_path / below, lists)
+        dataset = open_dataset("voc", tmp_path)
+        assert isinstance(dataset, Voc)
+        assert (dataset.ids("train"), dataset.ids("val")) == (TRAIN, VAL)
+        assert dataset.files("b", "train") == tuple(
+            tmp_path / below / p for p in ("JPEGImages/b.jpg", "SegmentationClassAug/b.png")
+        )
+
+    def test_voc_names(self):
+        assert len(Voc.class_names) == 21
+        with np.load(material("data", "voc_reference_splits", "voc_labels.npz"), allow_pickle=False) as data:
+            assert list(Voc.class_names) == data["class_names"].tolist()
+
+    @pytest.mark.parametrize("below", ["", "ADEChallengeData2016"])
+    def test_ade(self, tmp_path, below):
+        ade_tree(tmp_path / below)
+        dataset = open_dataset("ade", tmp_path)
+        assert (dataset.ids("train"), dataset.ids("val")) == (TRAIN, VAL)
+        assert dataset.n_foreground == 150
+
+    def test_ade_names(self):
+        lines = material("data", "ade_reference_splits", "objectInfo150.txt").read_text().splitlines()[1:]
+        assert list(Ade.class_names) == ["background", *(line.split("\t")[-1].split(",")[0].strip() for line in lines)]
+
+    def test_ade_layout_with_classes_of_its_own(self, tmp_path):
+        ade_tree(tmp_path, n=2)
+        write_list(tmp_path / "objectInfo2.txt", ("Idx\tName", "1\tsky, heaven", "2\tsea"))
+        assert open_dataset("mine", tmp_path).class_names == ("background", "sky", "sea")
+
+    def test_folder(self, folder):
+        dataset = open_dataset("camvid", folder)
+        assert isinstance(dataset, Folder)
+        assert dataset.class_names == ("background", "cat", "dog", "cow")
+        assert dataset.ids("train") == TRAIN  # ascending, whatever the order of the list
+        assert dataset.name == "camvid"
+
+    def test_real_packs(self):
+        expected = {
+            "camvid_small": (367, 101, 11),
+            "voc_small": (192, 198, 20),
+            "voc_animals": (913, 191, 20),
+            "camvid_ade_layout": (92, 26, 11),
+        }
+        for pack, numbers in expected.items():
+            dataset = open_dataset(pack, material("data", pack))
+            assert (len(dataset.ids("train")), len(dataset.ids("val")), dataset.n_foreground) == numbers
+
+    def test_both_layouts_of_the_same_real_voc_pictures(self, tmp_path):
+        source = material("data", "voc_fullres_sample")
+        for name, lists in (("devkit", "ImageSets"), ("pascal", "splits")):
+            (tmp_path / name).mkdir()
+            for part in ("JPEGImages", "SegmentationClassAug", lists):
+                (tmp_path / name / part).symlink_to(source / part)
+        devkit, pascal = (open_dataset("voc", tmp_path / name) for name in ("devkit", "pascal"))
+        for split, n in (("train", 36), ("val", 24)):
+            assert len(devkit.ids(split)) == n
+            assert devkit.ids(split) == pascal.ids(split)
+            np.testing.assert_array_equal(devkit.presence(split), pascal.presence(split))
+            np.testing.assert_array_equal(devkit.fingerprints(split), pascal.fingerprints(split))
+
+    def test_ade_sample_agrees_with_the_published_presence(self):
+        dataset = open_dataset("ade", material("data", "ade_sample"))
+        with np.load(material("data", "ade_reference_splits", "ade_labels.npz"), allow_pickle=False) as data:
+            published = np.unpackbits(data["val_present_packed"], axis=1)[:, :151].astype(bool)
+        rows = [int(i.removeprefix("ADE_val_")) - 1 for i in dataset.ids("val")]
+        assert len(rows) == 3
+        np.testing.assert_array_equal(dataset.presence("val")[:, 1:151], published[rows, 1:])
+
+
+class TestPictures:
+    def test_load_gives_rgb_and_raw_labels(self, folder):
+        image, label = open_dataset("mine", folder).load("b", "train")
+        np.testing.assert_array_equal(
+            image.permute(1, 2, 0), np.array(Image.open(folder / "JPEGImages/b.jpg").convert("RGB"))
+        )
+        np.testing.assert_array_equal(label, np.array(Image.open(folder / "SegmentationClass/b.png")))
+        assert (image.dtype, label.dtype) == ("torch.uint8",) * 2 or str(image.dtype) == str(
+            label.dtype
+        ) == "torch.uint8"
+
+    def test_real_pictures_are_decoded_as_pillow_does(self):
+        dataset = open_dataset("voc", material("data", "voc_fullres_sample"))
+        for image_id in dataset.ids("train"):
+            image, label = dataset.load(image_id, "train")
+            files = dataset.files(image_id, "train")
+            assert files is not None
+            np.testing.assert_array_equal(image.permute(1, 2, 0), np.array(Image.open(files[0]).convert("RGB")))
+            np.testing.assert_array_equal(label, np.array(Image.open(files[1])))
+
+    @pytest.mark.parametrize("mode", ["L", "CMYK"])
+    def test_grey_and_cmyk_photographs(self, folder, mode):
+        Image.open(folder / "JPEGImages/a.jpg").convert(mode).save(folder / "JPEGImages/a.jpg")
+        image, _ = open_dataset("mine", folder).load("a", "train")
+        assert image.shape == (3, 10, 14)
+
+    def test_png_photographs(self, folder):
+        pixels = np.array(Image.open(folder / "JPEGImages/a.jpg"))
+        Image.fromarray(pixels).save(folder / "JPEGImages/a.png")
+        (folder / "JPEGImages/a.jpg").unlink()
+        dataset = open_dataset("mine", folder)
+        np.testing.assert_array_equal(dataset.load("a", "train")[0].permute(1, 2, 0), pixels)
+        assert dataset.sizes("train").tolist() == [[10, 14]] * 3
+
+
+class TestPresence:
+    def test_is_what_the_maps_hold(self, folder):
+        dataset = open_dataset("mine", folder)
+        for split in ("train", "val"):
+            maps = [np.array(Image.open(folder / f"SegmentationClass/{i}.png")) for i in dataset.ids(split)]
+            expected = [[value in m for value in range(256)] for m in maps]
+            np.testing.assert_array_equal(dataset.presence(split, progress=False), expected)
+
+    def test_counts_of_real_pictures(self):
+        """The table in voc_small's README."""
+        presence = open_dataset("voc_small", material("data", "voc_small")).presence("train")
+        counts = [192, 13, 11, 14, 10, 14, 12, 17, 14, 22, 10, 14, 10, 12, 13, 81, 12, 9, 12, 11, 16]
+        assert presence.sum(0)[[*range(21), 255]].tolist() == [*counts, 192]
+
+    def test_is_read_once_and_kept(self, folder, tmp_path, monkeypatch):
+        read: list[str] = []
+        original = index_module._read
+        monkeypatch.setattr(index_module, "_read", lambda i, m: (read.append(i.stem), original(i, m))[1])
+
+        def fresh() -> SegmentationDataset:
+            return open_dataset("mine", folder, tmp_path / "cache")
+
+        first = fresh()
+        table, prints = first.presence("train"), first.fingerprints("train")
+        first.sizes("train")
+        assert sorted(read) == ["a", "b", "c"]
+        read.clear()
+        np.testing.assert_array_equal(fresh().presence("train"), table)
+        np.testing.assert_array_equal(fresh().fingerprints("train"), prints)
+        assert fresh().sizes("train").tolist() == [[10, 14]] * 3
+        assert read == []
+
+        write_picture(folder / "JPEGImages/b.jpg", folder / "SegmentationClass/b.png", seed=77)
+        changed = fresh()
+        assert (changed.fingerprints("train") != prints).any(1).tolist() == [False, True, False]
+        assert read == ["b"]  # only the changed one is read again
+
+        read.clear()
+        for file in (tmp_path / "cache").iterdir():
+            file.write_bytes(b"damaged")
+        np.testing.assert_array_equal(fresh().fingerprints("train"), changed.fingerprints("train"))
+        assert sorted(read) == ["a", "b", "c"]
+
+    def test_two_folders_of_one_name_keep_apart(self, folder, tmp_path):
+        other = tmp_path / "other"
+        shutil.copytree(folder, other)
+        for root in (folder, other):
+            open_dataset("mine", root, tmp_path / "cache").presence("train")
+        assert len(list((tmp_path / "cache").iterdir())) == 2
+
+    def test_fingerprints_know_photograph_and_labels(self, folder):
+        before = open_dataset("mine", folder).fingerprints("train")
+        assert len(np.unique(before, axis=0)) == 3
+        assert open_dataset("mine", folder).fingerprint("c", "train") == before[2].tobytes().hex()
+        Image.new("RGB", (14, 10)).save(folder / "JPEGImages/a.jpg")
+        write_label(folder / "SegmentationClass/c.png", np.zeros((10, 14)))
+        assert (open_dataset("mine", folder).fingerprints("train") != before).any(1).tolist() == [True, False, True]
+
+    def test_copies_elsewhere_have_the_same_fingerprints(self, folder, tmp_path):
+        shutil.copytree(folder, tmp_path / "copy")
+        np.testing.assert_array_equal(
+            open_dataset("mine", folder).fingerprints("val"), open_dataset("x", tmp_path / "copy").fingerprints("val")
+        )
+
+    def test_a_read_only_folder_will_do(self, folder, tmp_path):
+        def files() -> dict[Path, int]:
+            return {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+        before = files()
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(stat.S_IREAD | stat.S_IEXEC)
+        try:
+            dataset = open_dataset("mine", folder, tmp_path / "cache")
+            dataset.presence("train")
+            dataset.load("a", "train")
+        finally:
+            for path in (folder, *folder.rglob("*")):
+                path.chmod(stat.S_IRWXU)
+        assert files() == before
+
+    def test_nothing_half_written_stays(self, folder, tmp_path):
+        open_dataset("mine", folder, tmp_path / "cache").presence("train")
+        assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]
+
+
+class TestMistakes:
+    """One line each, naming what is wrong and where."""
+
+    def says(self, action, *words: object) -> None:
+        with pytest.raises(UserError) as error:
+            action()
+        message = str(error.value)
+        assert "\n" not in message
+        for word in words:
+            assert str(word) in message
+
+    def test_no_such_folder(self, tmp_path):
+        self.says(lambda: open_dataset("voc", tmp_path / "nowhere"), "voc", tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("name", ["voc", "ade", "folder"])
+    def test_no_folder_given(self, name):
+        self.says(lambda: open_dataset(name), name, "--data")
+
+    def test_wrong_layout(self, tmp_path):
+        self.says(lambda: open_dataset("voc", tmp_path), "JPEGImages", "SegmentationClassAug", tmp_path, "VOCdevkit")
+        self.says(lambda: open_dataset("ade", tmp_path), "images", "annotations", tmp_path, "ADEChallengeData2016")
+        self.says(lambda: open_dataset("mine", tmp_path), "class_names.txt", "annotations", tmp_path)
+
+    def test_unknown_name(self):
+        self.says(lambda: open_dataset("shape"), "did you mean 'shapes'", "--data shape=")
+
+    def test_no_list(self, folder):
+        (folder / "ImageSets/Segmentation/train.txt").unlink()
+        self.says(lambda: open_dataset("mine", folder).ids("train"), "ImageSets/Segmentation/train.txt")
+
+    def test_no_val_list_of_voc(self, tmp_path):
+        voc_tree(tmp_path, "ids")
+        (tmp_path / "ImageSets/Segmentation/val.txt").unlink()
+        self.says(lambda: open_dataset("voc", tmp_path).ids("val"), "splits/val.txt", "Segmentation/val.txt", tmp_path)
+
+    def test_no_training_folder(self, tmp_path):
+        ade_tree(tmp_path)
+        shutil.rmtree(tmp_path / "images/training")
+        self.says(lambda: open_dataset("ade", tmp_path).ids("train"), tmp_path / "images/training")
+
+    @pytest.mark.parametrize(
+        ("part", "what"), [("JPEGImages/b.jpg", "picture"), ("SegmentationClass/b.png", "label map")]
+    )
+    def test_listed_but_missing(self, folder, part, what):
+        (folder / part).unlink()
+        self.says(lambda: open_dataset("mine", folder).ids("train"), "'b'", what, (folder / part).parent)
+
+    def test_empty_list(self, folder):
+        write_list(folder / "ImageSets/Segmentation/train.txt", ())
+        self.says(lambda: open_dataset("mine", folder).presence("train"), "mine", "no train pictures")
+
+    @pytest.mark.parametrize("value", [4, 254])
+    def test_label_out_of_range(self, folder, value):
+        labels = np.zeros((10, 14), int)
+        labels[3, 4] = value
+        write_label(folder / "SegmentationClass/b.png", labels)
+        dataset = open_dataset("mine", folder)
+        self.says(lambda: dataset.presence("train"), f"label {value} ", folder / "SegmentationClass/b.png", "0..3")
+
+    @pytest.mark.parametrize("keep", [0, 20, 0.5, 0.95])
+    @pytest.mark.parametrize("part", ["JPEGImages/b.jpg", "SegmentationClass/b.png"])
+    def test_truncated(self, folder, part, keep):
+        write_picture(folder / "JPEGImages/b.jpg", folder / "SegmentationClass/b.png", 3, size=(60, 80))
+        content = (folder / part).read_bytes()
+        (folder / part).write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+        dataset = open_dataset("mine", folder)
+        self.says(lambda: dataset.presence("train"), "cannot read", folder / part)
+        self.says(lambda: dataset.load("b", "train"), "cannot read", folder / part)
+
+    def test_not_a_picture(self, folder):
+        (folder / "JPEGImages/b.jpg").write_text("hello")
+        self.says(lambda: open_dataset("mine", folder).presence("train"), folder / "JPEGImages/b.jpg")
+
+    @pytest.mark.parametrize("mode", ["RGB", "I;16", "1", "LA"])
+    def test_label_map_of_another_kind(self, folder, mode):
+        label = folder / "SegmentationClass/b.png"
+        picture = Image.fromarray(np.zeros((10, 14), np.uint16)) if mode == "I;16" else Image.new(mode, (14, 10))
+        picture.save(label)
+        dataset = open_dataset("mine", folder)
+        self.says(lambda: dataset.presence("train"), label, mode, "8-bit")
+        self.says(lambda: dataset.load("b", "train"), label, mode, "8-bit")
+
+    def test_label_map_of_another_size(self, folder):
+        label = folder / "SegmentationClass/b.png"
+        write_label(label, np.zeros((14, 10)))
+        dataset = open_dataset("mine", folder)
+        self.says(lambda: dataset.presence("train"), label, "10x14", "14x10")
+        self.says(lambda: dataset.load("b", "train"), label, "10x14", "14x10")
+
+    def test_one_name_only(self, folder):
+        write_list(folder / "class_names.txt", ("background",))
+        self.says(lambda: open_dataset("mine", folder), "class_names.txt", "1 labels")
+
+    def test_odd_table_of_classes(self, tmp_path):
+        ade_tree(tmp_path, n=2)
+        write_list(tmp_path / "objectInfo2.txt", ("Idx\tName", "2\tsky"))
+        self.says(lambda: open_dataset("mine", tmp_path), tmp_path / "objectInfo2.txt", "numbered from 1")
+
+
+class TestRegistry:
+    def test_built_in(self):
+        assert set(known_datasets()) >= {"ade", "folder", "shapes", "voc"}
+
+    def test_a_class_of_ones_own(self, monkeypatch):
+        monkeypatch.setattr("datasets.base._REGISTRY", dict(_REGISTRY))
+
+        @register_dataset("noise")
+        class Noise(SegmentationDataset):
+            class_names = ("background", "speck")
+
+            def ids(self, split):
+                return ("one", "two")
+
+            def files(self, image_id, split):
+                return None
+
+            def load(self, image_id, split):
+                import torch
+
+                image = torch.full((3, 4, 4), len(image_id), dtype=torch.uint8)
+                return image, torch.eye(4, dtype=torch.uint8) if image_id == "one" else torch.zeros(
+                    4, 4, dtype=torch.uint8
+                )
+
+        dataset = open_dataset("noise")
+        assert dataset.presence("train")[:, :2].tolist() == [[True, True], [True, False]]
+        assert dataset.sizes("train").tolist() == [[4, 4]] * 2
+        assert dataset.fingerprint("one", "train") != dataset.fingerprint("two", "train")
+
+    def test_a_name_twice(self):
+        known_datasets()
+        with pytest.raises(ValueError, match=r"'voc' is already datasets\.voc\.Voc"):
+            register_dataset("voc")(Voc)
+
+
+def test_planning_needs_neither_torch_nor_torchvision(folder, tmp_path):
+    """Scenario, presence and view of files, with the table still to be read."""
+    program = f"""
+import sys
+from datasets.base import open_dataset
+from datasets.scenario import parse_scenario
+from datasets.view import step_view, val_view
+dataset = open_dataset("mine", {str(folder)!r}, {str(tmp_path / "cache")!r})
+print(len(step_view(dataset, parse_scenario("mine/2-1/overlapped", 3), 0).ids), len(val_view(dataset).ids))
+print([m for m in ("torch", "torchvision") if m in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    assert done.stdout.split("\n")[:2] == ["3 2", "[]"]
