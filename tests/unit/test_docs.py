@@ -1,6 +1,7 @@
 """What the documents show is what runs: their code, their links, their names."""
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import run_benchmark
+from benchmark.config import read_config
 from datasets import base
 from datasets.base import known_datasets, open_dataset
 from datasets.scenario import Step
@@ -112,3 +115,28 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_method_has_its_line() -> None:
     rows = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/methods.md").read_text(encoding="utf-8"), re.M)
     assert sorted(rows) == sorted([*registry.methods(), *(f"+{name}" for name in registry.addons())])
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The arguments of every ``run_benchmark.py`` in a text."""
+    for line in re.sub(r"\\+\n *", "", text).splitlines():
+        if found := re.match(r"\s*(?:python|accelerate launch .*|torchrun .*) run_benchmark\.py (.*)", line):
+            yield shlex.split(re.split(" {3,}", found[1])[0].removesuffix("..."), comments=True)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "run_benchmark.py"], ids=lambda page: page.name)
+def test_documented_commands_are_understood(page: Path) -> None:
+    known = {*registry.methods(), "SoftKD", "MyMethod"}
+    for arguments in commands(page.read_text(encoding="utf-8")):
+        if arguments[0].startswith("-"):
+            arguments = ["run", *arguments]
+        args = run_benchmark.parser().parse_args(arguments)
+        if args.command in ("run", "plan"):
+            config = read_config(args.config and ROOT / args.config, args.set)
+            for method in args.methods or config.methods:
+                assert re.match(r"[\w-]+", method)[0] in known, method  # type: ignore[index]
+
+
+def test_the_reader_of_commands_sees_continued_lines_and_launchers() -> None:
+    text = "python run_benchmark.py run --out a \\\n  --seeds 0 1   that\naccelerate launch --x 2 run_benchmark.py plan"
+    assert list(commands(text + " ...")) == [["run", "--out", "a", "--seeds", "0", "1"], ["plan"]]
