@@ -39,11 +39,11 @@ ByName: TypeAlias = dict[str, Tensor]
 class Importance(Term):
     """An observer that measures how much each weight matters."""
 
-    observes: ClassVar[bool] = True
-    uses_setup: ClassVar[bool] = False
+    observes = True
+    uses_setup = False
 
-    def measured(self) -> ByName:
-        """The importance at the end of the previous step, by parameter name. Not written to later."""
+    def measured(self) -> tuple[ByName, ...]:
+        """What the steps before have measured, by parameter name; read in ``begin_step``, not written to later."""
         raise TypeError(f"{type(self).__name__} has no measured()")
 
 
@@ -51,25 +51,18 @@ class Importance(Term):
 class Fisher(Importance):
     """Diagonal Fisher information: F <- alpha g^2 + (1 - alpha) F at every update, from 1 in new tensors (F-EWC)."""
 
-    state: ClassVar[tuple[str, ...]] = ("fisher",)
+    state = ("fisher",)
     alpha: float = 0.9  # weight of the new gradient: run.py of MiB
     fisher: ByName = field(default_factory=dict, init=False, repr=False)
 
     def begin_step(self, ctx: StepContext) -> None:
-        old = _names(ctx.old_model)
-        self.fisher = {
-            name: self.fisher[name] if name in old else torch.ones_like(theta)
-            for name, theta in _weights(ctx.model).items()
-        }
+        self.fisher = _grown(self.fisher, ctx)
 
     def after_backward(self, model: Any) -> None:
-        gradients = _gradients(model)
-        fisher, g = _pick(self.fisher, gradients), list(gradients.values())
-        torch._foreach_mul_(fisher, 1 - self.alpha)
-        torch._foreach_addcmul_(fisher, g, g, self.alpha)
+        _observe_gradients(self.fisher, model, self.alpha)
 
-    def measured(self) -> ByName:
-        return _copy(self.fisher)
+    def measured(self) -> tuple[ByName, ...]:
+        return (_copy(self.fisher),)
 
 
 @dataclass(eq=False)
@@ -89,7 +82,7 @@ class PathIntegral(Importance):
 
     def begin_step(self, ctx: StepContext) -> None:
         self.score = {name: self.score[name] for name in _names(ctx.old_model)}
-        self._restart(_copy(_weights(ctx.model)))
+        self._restart(ctx.model)
         self.theta, self.gradient = {}, {}
 
     def after_backward(self, model: Any) -> None:
@@ -101,12 +94,12 @@ class PathIntegral(Importance):
         theta = _weights(ctx.model)
         if self.formulation == "intended":
             self._advance(self.theta, theta, self.gradient)
-        gain = {n: self.change[n] / ((theta[n] - self.start[n]).square() + 1e-20) for n in self.change}
-        self.score = {n: self.score.get(n, 0) + g.clamp(min=0) for n, g in gain.items()}
+        gain = {n: c / ((theta[n] - self.start[n]).square() + 1e-20) for n, c in self.change.items()}
+        self.score = {n: g.clamp(min=0) + self.score.get(n, 0) for n, g in gain.items()}
         self.change, self.start, self.theta, self.gradient = {}, {}, {}, {}
 
-    def measured(self) -> ByName:
-        return self.score
+    def measured(self) -> tuple[ByName, ...]:
+        return (self.score,)
 
     def _advance(self, before: ByName, after: ByName, gradient: ByName) -> None:
         """change += gradient (before - after)"""
@@ -115,26 +108,29 @@ class PathIntegral(Importance):
             way = torch._foreach_sub(_pick(before, names), _pick(after, names))
             torch._foreach_addcmul_(_pick(self.change, names), _pick(gradient, names), way)
 
-    def _restart(self, theta: ByName) -> None:
-        self.start, self.change = theta, {name: torch.zeros_like(p) for name, p in theta.items()}
+    def _restart(self, model: Any) -> None:
+        self.start = _copy(_weights(model))
+        self.change = {name: torch.zeros_like(p) for name, p in self.start.items()}
 
 
 @dataclass(eq=False)
 class RiemannianWalk(PathIntegral):
-    """Loss change over distance in the metric of the Fisher information, summed over windows of updates (F-RW).
+    """EWC's Fisher information, and loss change over distance in its metric, window by window (F-RW).
 
-    running += change / (1/2 F (theta_{t-n} - theta_t)^2 + 1e-8) every n updates, with F as it was before the
-    gradient at t: list this term before ``fisher``. The saved score is max(0, running), averaged with the one before.
+    walk += change / (F (theta_{t-n} - theta_t)^2 / 2 + 1e-8) every n updates, with F before the gradient at t;
+    score <- max(0, walk), in old tensors the mean of that and the score before.
     """
 
-    state: ClassVar[tuple[str, ...]] = (*PathIntegral.state, "running", "updates")
-    fisher: Fisher = field(default_factory=Fisher)
+    state = (*PathIntegral.state, "fisher", "walk", "updates")
+    alpha: float = 0.9  # weight of the new gradient in F: run.py of MiB
     every: int = 10  # run.py of MiB
-    running: ByName = field(default_factory=dict, init=False, repr=False)
+    fisher: ByName = field(default_factory=dict, init=False, repr=False)
+    walk: ByName = field(default_factory=dict, init=False, repr=False)
 
     def begin_step(self, ctx: StepContext) -> None:
         super().begin_step(ctx)
-        self.running = {name: torch.zeros_like(p) for name, p in self.start.items()}
+        self.fisher = _grown(self.fisher, ctx)
+        self.walk = {name: torch.zeros_like(p) for name, p in self.start.items()}
         self._updates = 0
 
     def after_backward(self, model: Any) -> None:
@@ -145,24 +141,26 @@ class RiemannianWalk(PathIntegral):
             self._advance(self.start, _weights(model), _gradients(model))
         if closes:
             self._close_window(model)
+        _observe_gradients(self.fisher, model, self.alpha)
         self._updates += 1
 
     def end_step(self, ctx: StepContext) -> None:
         if self.formulation == "intended":
             self._advance(self.theta, _weights(ctx.model), self.gradient)
             self._close_window(ctx.model)
-        self.score = {
-            name: (self.score[name] + s.clamp(min=0)) / 2 if name in self.score else s.clamp(min=0)
-            for name, s in self.running.items()
-        }
-        self.change, self.start, self.theta, self.gradient, self.running = {}, {}, {}, {}, {}
+        walked = {name: s.clamp(min=0) for name, s in self.walk.items()}
+        self.score = {n: (s + self.score[n]) / 2 if n in self.score else s for n, s in walked.items()}
+        self.change, self.start, self.theta, self.gradient, self.walk = {}, {}, {}, {}, {}
+
+    def measured(self) -> tuple[ByName, ...]:
+        return _copy(self.fisher), self.score
 
     def _close_window(self, model: Any) -> None:
-        theta = _copy(_weights(model))
+        theta = _weights(model)
         for name, change in self.change.items():
             way = (self.start[name] - theta[name]).square()
-            self.running[name] += change / (self.fisher.fisher[name] * way / 2 + 1e-8)
-        self._restart(theta)
+            self.walk[name] += change / (self.fisher[name] * way / 2 + 1e-8)
+        self._restart(model)
 
     @property
     def updates(self) -> Tensor:
@@ -178,21 +176,21 @@ class RiemannianWalk(PathIntegral):
 
 @dataclass(eq=False)
 class QuadraticPenalty(Term):
-    """sum_p nu(w_p) (theta_p - theta_p^ref)^2; with several observers, nu(w_p) is summed over them.
+    """sum_p nu(w_p) (theta_p - theta_p^ref)^2; what is measured in two ways has two nu, added.
 
     The value carries no gradient: ``after_backward`` adds 2 weight nu(w) (theta - theta^ref), once per update.
     """
 
-    uses_setup: ClassVar[bool] = False
-    importance: tuple[Importance, ...]
+    uses_setup = False
+    importance: Importance
     normalise: bool = True
-    # of the step under way, all fixed by begin_step: the old tensors, where they began, and how much they matter
+    # fixed by begin_step: the tensors of the previous model, where they begin, and how much they matter
     parameters: list[Tensor] = field(default_factory=list, init=False, repr=False)
     reference: list[Tensor] = field(default_factory=list, init=False, repr=False)
     factors: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def begin_step(self, ctx: StepContext) -> None:
-        old, measured = _names(ctx.old_model), [i.measured() for i in self.importance]
+        old, measured = _names(ctx.old_model), self.importance.measured()
         shared = {name: p for name, p in ctx.model.named_parameters() if name in old}
         self.parameters = list(shared.values())
         self.reference = [p.detach().clone() for p in self.parameters]
@@ -232,6 +230,20 @@ def _gradients(model: Any) -> ByName:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+def _grown(fisher: ByName, ctx: StepContext) -> ByName:
+    """Fisher information for the tensors of this step's model: 1 where the previous model has none."""
+    old = _names(ctx.old_model)
+    return {n: fisher[n] if n in old else torch.ones_like(p) for n, p in _weights(ctx.model).items()}
+
+
+def _observe_gradients(fisher: ByName, model: Any, alpha: float) -> None:
+    """F <- alpha g^2 + (1 - alpha) F, in place, where there is a gradient."""
+    gradients = _gradients(model)
+    moved, g = _pick(fisher, gradients), list(gradients.values())
+    torch._foreach_mul_(moved, 1 - alpha)
+    torch._foreach_addcmul_(moved, g, g, alpha)
+
+
 def _copy(tensors: ByName) -> ByName:
     return {name: t.clone() for name, t in tensors.items()}
 
@@ -248,9 +260,7 @@ def ewc(weight: float = 500.0, alpha: float = 0.9, normalise: bool = True) -> Me
     alpha: weight of the new squared gradient in the running Fisher information; 0.9 in the releases
     normalise: min-max normalisation of each tensor's importance; on in the releases
     """
-    fisher = Fisher(alpha)
-    penalty = QuadraticPenalty((fisher,), normalise, weight=weight)
-    return _method("EWC", {"fisher": fisher}, penalty)
+    return _method("EWC", QuadraticPenalty(Fisher(alpha), normalise, weight=weight))
 
 
 @register_method("PI", paper="Zenke et al., ICML 2017, arXiv 1703.04200")
@@ -261,9 +271,7 @@ def pi(weight: float = 500.0, normalise: bool = True, formulation: Formulation =
     normalise: min-max normalisation of each tensor's importance; on in the releases
     formulation: released takes each gradient after its move and misses the last update
     """
-    path = PathIntegral(formulation)
-    penalty = QuadraticPenalty((path,), normalise, weight=weight)
-    return _method("PI", {"path": path}, penalty)
+    return _method("PI", QuadraticPenalty(PathIntegral(formulation), normalise, weight=weight))
 
 
 @register_method("RW", paper="Chaudhry et al., ECCV 2018, arXiv 1801.10112")
@@ -282,15 +290,12 @@ def rw(
     normalise: min-max normalisation of each tensor's importance; on in the releases
     formulation: released scores one gradient in ``every``, and misses the last updates
     """
-    fisher = Fisher(alpha)
-    walk = RiemannianWalk(formulation, fisher, every)
-    penalty = QuadraticPenalty((fisher, walk), normalise, weight=weight)
-    return _method("RW", {"walk": walk, "fisher": fisher}, penalty)
+    return _method("RW", QuadraticPenalty(RiemannianWalk(formulation, alpha, every), normalise, weight=weight))
 
 
-def _method(name: str, observers: dict[str, Term], penalty: QuadraticPenalty) -> Method:
+def _method(name: str, penalty: QuadraticPenalty) -> Method:
     return Method(
         name,
-        first={"ce": CrossEntropy(), **observers},
-        terms={"ce": CrossEntropy(), **observers, "penalty": penalty},
+        first={"ce": CrossEntropy(), "importance": penalty.importance},
+        terms={"ce": CrossEntropy(), "importance": penalty.importance, "penalty": penalty},
     )

@@ -36,15 +36,14 @@ class Weights:
 @operation("reg_ewc", "reg_pi", "reg_rw")
 def importance(fixture: Fixture) -> None:
     operation = fixture.entry["operation"]
-    fisher = Fisher(fixture["cfg_alpha"])
-    observers: tuple[Importance, ...]
+    observer: Importance
     if operation == "reg_ewc":
-        observers = (fisher,)
+        observer = Fisher(fixture["cfg_alpha"])
     elif operation == "reg_pi":
-        observers = (PathIntegral("released"),)
+        observer = PathIntegral("released")
     else:
-        observers = (RiemannianWalk("released", fisher, fixture["cfg_iterations"]), fisher)
-    penalty = QuadraticPenalty(observers, fixture["cfg_normalize"], weight=fixture["cfg_importance"])
+        observer = RiemannianWalk("released", fixture["cfg_alpha"], fixture["cfg_iterations"])
+    penalty = QuadraticPenalty(observer, fixture["cfg_normalize"], weight=fixture["cfg_importance"])
 
     old = None
     for index in (0, 1):
@@ -53,34 +52,30 @@ def importance(fixture: Fixture) -> None:
         with torch.no_grad():
             model.flat.copy_(theta[0])
         context = StepContext(make_step(3, 2, index=index), model, old, lambda: [])
-        for term in (*observers, penalty)[: len(observers) + index]:
-            term.begin_step(context)
+        observer.begin_step(context)
         if index:
+            penalty.begin_step(context)
             weight = dict(zip(model.parameters, penalty.factors, strict=False))
             fixture.check("released_step1_weight", model.vector(weight))
         seen: dict[str, list[Tensor]] = {"penalty": [], "penalty_grad": []}
         for position, gradient in zip(theta, gradients, strict=False):
             model.flat.copy_(position)
             model.gradient.copy_(gradient)
-            for observer in observers:
-                observer.after_backward(model)
-                for state in ("fisher", "change", "running"):
-                    tracked = getattr(observer, state, None)
-                    if isinstance(tracked, dict):
-                        seen.setdefault(state, []).append(model.vector(tracked))
+            observer.after_backward(model)
+            for state in {"fisher", "change", "walk"} & set(observer.state):
+                seen.setdefault(state, []).append(model.vector(getattr(observer, state)))
             seen["penalty"].append(penalty(None) if index else position.new_zeros(()))
             model.gradient.zero_()
             if index:
                 penalty.after_backward(model)
             seen["penalty_grad"].append(model.gradient / penalty.weight)
         model.flat.copy_(theta[-1])
-        for observer in observers:
-            observer.end_step(context)
-        names = {"change": "delta", "running": "score_running"}
+        observer.end_step(context)
+        names = {"change": "delta", "walk": "score_running"}
         for state, values in seen.items():
             key = f"released_step{index}_{names.get(state, state)}"
             if key in fixture:
                 fixture.check(key, torch.stack(values))
         if operation != "reg_ewc":
-            fixture.check(f"released_step{index}_score", model.vector(observers[0].score))
+            fixture.check(f"released_step{index}_score", model.vector(observer.score))
         old = model
