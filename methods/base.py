@@ -56,18 +56,28 @@ class SegOutput(NamedTuple):
 
 @runtime_checkable
 class Classifier(Protocol):
-    """A 1x1 classifier that grew by a block a step: ``blocks[t].weight`` (N_t, E, 1, 1), ``.bias`` (N_t,)."""
+    """A 1x1 classifier that grew by a block a step: ``blocks[t].weight`` (N_t, E, 1, 1), ``.bias`` (N_t,).
+
+    ``seed`` is that of its initial weights. What a ``build`` door puts in its place keeps ``blocks`` and ``grow``.
+    """
 
     blocks: nn.ModuleList
+    seed: int
+
+    def grow(self, n: int) -> None: ...
 
 
 @runtime_checkable
 class SegModel(Protocol):
-    """What a method may rely on in a network: ``encoder``, ``aspp``, ``classifier``."""
+    """What a method may rely on in a network: ``encoder``, ``aspp``, ``classifier``, and ``heads``.
+
+    A ``build`` door may put modules into ``heads``: each reads the embedding, its output is ``SegOutput.extra[name]``.
+    """
 
     encoder: nn.Module
     aspp: nn.Module
     classifier: nn.Module
+    heads: nn.ModuleDict
 
     def __call__(self, images: Tensor) -> SegOutput: ...
 

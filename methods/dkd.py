@@ -23,6 +23,7 @@ from torch import Tensor
 
 from datasets.scenario import Step
 from methods.base import Batch, Method, Reduce, SegOutput, Term, full_precision, resize
+from methods.lwf_mc import log_partition
 from methods.modules import without_norms
 from methods.registry import register_method
 
@@ -95,7 +96,7 @@ def multi_bce(logits: Tensor, labels: Tensor, first: int, positive_weight: float
     new = logits[:, first:]
     channels = torch.arange(first, logits.shape[1], device=logits.device)
     positive = labels[:, None] == channels[:, None, None]
-    return torch.where(positive, positive_weight * F.softplus(-new), F.softplus(new)).sum(1)
+    return torch.where(positive, positive_weight * log_partition(-new), log_partition(new)).sum(1)
 
 
 def binary_distillation(logits: Tensor, old_logits: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ def binary_distillation(logits: Tensor, old_logits: Tensor) -> Tensor:
 
     logits, old_logits (B, K, h, w).
     """
-    return (F.softplus(logits) - old_logits.detach().sigmoid() * logits).sum(1)
+    return (log_partition(logits) - old_logits.detach().sigmoid() * logits).sum(1)
 
 
 def mean(values: Tensor, reduce: Reduce) -> Tensor:
@@ -160,7 +161,7 @@ class Auxiliary(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         size = batch.labels.shape[-2], batch.labels.shape[-1]
-        return mean(F.softplus(resize(full_precision(batch.out.extra["auxiliary"]), size)), batch.reduce)
+        return mean(log_partition(resize(full_precision(batch.out.extra["auxiliary"]), size)), batch.reduce)
 
 
 @register_method("DKD", paper="Baek et al., NeurIPS 2022")

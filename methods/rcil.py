@@ -30,6 +30,7 @@ from datasets.scenario import Step
 from methods.base import Batch, CrossEntropy, Method, StepContext, Term, full_precision
 from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation, background_shares
 from methods.modules import drawn_from, is_norm
+from methods.plop import fold_new_into_background
 from methods.registry import register_method
 
 # --- the network ---------------------------------------------------------------------------------------------------
@@ -86,7 +87,8 @@ class Branches(nn.Module):
         merged.bias = nn.Parameter(bias.clone())
         self.first = merged
         if start == "merged":
-            unfold_(*self.second, weight, bias)
+            conv, norm = self.second
+            unfold_(conv, norm, weight, bias)
 
 
 def unfold_(conv: nn.Conv2d, norm: Any, weight: Tensor, bias: Tensor) -> None:
@@ -211,8 +213,8 @@ def pooled_cube(
 
     ``old`` and ``new`` are maps (B, D_l, h_l, w_l), the last ones logits, whose new channels join background.
     """
-    logits = torch.cat([new[-1][:, :1] + new[-1][:, n_old:].sum(1, keepdim=True), new[-1][:, 1:n_old]], dim=1)
-    differences = [a.detach() ** 2 - b**2 for a, b in zip(old, [*new[:-1], logits], strict=True)]
+    new = [*new[:-1], fold_new_into_background(new[-1], n_old)]
+    differences = [a.detach() ** 2 - b**2 for a, b in zip(old, new, strict=True)]
 
     def average(norms: list[Tensor]) -> Tensor:
         factors = [factor] * (len(norms) - 1) + [last]

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.scenario import BACKGROUND, VOID, Step
 from methods.base import Batch, Method, SegOutput, Term, full_precision, resize
+from methods.lwf_mc import log_partition, own_logit
 from methods.modules import beside, drawn_from, norm_like, without_norms
 from methods.registry import register_method
 
@@ -139,9 +139,7 @@ def sigmoid_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     logits (B, K, H, W), labels (B, H, W).
     """
-    valid = labels != VOID
-    own = logits.gather(1, torch.where(valid, labels, 0)[:, None])[:, 0]
-    return (F.softplus(logits).sum(1) - own) * valid
+    return (log_partition(logits).sum(1) - own_logit(logits, labels)) * (labels != VOID)
 
 
 @dataclass(eq=False)
