@@ -1,0 +1,120 @@
+"""Three plain ways to leave most of the network as step 0 left it.
+
+Zhang et al., "Revisiting Continual Semantic Segmentation with Pre-trained Vision Models", arXiv 2508.04267, find that
+forgetting sits in the classifier rather than in the backbone, and that freezing matches many methods. Only its
+abstract was read: these are baselines in its spirit, not its DFT*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.scenario import Step
+from methods.base import (
+    CrossEntropy,
+    Method,
+    SegOutput,
+    StepContext,
+    Term,
+    class_sums,
+    full_precision,
+    hot,
+    resize,
+    shrink_labels,
+    train_all,
+)
+from methods.registry import register_method
+
+PAPER = "after Zhang et al., 2025, arXiv 2508.04267 (abstract)"
+
+
+@register_method("FrozenBackbone", paper=PAPER)
+def frozen_backbone() -> Method:
+    """Fine-tuning of ASPP and classifier; the encoder stays as step 0 left it."""
+    return Method("FrozenBackbone", terms={"ce": CrossEntropy()}, trainable=train_head)
+
+
+@register_method("LinearProbe", paper=PAPER)
+def linear_probe() -> Method:
+    """Fine-tuning of the classifier alone, on the features of step 0."""
+    return Method("LinearProbe", terms={"ce": CrossEntropy()}, trainable=train_classifier)
+
+
+@register_method("NearestPrototype", paper=PAPER)
+def nearest_prototype() -> Method:
+    """No update after step 0: a pixel has the class whose mean embedding has the smallest angle to its own."""
+    means = ClassMeans()
+    return Method(
+        "NearestPrototype",
+        first={"ce": CrossEntropy(), "means": means},
+        terms={"means": means},
+        trainable=train_step_0,
+        predict=NearestMean(means),
+    )
+
+
+# --- what trains ---------------------------------------------------------------------------------------------------
+
+
+def train_head(model: Any, step: Step) -> list[dict[str, Any]]:
+    """Everything at step 0, then all that comes after the encoder."""
+    if step.index == 0:
+        return train_all(model, step)
+    encoder = {id(p) for p in model.encoder.parameters()}
+    return [{"params": [p for p in model.parameters() if id(p) not in encoder]}]
+
+
+def train_classifier(model: Any, step: Step) -> list[dict[str, Any]]:
+    """Everything at step 0, then the classifier."""
+    return train_all(model, step) if step.index == 0 else [{"params": list(model.classifier.parameters())}]
+
+
+def train_step_0(model: Any, step: Step) -> list[dict[str, Any]]:
+    """Everything at step 0, then nothing."""
+    return train_all(model, step) if step.index == 0 else []
+
+
+# --- nearest prototype ---------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class ClassMeans(Term):
+    """Mean direction of each class's embedding, over all positions of the step in which the class is new.
+
+    From one pass after the last update, the network in evaluation mode, labels brought to the embedding's size.
+    Background's is that of step 0: later, its label holds old classes. A class without a position stays at zero.
+    """
+
+    observes = True
+    uses_setup = False
+    state = ("means",)
+    means: Tensor | None = field(default=None, init=False, repr=False)  # (C, E)
+
+    def end_step(self, ctx: StepContext) -> None:
+        sums: Tensor | int = 0
+        for images, labels in ctx.loader():
+            with torch.no_grad():
+                directions = F.normalize(full_precision(ctx.model(images).embedding), dim=1)
+            small = shrink_labels(labels, (directions.shape[2], directions.shape[3]))
+            sums = sums + class_sums(directions.flatten(2), hot(small, ctx.step.n_classes, directions.dtype))
+        new = F.normalize(ctx.reduce(torch.as_tensor(sums))[ctx.step.n_old :], dim=1)
+        self.means = new if self.means is None else torch.cat([self.means.to(new), new])
+
+
+@dataclass(eq=False)
+class NearestMean:
+    """The class of the largest cosine; cosines are upsampled as logits are. A class without a mean is never chosen."""
+
+    means: ClassMeans
+
+    def __call__(self, out: SegOutput, size: tuple[int, int]) -> Tensor:
+        assert self.means.means is not None, "class means come at the end of a step"
+        means = self.means.means
+        cosine = torch.einsum("behw,ce->bchw", F.normalize(full_precision(out.embedding), dim=1), means)
+        known = (means.square().sum(1) > 0)[:, None, None]
+        return resize(torch.where(known, cosine, -2), size).argmax(1)
