@@ -114,8 +114,8 @@ def _scans(report: Report, dataset: SegmentationDataset, progress: bool) -> dict
             errors.append(error)
     if not scans:
         raise errors[0]
-    for error in errors:
-        report.note(str(error), f"only {' and '.join(scans)} can be used")
+    for problem in errors:
+        report.note(str(problem), f"only {' and '.join(scans)} can be used")
     return scans
 
 

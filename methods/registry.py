@@ -175,13 +175,14 @@ def _discover() -> None:
 
 def _guarded(what: str, action: Callable[[], object]) -> None:
     """Run a stranger's code: whatever it raises becomes one line, and nothing stays half registered."""
-    before = dict(_METHODS), dict(_ADDONS), dict(_PLUGINS)
+    tables: tuple[dict[str, Any], ...] = (_METHODS, _ADDONS, _PLUGINS)
+    before = [dict(table) for table in tables]
     try:
         action()
     except Exception as error:
-        for table, saved in zip((_METHODS, _ADDONS, _PLUGINS), before, strict=True):
+        for table, saved in zip(tables, before, strict=True):
             table.clear()
-            table.update(saved)  # type: ignore[arg-type]
+            table.update(saved)
         raise UserError(f"{what} could not be loaded: {_reason(error)}") from error
 
 
