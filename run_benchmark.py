@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
     listing = add("list", "methods, data sets, scenarios, backbones, protocols, published")
     listing.add_argument("what", nargs="?", default="all", help="one of them (default: all but published)")
     listing.add_argument("--long", action="store_true", help="with parameters, defaults and sources")
-    listing.add_argument("--task", help="of published results, for example 15-1")
-    listing.add_argument("--setup", help="of published results, for example overlapped")
+    for key, value in {"dataset": "voc", "task": "15-1", "setup": "overlapped", "method": "MiB"}.items():
+        listing.add_argument(f"--{key}", default="", help=f"of published results, for example {value}")
     _plugins(listing)
     check = add("check", "run the method contract: does a method behave, and which rule does it break first")
     check.add_argument("methods", nargs="*", metavar="METHOD", help='for example MiB or "MiB[kd=100]+SDR"')

@@ -34,6 +34,7 @@ class Leaderboard:
     """A table and what has to be said beneath it. ``frame``: one row a cell; ``runs``: one row a run, the same columns.
 
     ``leaders``: (index of the row, column) of the numbers that the seeds carry as best of their contest.
+    ``literature``: the published number beside a row, and the difference to it.
     """
 
     frame: pd.DataFrame
@@ -41,6 +42,7 @@ class Leaderboard:
     protocol: Protocol
     notes: tuple[str, ...] = ()
     leaders: frozenset[tuple[int, str]] = field(default_factory=frozenset)
+    literature: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def contests(self) -> Iterable[tuple[Contest, pd.DataFrame]]:
         """The parts of the frame whose rows may be ranked together."""

@@ -158,12 +158,16 @@ def _natural(text: str) -> tuple[Any, ...]:
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", text) if p)
 
 
+def plain_name(method: str) -> str:
+    """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR``: the method without its parameters."""
+    return re.sub(r"\[[^\]]*\]| \(\d+\)$", "", method)
+
+
 def _method_rank(name: str, order: Sequence[str]) -> tuple[Any, ...]:
-    plain = name.split(" (")[0]
-    parts = [p.split("[")[0] for p in plain.split("+")]
-    if parts[0] in ("FT", "Joint") and len(parts) == 1:
-        return (0 if parts[0] == "FT" else 9, 0, (), name)
-    if plain in order:
-        return (1, list(order).index(plain), (), name)
-    known = ORDER.index(parts[0]) if parts[0] in ORDER else len(ORDER)
-    return (2, known, tuple(parts), name)
+    plain, written = plain_name(name), name.split(" (")[0]
+    if plain in ("FT", "Joint"):
+        return (0 if plain == "FT" else 9, 0, "", name)
+    if written in order:
+        return (1, list(order).index(written), "", name)
+    first = plain.split("+")[0]
+    return (2, ORDER.index(first) if first in ORDER else len(ORDER), plain, name)

@@ -108,7 +108,7 @@ def list(args: argparse.Namespace) -> int:
     from benchmark.listing import LISTS, published
 
     if args.what == "published":
-        print(published(args.task, args.setup))
+        print(published(args.dataset, args.task, args.setup, args.method))
         return 0
     if args.what not in ("all", *LISTS):
         raise unknown("list", args.what, [*LISTS, "published"])

@@ -143,7 +143,8 @@ def _verify(args: argparse.Namespace) -> int:
 def _init(args: argparse.Namespace) -> int:
     from datasets.own import Convention, look_at, write
 
-    found = look_at(args.folder, Convention(args.first_class, tuple(args.void)))
+    folder = args.folder
+    found = look_at(folder, Convention(args.first_class, tuple(args.void)))
     print(found)
     if args.out:
         write(found, args.out)
@@ -152,12 +153,13 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from datasets.show import contact_sheet, table
+    from datasets.show import contact_sheet, table, training_pictures
 
     dataset, scenario = _scenario(args.scenario, args.root)
-    print(table(dataset, scenario))
+    found = training_pictures(dataset)
+    print(table(dataset, scenario, found))
     if args.out:
-        contact_sheet(dataset, scenario, args.pictures).save(args.out)
+        contact_sheet(dataset, scenario, found, args.pictures).save(args.out)
         print(f"\ncontact sheet: {args.out}")
     return 0
 
@@ -167,9 +169,8 @@ def _export(args: argparse.Namespace) -> int:
 
     dataset, scenario = _scenario(args.scenario, args.root)
     lists = export(dataset, scenario, args.out)
-    print(
-        f"{scenario.name}: {', '.join(str(len(ids)) for ids in lists['train'])} pictures by step; lists in {args.out}"
-    )
+    sizes = ", ".join(str(len(ids)) for ids in lists["train"].values())
+    print(f"{scenario.name}: {sizes} pictures by step; lists in {args.out}")
     return 0
 
 

@@ -74,8 +74,8 @@ LISTS: dict[str, Callable[[bool], str]] = {
 }
 
 
-def published(task: str | None, setup: str | None) -> str:
+def published(dataset: str, task: str, setup: str, method: str) -> str:
     """The literature's numbers for a cell, disagreements included."""
-    from benchmark.published import listing
+    from benchmark.published import listing, load_published
 
-    return listing(task, setup)
+    return listing(load_published(), dataset, task, setup, method)

@@ -1,4 +1,4 @@
-"""grid -> runs -> step keys: what has to be trained, what is shared, what is done. The only place a product is expanded.
+"""grid -> runs -> step keys: what is to train, what is shared, what is done. The only place a product is expanded.
 
 A step's key hashes what the step *sees and does*, never the names of scenario or method: whatever is equal is
 trained once. Observers (terms that change no weight) have keys of their own and ride on one training.
@@ -22,15 +22,16 @@ from datasets.view import StepView, step_view, val_view
 from methods.base import DOORS, Method, Term, describe, held
 from methods.registry import build_method, expand_methods
 
-REVISION = (
-    1  # of trainer, network and transforms: raise it when their numbers change, so that no old step is taken over
-)
+# Of trainer, network and transforms: raise it when their numbers change, so that no old step is taken over.
+REVISION = 1
 
 
 @dataclass(frozen=True)
 class Rider:
-    """An observer that rides on a training: the term ``term`` of ``method``; ``before`` is the key of the state in which
-    the step before left it, ``None`` where it begins here."""
+    """An observer that rides on a training: the term ``term`` of ``method``.
+
+    ``before`` is the key of the state in which the step before left it, ``None`` where it begins here.
+    """
 
     method: str
     term: str

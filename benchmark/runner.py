@@ -23,7 +23,7 @@ from benchmark.plan import Cell, Plan, Run, StepNode
 from benchmark.processes import gather
 from benchmark.provenance import provenance, versions
 from benchmark.store import FORMAT, Store, read_meta, read_tensors, write_json, write_tensors
-from benchmark.trainer import Interrupted, NonFinite, StepTrainer
+from benchmark.trainer import InterruptedStepError, NonFiniteLossError, StepTrainer
 from datasets.errors import UserError
 from datasets.pictures_of_step import StepPictures
 from datasets.transforms import EvalTransform
@@ -76,7 +76,7 @@ class Runner:
                 self._guarded(self.plan.nodes[key], f"[{i + 1}/{len(todo)}]", self._train)
             for cell in self._unscored():
                 self._guarded(cell.node, "[score]", lambda node, cell=cell: self._score_kept(cell))  # type: ignore[misc]
-        except Interrupted:
+        except InterruptedStepError:
             self.outcome.interrupted = True
         finally:
             for s, handler in before.items():
@@ -100,9 +100,9 @@ class Runner:
         began = time.perf_counter()
         try:
             work(node)
-        except (Interrupted, UserError):
+        except (InterruptedStepError, UserError):
             raise
-        except NonFinite as error:
+        except NonFiniteLossError as error:
             self._fail(node, str(error))
         except Exception as error:
             if self.accelerator.num_processes > 1:

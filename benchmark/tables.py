@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from benchmark.board import Leaderboard
-from benchmark.cells import COST, METRICS, WITH_STD
+from benchmark.board import Contest, Leaderboard
+from benchmark.cells import CONTEST, COST, METRICS, WITH_STD, plain_name
 from datasets.errors import unknown
 
 # column -> title; mIoU in per cent
@@ -73,61 +73,77 @@ def title(key: Sequence[str]) -> str:
     return " · ".join(str(k) for k in key)
 
 
+def short_names(part: pd.DataFrame) -> dict[str, str]:
+    """Method -> what a table calls it: without its parameters, where no other row of the contest has that name."""
+    plain = part["method"].map(plain_name)
+    return dict(zip(part["method"], plain.where(~plain.duplicated(keep=False), part["method"]), strict=True))
+
+
 def contest_rows(board: Leaderboard, part: pd.DataFrame, bold: Callable[[str], str] = str) -> list[list[str]]:
     """The printed cells of one contest; ``bold`` marks what the seeds carry."""
+    rows = part.assign(method=part["method"].map(short_names(part))).to_dict("records")
     return [
         [bold(text) if (i, c) in board.leaders else text for c in TITLES for text in (cell_text(row, c),)]
-        for i, row in zip(part.index.tolist(), part.to_dict("records"), strict=True)
+        for i, row in zip(part.index.tolist(), rows, strict=True)
     ]
+
+
+def literature_rows(board: Leaderboard, key: Contest) -> list[list[str]]:
+    """Measured and published numbers of one contest side by side, in the columns of ``LITERATURE``."""
+    if board.literature.empty:
+        return []
+    here = board.literature[(board.literature[CONTEST] == list(key)).all(axis=1)]
+    return [
+        [
+            plain_name(row["method"]),
+            *(number(row[c]) for c in ("old", "new", "all")),
+            *(number(row[f"published_{c}"]) for c in ("old", "new", "all")),
+            "-" if pd.isna(row["difference"]) else f"{row['difference']:+.1f}",
+            f"{row['source']}, {row['provenance']} [{row['foot']}]",
+        ]
+        for row in here.to_dict("records")
+    ]
+
+
+LITERATURE = ["method", "old", "new", "all", "published old", "new", "all", "Δ all", "source"]
 
 
 def foot(board: Leaderboard) -> list[str]:
     """What stands under every table: what the numbers are, the protocol in full, and what has to be said."""
     bg = "with" if board.protocol.background_in_mean == "yes" else "without"
+    parts = [part for _, part in board.contests()]
+    shortened = {f"{short} is {full}": None for p in parts for full, short in short_names(p).items() if short != full}
     return [
         f"mIoU in % after the last step; old: classes of step 0 ({bg} background), new: all later ones; "
         "avg: mean of 'all' over the steps; Δ: 'all' minus that of FT, of Joint; "
         "mean ± sample standard deviation over n seeds",
         board.protocol.note(),
+        *shortened,
         *board.notes,
     ]
 
 
 def as_text(board: Leaderboard) -> str:
     """For the terminal."""
-    return _document(board, "{}", lambda rows: tabulate(rows, list(TITLES.values()), **_PLAIN), "{}")
+    return _document(board, "{}", "simple", "{}")
 
 
 def as_markdown(board: Leaderboard) -> str:
     """With a heading for every contest, and in bold what the seeds carry."""
-    return _document(
-        board,
-        "## {}",
-        lambda rows: tabulate(rows, list(TITLES.values()), **{**_PLAIN, "tablefmt": "github"}),
-        "- {}",
-        lambda text: f"**{text}**",
-    )
+    return _document(board, "## {}", "github", "- {}", lambda text: f"**{text}**")
 
 
-_PLAIN: dict[str, Any] = {
-    "tablefmt": "simple",
-    "colalign": ("left",) + ("right",) * (len(TITLES) - 1),
-    "disable_numparse": True,
-}
+def _document(board: Leaderboard, heading: str, form: str, foot_line: str, bold: Callable[[str], str] = str) -> str:
+    def table(rows: list[list[str]], head: list[str]) -> str:
+        align = ["left", *["right"] * (len(head) - 1)]
+        return str(tabulate(rows, head, tablefmt=form, colalign=align, disable_numparse=True))
 
-
-def _document(
-    board: Leaderboard,
-    heading: str,
-    table: Callable[[list[list[str]]], str],
-    foot_line: str,
-    bold: Callable[[str], str] = str,
-) -> str:
-    parts = [
-        f"{heading.format(title(key))}\n\n{table(contest_rows(board, part, bold))}" for key, part in board.contests()
-    ]
-    if not parts:
-        parts = ["no complete run yet"]
+    parts = []
+    for key, part in board.contests():
+        parts += [heading.format(title(key)), table(contest_rows(board, part, bold), list(TITLES.values()))]
+        beside = literature_rows(board, key)
+        parts += ["Beside the literature:", table(beside, LITERATURE)] if beside else []
+    parts = parts or ["no complete run yet"]
     return "\n\n".join([*parts, "\n".join(foot_line.format(line) for line in foot(board))]) + "\n"
 
 

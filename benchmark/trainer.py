@@ -33,11 +33,11 @@ from methods.base import Batch, Method, StepContext, Term
 LOOK = 10  # updates between two looks at the device: losses shown, non-finite values noticed, signals heeded
 
 
-class NonFinite(Exception):
+class NonFiniteLossError(Exception):
     """A loss that is not a number: names its term and the update."""
 
 
-class Interrupted(Exception):
+class InterruptedStepError(Exception):
     """SIGTERM or SIGINT was heeded: the checkpoint is written."""
 
 
@@ -165,7 +165,7 @@ class StepTrainer:
     def run(self) -> dict[str, Any]:
         """Train from where the checkpoint stands, or from the start, to the end; returns the step's cost.
 
-        Raises ``NonFinite`` (names the term) and ``Interrupted`` (after writing a checkpoint).
+        Raises ``NonFiniteLossError`` (names the term) and ``InterruptedStepError`` (after writing a checkpoint).
         """
         torch.manual_seed(derive(self.node.seed, self.step.index, "train", self.accelerator.process_index))
         self._resume()
@@ -214,7 +214,7 @@ class StepTrainer:
             p.seconds, began = p.seconds + now - began, now
             if any_process(self.stop()) and p.update < self.total:
                 self._save()
-                raise Interrupted
+                raise InterruptedStepError
             every = self.config.run.checkpoint_updates
             late = any_process(now - saved > 60 * self.config.run.checkpoint_minutes)
             if p.update < self.total and (late or (every and p.update % every < LOOK)):
@@ -240,7 +240,7 @@ class StepTrainer:
                 with self._observing(), torch.no_grad():
                     for term in self.guests.values():
                         term(batch)
-                self.accelerator.backward(torch.stack([v for v in losses.values()]).sum() / parts)
+                self.accelerator.backward(torch.stack(list(losses.values())).sum() / parts)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / parts
         if self._unscaled():
@@ -428,7 +428,7 @@ def _raise_if_bad(first: dict[str, float], node: StepNode) -> None:
     bad = {n: int(u) for n, u in first.items() if u}
     if bad:
         name = min(bad, key=lambda n: bad[n])
-        raise NonFinite(
+        raise NonFiniteLossError(
             f"{node.title}: the loss {name!r} is not finite at update {bad[name]} "
             "(lower train.lr, or set train.clip=1); nothing earlier is lost"
         )
