@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,12 +144,12 @@ def _verify(args: argparse.Namespace) -> int:
 def _init(args: argparse.Namespace) -> int:
     from datasets.own import Convention, look_at, write
 
-    folder = args.folder
-    found = look_at(folder, Convention(args.first_class, tuple(args.void)))
-    print(found)
-    if args.out:
-        write(found, args.out)
-        print(f"\nwritten: {args.out}\nnow: run_benchmark.py data verify {args.out}")
+    with tempfile.TemporaryDirectory() as work:
+        found = look_at(args.folder, Convention(args.first_class, tuple(args.void)), Path(work))
+        print(found)
+        if args.out:
+            write(found, args.out)
+            print(f"\nwritten: {args.out}\nnow: run_benchmark.py data verify {args.out}")
     return 1 if found.faults else 0
 
 

@@ -55,7 +55,7 @@ class Ade(PairedFiles):
             )
         self.folder = folder
         if tables := sorted(folder.glob("objectInfo*.txt")):
-            self.class_names = ("background", *_names(tables[0]))
+            self.class_names = ("background", *object_names(tables[0]))
 
     @classmethod
     def found_in(cls, root: Path) -> bool:
@@ -66,7 +66,7 @@ class Ade(PairedFiles):
         return Listing(None, *(self.folder / kind / FOLDERS[split] for kind in HOLDS))
 
 
-def _names(path: Path) -> list[str]:
+def object_names(path: Path) -> list[str]:
     """The last column of a table with the rows Idx, Ratio, Train, Val, Name (tabs between); first synonym."""
     rows = [[cell.strip() for cell in line.split("\t")] for line in read_lines(path)][1:]
     if not 1 <= len(rows) < VOID or [r[0] for r in rows] != [str(i + 1) for i in range(len(rows))]:

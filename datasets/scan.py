@@ -54,7 +54,7 @@ def scan(dataset: SegmentationDataset, split: str, progress: bool = True) -> Sca
     found = in_parallel(one, range(len(ids)), f"looking at {dataset.name} {split}", progress)
     looks = dict(zip(ids, found, strict=True))
     for line in (x for x in looks.values() if isinstance(x, str)):
-        faults.setdefault(_kind(line), []).append(line)
+        faults.setdefault(fault_kind(line), []).append(line)
     good = {i: x for i, x in looks.items() if not isinstance(x, str)}
     if not good:
         lines = [line for kind in faults.values() for line in kind]
@@ -94,6 +94,6 @@ def _files(
     return wanted, {i: (pictures[i], maps[i]) for i in wanted if i in pictures and i in maps}, faults
 
 
-def _kind(line: str) -> str:
+def fault_kind(line: str) -> str:
     """A fault without the file that has it: paths and numbers left out."""
     return re.sub(r"\S*/\S*|\d+", "", line)
