@@ -116,5 +116,7 @@ def cover(image: Tensor, label: Tensor, size: Size) -> Pair:
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
-    """(new,): the source index of every result index."""
-    return (2 * np.arange(new) + 1) * old // (2 * new)
+    """(new,): the source index of every result index, summed up as Pillow does, so that ties fall alike."""
+    steps = np.full(new, old / new)
+    steps[0] /= 2
+    return np.cumsum(steps).astype(np.intp)
