@@ -82,7 +82,8 @@ def _read(path: Path) -> pd.DataFrame:
             line = int(wrong.to_numpy().argmax())
             raise UserError(f"{path} line {line + 2}: {column} = {table[column][line]!r} is no mIoU in %")
         table[column] = numbers
-    return table.reindex(columns=[*REQUIRED, "all_printed", *OPTIONAL]).fillna(dict.fromkeys(OPTIONAL, ""))
+    table = table.assign(**{c: "" for c in OPTIONAL if c not in table})
+    return table[[*REQUIRED, "all_printed", *OPTIONAL]]
 
 
 def reading(protocol: Protocol, dataset: str) -> str:
@@ -110,8 +111,13 @@ def choose(table: pd.DataFrame, dataset: str, task: str, setup: str, background:
     return found.loc[keys.sort_values(list(keys), kind="stable").index].drop_duplicates("ours").set_index("ours")
 
 
-def with_literature(board: Leaderboard, table: pd.DataFrame, source: str = "") -> Leaderboard:
-    """The leaderboard with ``literature``: for each row that has one, the published number and the difference to it."""
+def with_literature(
+    board: Leaderboard, table: pd.DataFrame, records: Sequence[Record] = (), source: str = ""
+) -> Leaderboard:
+    """The leaderboard with ``literature``: for each row that has one, the published number and the difference to it.
+
+    ``records``: those behind the table, to say where the test pictures are not the literature's.
+    """
     if source and source not in set(table["source"]):
         raise unknown("source of published results", source, set(table["source"]))
     if board.protocol.eval_view != "crop" or board.protocol.absent_classes != "drop":
@@ -143,6 +149,7 @@ def with_literature(board: Leaderboard, table: pd.DataFrame, source: str = "") -
                 }
             )
     notes = [f"[{i}] {foot}" for i, foot in enumerate(feet, 1)]
+    notes += other_test_sets(records) if rows else []
     return replace(board, literature=pd.DataFrame(rows), notes=(*board.notes, *notes))
 
 

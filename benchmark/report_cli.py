@@ -5,34 +5,66 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmark.records import Record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``report``; imports nothing heavy."""
     add = parser.add_argument
-    add("--out", type=Path, default=Path("results"), metavar="DIR", help="where leaderboards are written (default: results)")
-    add("--records", type=Path, nargs="+", metavar="DIR", help="records to read (default: DIR/records of --out)")
-    add("--protocol", default="sdr", help='sdr, mib, plop, strict, or with fields of your own: "sdr[background_in_mean=no]"')
+    add("--out", type=Path, default=Path("results"), metavar="DIR", help="where reports are written (default: results)")
+    add("--records", type=Path, nargs="+", metavar="DIR", help="records to read (default: those of --out)")
+    add("--protocol", default="sdr", help='sdr, mib, plop, strict; one field apart: "sdr[background_in_mean=no]"')
     add("--format", default="text", help="what is printed: text, markdown, csv (default: text)")
+    add("--with-published", action="store_true", help="set the literature's numbers beside the measured ones")
+    add("--published-csv", type=Path, nargs="+", default=[], metavar="FILE", help="published results of your own")
+    add("--published-source", default="", metavar="KEY", help="prefer this source, for example sdr2021")
+    add("--lint-published", action="store_true", help="check the arithmetic of all published results, and nothing else")
 
 
 def main(args: argparse.Namespace) -> int:
     """Print and write what was asked for. 0, or 2 if some of the input had to be left out."""
     from benchmark.protocol import parse_protocol
+    from benchmark.reporter import leaderboard, render, write_tables
+
+    if args.lint_published:
+        return _lint(args)
+    protocol = parse_protocol(args.protocol)
+    records, problems = _read(args.records or [args.out])
+    board = leaderboard(records, protocol)
+    if args.with_published:
+        from benchmark.published import load_published, with_literature
+
+        board = with_literature(board, load_published(args.published_csv), records, args.published_source)
+    text = render(board, args.format)
+    write_tables(args.out, board)
+    print(text, end="")
+    return 2 if problems else 0
+
+
+def _read(folders: list[Path]) -> tuple[list[Record], list[str]]:
+    """All records below the folders; what had to be left out is named on stderr."""
     from benchmark.records import read_records
-    from benchmark.reporter import render, write_leaderboard
     from datasets.errors import UserError
 
-    protocol = parse_protocol(args.protocol)
     records, problems = [], []
-    for folder in args.records or [args.out]:
+    for folder in folders:
         found, wrong = read_records(folder)
         records += found
         problems += wrong
     for line in problems:
         print(f"warning: {line}", file=sys.stderr)
     if not records:
-        raise UserError(f"no records yet below {', '.join(map(str, args.records or [args.out]))}")
-    board = write_leaderboard(args.out, records, protocol)
-    print(render(board, args.format), end="")
-    return 2 if problems else 0
+        where = ", ".join(map(str, folders))
+        raise UserError(f"no records yet below {where}: run `run_benchmark.py run --out {folders[0]}` first")
+    return records, problems
+
+
+def _lint(args: argparse.Namespace) -> int:
+    from benchmark.lint import lint
+    from benchmark.published import load_published
+
+    print("\n".join(lint(load_published(args.published_csv))))
+    return 0

@@ -11,7 +11,7 @@ from benchmark.protocol import Protocol
 from benchmark.records import Record, read_records
 from benchmark.tables import as_csv, as_markdown, render, write_text
 
-__all__ = ["Leaderboard", "leaderboard", "load_records", "render", "write_leaderboard"]
+__all__ = ["Leaderboard", "leaderboard", "load_records", "render", "write_leaderboard", "write_tables"]
 
 
 def load_records(folder: Path | str) -> list[Record]:
@@ -30,6 +30,11 @@ def write_leaderboard(
     ``order``: the methods as the grid names them; FT comes first and Joint last in any case.
     """
     board = leaderboard(records, protocol, order)
+    write_tables(out, board)
+    return board
+
+
+def write_tables(out: Path | str, board: Leaderboard) -> None:
+    """Write a leaderboard's two files."""
     write_text(Path(out) / "leaderboard.md", as_markdown(board))
     write_text(Path(out) / "leaderboard.csv", as_csv(board))
-    return board
