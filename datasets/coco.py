@@ -28,7 +28,7 @@ def annotation_files(folder: Path) -> list[Path]:
 
 
 def draw_maps(files: list[Path], folder: Path, work: Path) -> tuple[Found, list[str]]:
-    """Pictures of ``folder`` with maps drawn into ``work``, and the class names. All files must have the same categories."""
+    """Pictures of ``folder`` with maps drawn into ``work``, and the class names; all files have the same categories."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:

@@ -198,8 +198,8 @@ def _name_classes(own: Own, names: list[str] | None, pixels: np.ndarray) -> None
         own.class_names = names
     for label in (x for x in occurring if x >= len(own.class_names)):
         own.faults.append(
-            f"label {label} in {_maps_with(own, label)} is out of range: the classes end at {len(own.class_names) - 1}; "
-            "name it in class_names.txt, or call it void with --void"
+            f"label {label} in {_maps_with(own, label)} is out of range: the classes end at "
+            f"{len(own.class_names) - 1}; name it in class_names.txt, or call it void with --void"
         )
     absent = [own.class_names[x] for x in range(1, len(own.class_names)) if x not in occurring]
     if absent:
