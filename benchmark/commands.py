@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if outcome.interrupted:
         if main:
             print("interrupted: the checkpoint is written; the same command goes on from there", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + outcome.interrupted
     if not main:
         return 0
     _print_table(plan, store)

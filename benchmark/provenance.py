@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -49,6 +50,6 @@ def commit() -> str:
 
 
 def command() -> str:
-    """The command line, with absolute paths cut down to their last part."""
-    words = [Path(w).name if w.startswith("/") else w.replace(str(Path.home()), "~") for w in sys.argv[1:]]
+    """The command line; of absolute paths only the last part is kept, they name somebody's machine."""
+    words = [re.sub(r"(^|=)[/~].*?([^/]+)/?$", r"\1\2", word) for word in sys.argv[1:]]
     return shlex.join(["python", "run_benchmark.py", *words])

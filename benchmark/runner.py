@@ -39,7 +39,7 @@ class Outcome:
     trained: int = 0
     scored: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    interrupted: bool = False
+    interrupted: int = 0  # the signal that was heeded
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -77,7 +77,7 @@ class Runner:
             for cell in self._unscored():
                 self._guarded(cell.node, "[score]", lambda node, cell=cell: self._score_kept(cell))  # type: ignore[misc]
         except InterruptedStepError:
-            self.outcome.interrupted = True
+            self.outcome.interrupted = self._signal or signal.SIGTERM
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
