@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 EXAMPLES = """\
 examples:
@@ -95,7 +96,7 @@ def _grid(parser: argparse.ArgumentParser) -> None:
     add("--methods", nargs="+", metavar="METHOD", help='such as FT "MiB[kd=1|10|100]+SDR" (`list methods --long`)')
     add("--seeds", nargs="+", type=int, metavar="N", help="default: 0")
     add("--protocol", help="sdr (default), mib, plop, strict; printed under every table")
-    many = {"nargs": "+", "default": [], "action": "extend"}
+    many: dict[str, Any] = {"nargs": "+", "default": [], "action": "extend"}
     add("--data", metavar="NAME=PATH", help="where a data set lies; a name of your own for your own folder", **many)
     add("--set", metavar="KEY=VALUE", help="for example train.epochs=1 model.backbone=tiny", **many)
     add("--out", type=Path, default=Path("results"), metavar="DIR", help="records and cache (default: results)")
