@@ -1,7 +1,8 @@
 """Which pictures and label maps in a folder belong together, whatever the folders are called.
 
 A folder of maps is one whose name says so, or whose files are grey or have a palette; its pictures are in the folder
-that shares most file names with it. VOC's and ADE20K's layouts, and CamVid's ``train`` + ``trainannot``, are cases.
+that shares most file names with it, the nearest one on ties. VOC's and ADE20K's layouts, and CamVid's ``train`` +
+``trainannot``, are cases.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def find_pairs(root: Path) -> Found:
     for labels in maps:
         stems = files_by_stem(labels, MAPS).keys()
         common = {d: len(stems & files_by_stem(d, PICTURES).keys()) for d in folders if d not in maps}
-        images = max(common, key=lambda d: common[d], default=None)
+        images = max(common, key=lambda d: (common[d], len(os.path.commonpath([d, labels]))), default=None)
         if images and common[images] > chosen.get(images, (0, None))[0]:
             chosen[images] = common[images], labels
     if not chosen:
