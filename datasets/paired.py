@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +54,8 @@ def files_by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
     """The files of a folder by name without ending; UserError if the folder is not there."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    return {p.stem: p for p in folder.iterdir() if p.suffix.lower() in endings}
+    names = ((*os.path.splitext(name), name) for name in os.listdir(folder))
+    return {stem: folder / name for stem, ending, name in names if ending.lower() in endings}
 
 
 def read_lines(path: Path) -> list[str]:

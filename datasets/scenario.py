@@ -22,8 +22,9 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 from datasets.errors import UserError, unknown
 
@@ -167,7 +168,7 @@ def known_tasks(dataset: str) -> tuple[str, ...]:
 
 def known_orders(dataset: str) -> tuple[str, ...]:
     """The lettered class orders of a data set."""
-    tables = _orders()
+    tables = literature()["orders"]
     return tuple(sorted({o for where, t in tables.items() if where.split("/")[0] == dataset for o in t}))
 
 
@@ -243,7 +244,7 @@ def _class_order(dataset: str, task: str, order: str, n: int, seed: int) -> list
     if match := re.fullmatch(r"random(\d*)", order):
         drawn = int(match[1] or seed)
         return sorted(range(1, n + 1), key=lambda label: hashlib.sha256(f"{drawn}:{label}".encode()).digest())
-    tables = _orders()
+    tables = literature()["orders"]
     found = {**tables.get(dataset, {}), **tables.get(f"{dataset}/{task}", {})}
     if order not in found:
         raise unknown(f"class order of {dataset}/{task}:", order, [*found, "random", "random0"])
@@ -254,8 +255,10 @@ def _class_order(dataset: str, task: str, order: str, n: int, seed: int) -> list
     return found[order]
 
 
-def _orders() -> dict[str, dict[str, list[int]]]:
-    import tomllib  # only for lettered orders
+@cache
+def literature() -> dict[str, Any]:
+    """The tables of ``orders.toml``."""
+    import tomllib  # only for lettered orders and partitions
 
     with Path(__file__).with_name("orders.toml").open("rb") as file:
-        return tomllib.load(file)["orders"]
+        return tomllib.load(file)

@@ -18,16 +18,15 @@ These rules give, picture for picture, the lists that MiB and SDR ship for VOC a
 from __future__ import annotations
 
 import hashlib
-import tomllib
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from datasets.base import SegmentationDataset
 from datasets.errors import UserError
-from datasets.scenario import BACKGROUND, VOID, Scenario, Step, parse_scenario
+from datasets.scenario import BACKGROUND, VOID, Scenario, Step, literature, parse_scenario
 
 VOID_RULES = ("ignore", "background")
 SPLITS = ("train", "tune-train", "tune")
@@ -138,8 +137,7 @@ def partition(present: np.ndarray, scenario: Scenario) -> np.ndarray:
 
 
 def _finer(scenario: Scenario) -> Scenario:
-    with Path(__file__).with_name("orders.toml").open("rb") as file:
-        finer = tomllib.load(file)["partition"].get(f"{scenario.dataset}/{scenario.task}")
+    finer = literature()["partition"].get(f"{scenario.dataset}/{scenario.task}")
     if finer is None:
         return scenario
     classes = sum(scenario.groups, ())
@@ -171,7 +169,7 @@ def _partition(packed: bytes, groups: tuple[tuple[int, ...], ...]) -> np.ndarray
 
 def _view(dataset: SegmentationDataset, split: str, chosen: np.ndarray, table: np.ndarray) -> StepView:
     """The digest takes labels that occur in none of these pictures as void."""
-    ids = tuple(np.array(dataset.ids(split))[chosen].tolist())
+    ids = tuple(itertools.compress(dataset.ids(split), chosen))
     occurs = dataset.presence(split)[chosen].any(0)
     digest = hashlib.sha256(np.where(occurs, table, VOID).astype(np.uint8).tobytes())
     digest.update("\0".join(ids).encode())
