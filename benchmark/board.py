@@ -16,14 +16,14 @@ from benchmark.cells import (
     CONTEST,
     LOWER_IS_BETTER,
     RANKED,
+    Scored,
     cell_frame,
-    identity,
-    row_names,
+    plain_name,
     run_frame,
-    same_cell,
+    score_runs,
 )
 from benchmark.protocol import Protocol
-from benchmark.records import Record, Run, differing, gather_runs
+from benchmark.records import Record, Run, differing, gather_runs, identity
 from benchmark.seeds import leader, not_separated, paired
 
 Contest: TypeAlias = tuple[str, str, str, str]
@@ -33,16 +33,22 @@ Contest: TypeAlias = tuple[str, str, str, str]
 class Leaderboard:
     """A table and what has to be said beneath it. ``frame``: one row a cell; ``runs``: one row a run, the same columns.
 
+    ``scored``: the runs themselves, in the order of ``runs``.
     ``leaders``: (index of the row, column) of the numbers that the seeds carry as best of their contest.
     ``literature``: the published number beside a row, and the difference to it.
     """
 
     frame: pd.DataFrame
     runs: pd.DataFrame
+    scored: tuple[Scored, ...]
     protocol: Protocol
     notes: tuple[str, ...] = ()
     leaders: frozenset[tuple[int, str]] = field(default_factory=frozenset)
     literature: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def of(self, cell: tuple[str, ...]) -> list[Scored]:
+        """The runs behind a row, by seed."""
+        return sorted((s for s in self.scored if s.cell == cell), key=lambda s: s.run.seed)
 
     def contests(self) -> Iterable[tuple[Contest, pd.DataFrame]]:
         """The parts of the frame whose rows may be ranked together."""
@@ -53,17 +59,17 @@ def leaderboard(records: Sequence[Record], protocol: Protocol, order: Sequence[s
     """Score records under a protocol and gather them into cells. ``order``: the methods as the grid names them."""
     runs = gather_runs(records)
     whole = [r for r in runs if r.complete]
-    names = row_names(whole)
-    frame = run_frame(whole, names, protocol)
+    scored = score_runs(whole, protocol)
+    frame = run_frame(scored)
     cells = cell_frame(frame, order)
-    notes = [*_incomplete(runs), *_mixed_versions(whole), *_seed_notes(cells, frame), *_config_notes(whole, names)]
-    return Leaderboard(cells, frame, protocol, tuple(notes), _leaders(cells, frame))
+    notes = [*_incomplete(runs), *_mixed_versions(whole), *_seed_notes(cells, frame), *_configuration_notes(scored)]
+    return Leaderboard(cells, frame, tuple(scored), protocol, tuple(notes), _leaders(cells, frame))
 
 
 def _values(frame: pd.DataFrame, part: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:
     """method -> seed -> value, of the ranked methods of one contest: Joint is a bound, not a contestant."""
     here = frame.merge(part[CELL], on=CELL)
-    names = [str(m) for m in part["method"] if not str(m).startswith("Joint")]
+    names = [str(m) for m in part["method"] if plain_name(m) != "Joint"]
     return {
         m: dict(zip(rows["seed"], rows[column], strict=True)) for m in names for rows in (here[here["method"] == m],)
     }
@@ -109,16 +115,21 @@ def _mixed_versions(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _config_notes(runs: Sequence[Run], names: dict[int, str]) -> list[str]:
-    notes = []
-    for cell in same_cell(runs):
-        for run in cell:
-            if names[id(run)] == run.method:
-                continue
-            pair = [identity(cell[0]), identity(run)]
-            what = "; ".join(f"{n} {pair[0].get(n)} / {pair[1].get(n)}" for n in differing(pair)[:4])
-            notes.append(f"{names[id(run)]} is {run.method} in another configuration: {what}")
-    return list(dict.fromkeys(notes))
+def _configuration_notes(scored: Sequence[Scored]) -> list[str]:
+    """In what the second and further configurations of a data set differ from its first."""
+    notes, kinds = [], dict[tuple[str, int], dict[str, object]]()
+    for s in scored:
+        kinds.setdefault((s.run.dataset, s.configuration), {}).update(identity(s.run))
+    for (dataset, number), kind in kinds.items():
+        first = kinds.get((dataset, 1))
+        if number > 1 and first is not None:
+            common = first.keys() & kind.keys()
+            pair = [{k: c[k] for k in common} for c in (first, kind)]
+            names = differing(pair)
+            what = "; ".join(f"{n} {pair[0][n]} / {pair[1][n]}" for n in names[:4])
+            more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
+            notes.append(f"{dataset}: rows marked ({number}) have another configuration than the others: {what}{more}")
+    return notes
 
 
 def paired_differences(board: Leaderboard, column: str = "all") -> pd.DataFrame:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pandas as pd
 
-from benchmark.metrics import score_run
+from benchmark.metrics import RunScore, score_run
 from benchmark.protocol import Protocol, from_record, scored_as
-from benchmark.records import Run, flat_config
+from benchmark.records import Run, configurations
 
 CONTEST = ["dataset", "task", "setup", "protocol"]
 CELL = [*CONTEST, "method"]
@@ -53,14 +54,49 @@ Groups: TypeAlias = tuple[tuple[int, ...], ...]
 Place: TypeAlias = tuple[str, str]  # task and setup
 
 
-def run_frame(runs: Sequence[Run], names: dict[int, str], protocol: Protocol) -> pd.DataFrame:
-    """One row a complete run, and for Joint one in every table that shows it; ``names`` by ``id`` of the run."""
-    rows = [_row(run, groups, protocol, place, names[id(run)]) for run, place, groups in _placed(runs)]
-    frame = pd.DataFrame(rows, columns=[*CELL, "seed", *METRICS[:-2], *COST])
-    return _with_differences(frame.drop_duplicates([*CELL, "seed"], keep="last", ignore_index=True))
+@dataclass(frozen=True)
+class Scored:
+    """A run in one of the tables that show it. ``cell``: the key of its row; ``configuration``: the number of it."""
+
+    run: Run
+    cell: tuple[str, str, str, str, str]
+    configuration: int
+    score: RunScore
+
+    def row(self) -> dict[str, Any]:
+        """The run's numbers, by column."""
+        costs = [r["cost"] for r in self.run.records]
+        return {
+            **dict(zip(CELL, self.cell, strict=True)),
+            "seed": self.run.seed,
+            "configuration": self.configuration,
+            **self.score.summary(),
+            "images": sum(c.get("images", 0) for c in costs),
+            "updates": sum(c.get("updates", 0) for c in costs),
+            "seconds": sum(c.get("seconds", 0.0) for c in costs),
+            "peak_memory_mb": max(c.get("peak_memory_mb", 0.0) for c in costs),
+            "parameters": costs[-1].get("parameters", 0),
+        }
 
 
-def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, tuple[str, str], Groups]]:
+def score_runs(runs: Sequence[Run], protocol: Protocol) -> list[Scored]:
+    """All complete runs under a protocol, Joint in every table that shows it; of two of one cell and seed the later.
+
+    The method of a second configuration is called ``MiB (2)``, so that seeds of two are never averaged.
+    """
+    number = dict(zip(map(id, runs), configurations(runs), strict=True))
+    scored: dict[tuple[Any, ...], Scored] = {}
+    for run, (task, setup), groups in _placed(runs):
+        n = number[id(run)]
+        label = scored_as(from_record(run.last["protocol"]), protocol)
+        if run.last.get("split", "val") == "tune":
+            label += ", on the held-out fifth of the training images"
+        cell = (run.dataset, task, setup, label, run.method if n == 1 else f"{run.method} ({n})")
+        scored[cell, run.seed] = Scored(run, cell, n, score_run(run.records, protocol, groups))
+    return list(scored.values())
+
+
+def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, Place, Groups]]:
     """Every run with the tables it is shown in: its own task, or for Joint every task of its data set."""
     tasks: dict[str, dict[Place, Groups]] = defaultdict(dict)
     for run in runs:
@@ -73,69 +109,23 @@ def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, tuple[str, str], Groups]
         offline = [r for r in runs if r.is_joint and r.dataset == dataset]
         for place, groups in places.items():
             own_setup = [r for r in offline if r.setup == place[1]] or offline
-            for run in {(r.method, r.seed, r.last["key"]): r for r in own_setup}.values():
-                yield run, place, groups
+            yield from ((run, place, groups) for run in own_setup)
 
 
-def _row(run: Run, groups: Groups, asked: Protocol, place: Place, name: str) -> dict[str, Any]:
-    label = scored_as(from_record(run.last["protocol"]), asked)
-    if run.last.get("split", "val") == "tune":
-        label += ", on the held-out fifth of the training images"
-    costs = [r["cost"] for r in run.records]
-    return {
-        "dataset": run.dataset,
-        "task": place[0],
-        "setup": place[1],
-        "protocol": label,
-        "method": name,
-        "seed": run.seed,
-        **score_run(run.records, asked, groups).summary(),
-        "images": sum(c.get("images", 0) for c in costs),
-        "updates": sum(c.get("updates", 0) for c in costs),
-        "seconds": sum(c.get("seconds", 0.0) for c in costs),
-        "peak_memory_mb": max(c.get("peak_memory_mb", 0.0) for c in costs),
-        "parameters": costs[-1].get("parameters", 0),
-    }
-
-
-def identity(run: Run) -> dict[str, Any]:
-    """The settings that make two runs different experiments; workers, trackers and folders do not."""
-    return {
-        f"step {r['step']} {name}": value
-        for r in run.records
-        for name, value in flat_config(r).items()
-        if name.split(".")[0] in ("model", "train", "eval")
-    }
-
-
-def same_cell(runs: Sequence[Run]) -> Iterable[list[Run]]:
-    cells: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
-    for run in runs:
-        cells[run.dataset, run.task, run.setup, run.method].append(run)
-    return cells.values()
-
-
-def row_names(runs: Sequence[Run]) -> dict[int, str]:
-    """Names by ``id``: ``MiB (2)`` for a second configuration in one cell, so that seeds of two are never averaged."""
-    names: dict[int, str] = {}
-    for cell in same_cell(runs):
-        kinds: list[dict[str, Any]] = []
-        for run in cell:
-            kind = identity(run)
-            if kind not in kinds:
-                kinds.append(kind)
-            number = kinds.index(kind) + 1
-            names[id(run)] = run.method if number == 1 else f"{run.method} ({number})"
-    return names
+def run_frame(scored: Sequence[Scored]) -> pd.DataFrame:
+    """One row a run."""
+    rows = [s.row() for s in scored]
+    frame = pd.DataFrame(rows, columns=[*CELL, "seed", "configuration", *METRICS[:-2], *COST])
+    return _with_differences(frame)
 
 
 def _with_differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """``to_ft`` and ``to_joint``: all mIoU minus that of FT and of Joint with the same seed, in the same contest."""
+    """``to_ft``, ``to_joint``: all mIoU minus that of FT, of Joint, of the same contest, configuration and seed."""
+    alike = [*CONTEST, "configuration", "seed"]
     for column, reference in (("to_ft", "FT"), ("to_joint", "Joint")):
-        those = frame[frame["method"] == reference].drop_duplicates([*CONTEST, "seed"], keep="last")
-        lookup = those.set_index([*CONTEST, "seed"])["all"]
-        keys = pd.MultiIndex.from_frame(frame[[*CONTEST, "seed"]])
-        frame[column] = frame["all"].to_numpy() - lookup.reindex(keys).to_numpy()
+        those = frame[frame["method"].map(plain_name) == reference].drop_duplicates(alike)
+        lookup = those.set_index(alike)["all"].reindex(pd.MultiIndex.from_frame(frame[alike]))
+        frame[column] = frame["all"].to_numpy() - lookup.to_numpy()
     return frame
 
 
@@ -166,8 +156,8 @@ def plain_name(method: str) -> str:
 def _method_rank(name: str, order: Sequence[str]) -> tuple[Any, ...]:
     plain, written = plain_name(name), name.split(" (")[0]
     if plain in ("FT", "Joint"):
-        return (0 if plain == "FT" else 9, 0, "", name)
+        return (0 if plain == "FT" else 9, 0, 0, name)
     if written in order:
-        return (1, list(order).index(written), "", name)
-    first = plain.split("+")[0]
-    return (2, ORDER.index(first) if first in ORDER else len(ORDER), plain, name)
+        return (1, list(order).index(written), 0, name)
+    parts = plain.split("+")
+    return (2, max(ORDER.index(p) if p in ORDER else len(ORDER) for p in parts), len(parts), name)

@@ -176,3 +176,31 @@ def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
     """The names of the settings in which configurations differ."""
     names = sorted({name for config in configs for name in config})
     return [n for n in names if len({json.dumps(c.get(n), sort_keys=True) for c in configs}) > 1]
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """The settings that make two runs different experiments, by step; workers, trackers and folders do not."""
+    return {
+        f"step {r['step']} {name}": value
+        for r in run.records
+        for name, value in flat_config(r).items()
+        if name.split(".")[0] in ("model", "train", "eval")
+    }
+
+
+def configurations(runs: Sequence[Run]) -> list[int]:
+    """For each run the number of its configuration, from 1, counted within its data set in the order given.
+
+    Two runs share a number if they agree in every setting of the steps that both have: Joint has one step only.
+    """
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    numbers = []
+    for run in runs:
+        mine, known = identity(run), kinds.setdefault(run.dataset, [])
+        fits = (i for i, kind in enumerate(known) if all(kind.get(k, v) == v for k, v in mine.items()))
+        number = next(fits, len(known))
+        if number == len(known):
+            known.append({})
+        known[number].update(mine)
+        numbers.append(number + 1)
+    return numbers

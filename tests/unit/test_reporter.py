@@ -171,7 +171,10 @@ def test_two_configurations_are_two_rows_and_the_foot_says_what_differs() -> Non
     }
     board = leaderboard(make_run(seed=0) + make_run(seed=1, config=longer), SDR)
     assert methods(board) == ["FT", "FT (2)"]
-    assert "FT (2) is FT in another configuration: step 0 train.epochs [1.0] / [30.0]; " in " ".join(board.notes)
+    assert board.notes[-1] == (
+        "toy: rows marked (2) have another configuration than the others: "
+        "step 0 train.epochs [1.0] / [30.0]; step 1 train.epochs [1.0] / [30.0]"
+    )
 
 
 def test_what_changes_no_number_does_not_part_the_seeds() -> None:
@@ -187,3 +190,21 @@ def test_mixed_versions_are_said() -> None:
 def test_tuning_numbers_never_meet_test_numbers() -> None:
     board = leaderboard(make_run("FT") + make_run("MiB", split="tune"), SDR)
     assert set(board.frame["protocol"]) == {"sdr", "sdr, on the held-out fifth of the training images"}
+
+
+def test_a_second_configuration_has_one_number_for_all_methods_and_its_own_references() -> None:
+    short, long = ({"model": {}, "train": {"epochs": [e]}, "eval": {}} for e in (1.0, 30.0))
+    records = make_run("MiB", config=short, hit=lambda t, k: 0.4) + make_run("FT", config=long, hit=lambda t, k: 0.6)
+    records += make_run("FT", config=short, hit=lambda t, k: 0.1) + joint_run(config=long, hit=lambda t, k: 0.9)
+    frame = leaderboard(records, PROTOCOLS["mib"]).frame.set_index("method")
+    assert list(frame.index) == ["FT", "FT (2)", "MiB", "Joint (2)"]
+    assert frame["to_ft"].round(4).to_dict() == {"FT": 0, "FT (2)": 0, "MiB": 30, "Joint (2)": 30}
+    assert frame["to_joint"].round(4).dropna().to_dict() == {"FT (2)": -30, "Joint (2)": 0}
+
+
+def test_of_two_runs_of_one_cell_and_seed_the_later_is_shown() -> None:
+    early, late = make_run(hit=lambda t, k: 0.2), make_run(hit=lambda t, k: 0.7)
+    for r in late:
+        r["run"], r["provenance"]["time"] = "f" * 64, "2026-03-01"
+    frame = leaderboard(late + early, PROTOCOLS["mib"]).frame
+    assert (frame["seeds"].tolist(), frame["all"].tolist()) == ([1], [pytest.approx(70)])
