@@ -64,6 +64,15 @@ def parser() -> argparse.ArgumentParser:
 
     run = add("run", "train and score a grid of (scenario x method x seed), then print its table (the default command)")
     _grid(run)
+    run.add_argument(
+        "--launcher",
+        choices=("inline", "local", "slurm"),
+        default="inline",
+        help="where steps run: in this process, in local processes side by side, or as Slurm jobs (see docs/running.md)",
+    )
+    run.add_argument(
+        "--only", nargs="+", default=[], metavar="KEY", help="only the steps with these keys (see plan --json)"
+    )
     plan = add("plan", "show what `run` would do and cost: runs, steps to train, shared, done, images to be seen")
     _grid(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Train and score the grid, write the leaderboard, print its table."""
     config, store = _config(args), Store(args.out)
-    from benchmark.protocol import parse_protocol
-
-    parse_protocol(config.protocol)
+    if args.launcher != "inline":
+        return _launch(args, config, store)
     from benchmark.runner import Runner, make_accelerator
 
     accelerator = make_accelerator(config)
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         accelerator.init_trackers("contseg", init_kwargs={})
     if main:
         print(_summary(plan, store), flush=True)
-    outcome = Runner(plan, store, accelerator, _say).run()
+    outcome = Runner(plan, store, accelerator, _say).run(args.only)
     accelerator.end_training()
     if outcome.interrupted:
         if main:
@@ -42,10 +41,35 @@ def run(args: argparse.Namespace) -> int:
         return 128 + outcome.interrupted
     if not main:
         return 0
-    _print_table(plan, store)
+    if not args.only:
+        _print_table(plan, store)
     for title, reason in outcome.failed.items():
         print(f"failed: {title}: {reason}", file=sys.stderr)
     return 1 if outcome.failed else 0
+
+
+def _launch(args: argparse.Namespace, config: Config, store: Store) -> int:
+    """Run the grid by other processes, watch them, print the table."""
+    from benchmark.launch import LAUNCHERS
+
+    plan = _plan(config, store.open())
+    print(_summary(plan, store), flush=True)
+    code = LAUNCHERS[args.launcher](plan, store, _inline_words())
+    if any(store.records.glob("**/*.json")):
+        _print_table(plan, store)
+    return code
+
+
+def _inline_words() -> tuple[str, ...]:
+    """The words of this program's own command line without ``--launcher``."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word == "--launcher":
+            next(words, None)
+        elif not word.startswith("--launcher="):
+            kept.append(word)
+    return tuple(kept)
 
 
 def plan(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """What a grid is trained with: frozen dataclasses, filled from TOML and ``--set``. No torch here.
 
-``model``, ``train``, ``eval`` and ``protocol`` are identity: they go into the keys. ``run`` says how the work is done
-(workers, trackers, checkpoints) and changes no number.
+``model``, ``train``, ``eval`` and ``protocol`` are identity: they go into the keys. ``run`` and ``launch`` say how and
+where the work is done and change no number.
 
 A field of ``train`` that is a tuple holds one value a step; the last one serves all later steps, so
 ``lr = [0.01, 0.001]`` is 0.01 at step 0 and 0.001 afterwards.
@@ -112,6 +112,23 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class LaunchConfig:
+    """Where steps run (``--launcher``). Nothing here changes a number but the number of processes, in the last digits."""
+
+    workers: int = 0  # local: processes side by side; 0: one for each GPU, or two on a CPU
+    processes: int = 1  # slurm: processes (GPUs) a step and node
+    nodes: int = 1  # slurm: nodes a step
+    cpus: int = 4  # slurm: cores a process
+    partition: str = ""
+    account: str = ""
+    minutes: int = 240  # slurm: time limit of a job; what is not finished then is requeued and goes on
+    memory: str = ""  # slurm: of a node, for example 64GB
+    gpus: bool = True  # slurm: one GPU for each process
+    signal_seconds: int = 90  # slurm: before the time limit, for the checkpoint
+    options: tuple[str, ...] = ()  # slurm: further sbatch options, "constraint=a100"
+
+
+@dataclass(frozen=True)
 class Config:
     """One grid."""
 
@@ -125,9 +142,10 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
-SECTIONS = {"model": ModelConfig, "train": TrainConfig, "eval": EvalConfig, "run": RunConfig}
+SECTIONS = {"model": ModelConfig, "train": TrainConfig, "eval": EvalConfig, "run": RunConfig, "launch": LaunchConfig}
 
 
 def read_config(path: Path | None, overrides: Iterable[str] = (), **chosen: Any) -> Config:

@@ -129,6 +129,14 @@ class Plan:
         missing = [k for k, observers in wanted.items() if not store.trained(k, tuple(observers))]
         return [self.nodes[k] for k in sorted(missing, key=order.index)]
 
+    def to_score_or_train(self, store: Store) -> list[StepNode]:
+        """``to_train``, then the steps that are trained but not scored."""
+        todo = {n.key: n for n in self.to_train(store)}
+        for cell in self.missing_scores(store):
+            if not store.score(cell.node.key, cell.score).exists():
+                todo.setdefault(cell.node.key, cell.node)
+        return list(todo.values())
+
     def alone(self) -> int:
         """Training pictures if every cell were run on its own."""
         return sum(c.node.images for r in self.runs for c in r.cells)
@@ -285,5 +293,4 @@ def _read_by(door: Any) -> list[Term]:
 
 
 def _recorded(store: Store, cell: Cell) -> bool:
-    record = store.record(cell.path)
-    return record is not None and record.get("key") == cell.score
+    return store.record_key(cell.path) == cell.score

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,12 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from torch import Tensor
 
+from benchmark.claims import Claim
 from benchmark.config import Config, identity
 from benchmark.evaluate import evaluate
 from benchmark.load import load_terms, skeleton, term_states
 from benchmark.plan import Cell, Plan, Run, StepNode
-from benchmark.processes import gather
+from benchmark.processes import any_process, gather
 from benchmark.provenance import provenance, versions
 from benchmark.store import FORMAT, Store, read_meta, read_tensors, write_json, write_tensors
 from benchmark.trainer import InterruptedStepError, NonFiniteLossError, StepTrainer
@@ -65,17 +66,18 @@ class Runner:
         self.plan, self.store, self.accelerator, self.say = plan, store, accelerator, say
         self.outcome = Outcome()
         self._signal: int | None = None
+        self._failed_keys: set[str] = set()
+        self._said = ""
         self._run_of = {c.score: r for r in plan.runs for c in r.cells}
 
-    def run(self) -> Outcome:
-        """Train and score everything that is missing. A step that fails takes only its own descendants with it."""
+    def run(self, only: Collection[str] = ()) -> Outcome:
+        """Train and score everything that is missing, or only the steps with these keys.
+
+        A step that fails takes only its own descendants with it. Other programs may walk the same grid.
+        """
         before = {s: signal.signal(s, self._heed) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
-            todo = gather([n.key for n in self.plan.to_train(self.store)])[0]
-            for i, key in enumerate(todo):
-                self._guarded(self.plan.nodes[key], f"[{i + 1}/{len(todo)}]", self._train)
-            for cell in self._unscored():
-                self._guarded(cell.node, "[score]", lambda node, cell=cell: self._score_kept(cell))  # type: ignore[misc]
+            self._walk(only)
         except InterruptedStepError:
             self.outcome.interrupted = self._signal or signal.SIGTERM
         finally:
@@ -86,17 +88,71 @@ class Runner:
         self.accelerator.wait_for_everyone()
         return self.outcome
 
+    def _walk(self, only: Collection[str]) -> None:
+        """Take a step that nobody has claimed and whose parent is there, or wait; until all is done."""
+        while True:
+            choice = gather(self._choose(only) if self.accelerator.is_main_process else None)[0]
+            if choice is None:
+                return
+            if choice == "wait":
+                time.sleep(1)
+                if any_process(self._signal is not None):
+                    raise InterruptedStepError
+                continue
+            key, work, left = choice
+            try:
+                self._guarded(
+                    self.plan.nodes[key], f"[{left} left]", self._train if work == "train" else self._score_kept
+                )
+            finally:
+                if self.accelerator.is_main_process:
+                    self._claim.release()
+
+    def _choose(self, only: Collection[str]) -> tuple[str, str, int] | str | None:
+        """A step that is now claimed, "wait" if others hold all that could be done, ``None`` if nothing is left."""
+        todo, missing = self._todo(only)
+        for node in todo:
+            parent_missing = node.parent is not None and node.parent.key in missing
+            failed = self._failed_ancestor(node)
+            if failed is not None or (parent_missing and only and node.parent not in todo):
+                self._fail(node, f"not trained, as {(failed or node.parent or node).title} is not there")
+            elif not parent_missing or node.key not in missing:
+                self._claim = Claim(self.store.step(node.key))
+                if self._claim.acquire():
+                    again, missing = self._todo(only)  # another may have done it meanwhile
+                    if node in again:
+                        return node.key, "train" if node.key in missing else "score", len(todo)
+                    self._claim.release()
+        left = [n for n in todo if n.key not in self._failed_keys]
+        if left:
+            self._say_waiting(left)
+        return "wait" if left else None
+
+    def _todo(self, only: Collection[str]) -> tuple[list[StepNode], set[str]]:
+        """Steps to train or to score, and the keys of those to train."""
+        todo = [n for n in self.plan.to_score_or_train(self.store) if n.key not in self._failed_keys]
+        missing = {n.key for n in self.plan.to_train(self.store)}
+        return [n for n in todo if not only or n.key in only], missing
+
+    def _say_waiting(self, left: list[StepNode]) -> None:
+        """Whom we are waiting for, once."""
+        held = [n for n in left if Claim(self.store.step(n.key)).path.exists()]
+        if held:
+            line = f"waiting: {held[0].title} is being trained by {Claim(self.store.step(held[0].key)).holder()}"
+            if line != self._said:
+                self.say(line)
+            self._said = line
+
     # --- one step -------------------------------------------------------------------------------------------------
+
+    def _failed_ancestor(self, node: StepNode) -> StepNode | None:
+        ancestor = node.parent
+        while ancestor is not None and ancestor.key not in self._failed_keys:
+            ancestor = ancestor.parent
+        return ancestor
 
     def _guarded(self, node: StepNode, count: str, work: Callable[[StepNode], None]) -> None:
         """Do a node's work; what goes wrong is one line of the outcome, unless it is the user's input."""
-        ancestor = node.parent
-        while ancestor is not None:
-            if ancestor.key in self._failed_keys:
-                self.outcome.failed[node.title] = f"not trained, as {ancestor.title} failed"
-                self._failed_keys.add(node.key)
-                return
-            ancestor = ancestor.parent
         began = time.perf_counter()
         try:
             work(node)
@@ -112,10 +168,6 @@ class Runner:
         else:
             if self.accelerator.is_main_process:
                 self.say(f"{count} {node.title}: {time.perf_counter() - began:.0f} s")
-
-    @property
-    def _failed_keys(self) -> set[str]:
-        return self.__dict__.setdefault("_failed", set())  # type: ignore[no-any-return]
 
     def _fail(self, node: StepNode, reason: str) -> None:
         self.outcome.failed[node.title] = reason
@@ -147,8 +199,7 @@ class Runner:
             self._keep(node, weights, term_states(_active(method, node)), observers, meta)
         self.accelerator.wait_for_everyone()
         self.outcome.trained += 1
-        mine = [c for c in plan.missing_scores(store) if c.node.key == node.key]
-        for cell in mine:
+        for cell in self._unscored(node):
             self._score(cell, trainer.model, self._method_of(cell, method, node, observers))
 
     def _observers(self, node: StepNode, method: Method) -> tuple[dict[str, Term], dict[str, dict[str, Tensor]]]:
@@ -221,26 +272,23 @@ class Runner:
 
     # --- scores ---------------------------------------------------------------------------------------------------
 
-    def _unscored(self) -> list[Cell]:
-        cells = self.plan.missing_scores(self.store)
-        return [
-            c
-            for c in cells
-            if not self.store.score(c.node.key, c.score).exists() and self.store.trained(c.node.key, c.observers)
-        ]
+    def _unscored(self, node: StepNode) -> list[Cell]:
+        cells = [c for c in self.plan.missing_scores(self.store) if c.node.key == node.key]
+        return [c for c in cells if not self.store.score(node.key, c.score).exists()]
 
-    def _score_kept(self, cell: Cell) -> None:
+    def _score_kept(self, node: StepNode) -> None:
         """Score a step whose weights are in the cache."""
-        node, store = cell.node, self.store
-        method = build_method(self._run_of[cell.score].method)
+        store = self.store
         model = skeleton(self.plan.config.model, node.scenario.steps[: node.index + 1], build_method(node.method), 0)
         loaded = read_tensors(store.model(node.key))
         if loaded is None:
             raise FileNotFoundError(f"{store.model(node.key)} is damaged: run again, it will be trained anew")
         model.load_state_dict(loaded[0])
         model = model.to(self.accelerator.device)
-        self._load_states(cell, method, node)
-        self._score(cell, model, method)
+        for cell in self._unscored(node):
+            method = build_method(self._run_of[cell.score].method)
+            self._load_states(cell, method, node)
+            self._score(cell, model, method)
 
     def _load_states(self, cell: Cell, method: Method, node: StepNode) -> None:
         terms = method.active(node.step)

@@ -18,7 +18,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,7 @@ class Store:
     """The results folder ``DIR`` of ``--out``."""
 
     out: Path
+    _keys: dict[Path, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def records(self) -> Path:
@@ -187,6 +188,15 @@ class Store:
             return None
         _check_format(path, record.get("format"))
         return record
+
+    def record_key(self, cell: Path) -> str | None:
+        """The key of a record, read once."""
+        if cell not in self._keys:
+            record = self.record(cell)
+            if record is None:
+                return None
+            self._keys[cell] = record["key"]
+        return self._keys[cell]
 
     def drop_checkpoint(self, key: str) -> None:
         self.checkpoint(key).unlink(missing_ok=True)

@@ -1,0 +1,207 @@
+"""Where steps run: several local processes, or Slurm jobs by submitit. The steps' claims and Slurm do the scheduling.
+
+Each launcher takes a plan, the store, and the words of the command line that the processes run ``inline``; it watches
+them and gives the exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmark.config import LaunchConfig
+from benchmark.plan import Plan, StepNode
+from benchmark.store import Store, write_json
+from datasets.errors import UserError
+
+PROGRAM = Path(__file__).resolve().parent.parent / "run_benchmark.py"
+POLL = 1.0  # seconds
+
+
+def local(plan: Plan, store: Store, words: tuple[str, ...]) -> int:
+    """Some processes side by side on this machine, spread over its GPUs; each takes steps as they come free."""
+    workers, visible = _local_workers(plan.config.launch)
+    logs = store.out / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    processes: list[tuple[subprocess.Popen[bytes], Path]] = []
+    with contextlib.ExitStack() as stack:
+        for i in range(workers):
+            log = logs / f"worker{i}.log"
+            file = stack.enter_context(log.open("wb"))
+            environment = {**os.environ, **visible(i)}
+            call = [sys.executable, str(PROGRAM), *words, "--launcher", "inline"]
+            processes.append((subprocess.Popen(call, stdout=file, stderr=file, env=environment), log))
+        try:
+            _watch(plan, store, lambda: any(p.poll() is None for p, _ in processes))
+        except KeyboardInterrupt:
+            for process, _ in processes:
+                process.send_signal(signal.SIGTERM)
+        codes = [p.wait() for p, _ in processes]
+    for code, (_, log) in zip(codes, processes, strict=True):
+        if code:
+            print(f"{log.stem} ended with exit code {code}; the end of {log}:\n{_tail(log)}", file=sys.stderr)
+    return max((abs(c) for c in codes), default=0)
+
+
+def _local_workers(config: LaunchConfig) -> tuple[int, Callable[[int], dict[str, str]]]:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    workers = config.workers or gpus or 2
+    if gpus:
+        return workers, lambda i: {"CUDA_VISIBLE_DEVICES": str(i % gpus)}
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    return workers, lambda i: {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+
+
+def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> int:
+    """One job a step, with Slurm's own dependencies. Ctrl-C stops watching, not the jobs; run again to watch on."""
+    import submitit
+
+    folder = store.out / "logs" / "slurm"
+    known = _known_jobs(folder)
+    jobs: dict[str, Any] = {}
+    for node in plan.to_score_or_train(store):
+        job = submitit.SlurmJob(folder, known[node.key]) if node.key in known else None
+        if job is None or job.state.split()[0] not in _ALIVE:
+            after = jobs.get(node.parent.key) if node.parent else None
+            job = _submit(plan.config.launch, folder, node, words, after)
+        jobs[node.key] = job
+        write_json(folder / "jobs.json", {**known, **{k: j.job_id for k, j in jobs.items()}})
+    print(f"{len(jobs)} jobs: {', '.join(j.job_id for j in jobs.values()) or 'none'}; logs in {folder}", flush=True)
+    try:
+        _watch(plan, store, lambda: any(j.state.split()[0] in _ALIVE for j in jobs.values()))
+    except KeyboardInterrupt:
+        print("no longer watching; the jobs go on: run the same command to watch them, scancel to end them")
+        return 128 + signal.SIGINT
+    return _failures(plan, store, jobs)
+
+
+_ALIVE = {
+    "PENDING",
+    "RUNNING",
+    "REQUEUED",
+    "COMPLETING",
+    "CONFIGURING",
+    "SUSPENDED",
+    "UNKNOWN",
+    "PREEMPTED",
+    "REQUEUE_HOLD",
+}
+
+
+@dataclass
+class RunStep:
+    """What a job does: the inline command for one step, in a process of its own, on every task of the job.
+
+    submitit calls ``checkpoint`` shortly before the time limit or at preemption and requeues what it returns.
+    """
+
+    words: tuple[str, ...]
+    key: str
+    child: Any = field(default=None, repr=False)
+
+    def __call__(self) -> int:
+        import submitit
+
+        environment = submitit.JobEnvironment()
+        if environment.num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        call = [sys.executable, str(PROGRAM), *self.words, "--launcher", "inline", "--only", self.key]
+        self.child = subprocess.Popen(call)
+        code: int = self.child.wait()
+        if code:
+            raise RuntimeError(f"exit code {code}: {' '.join(call)}")
+        return code
+
+    def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the step write its checkpoint, then ask to be requeued."""
+        import submitit
+
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+            self.child.wait()
+        return submitit.helpers.DelayedSubmission(RunStep(self.words, self.key))
+
+
+def _submit(config: LaunchConfig, folder: Path, node: StepNode, words: tuple[str, ...], after: Any) -> Any:
+    import submitit
+
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=1000, python=sys.executable)
+    extra: dict[str, Any] = dict(o.partition("=")[::2] for o in config.options)
+    if after is not None:
+        extra |= {"dependency": f"afterok:{after.job_id}", "kill-on-invalid-dep": "yes"}
+    asked = {
+        "job_name": f"contseg-{node.key[:8]}",
+        "partition": config.partition or None,
+        "account": config.account or None,
+        "time": config.minutes,
+        "nodes": config.nodes,
+        "ntasks_per_node": config.processes,
+        "cpus_per_task": config.cpus,
+        "gpus_per_node": config.processes if config.gpus else None,
+        "mem": config.memory or None,
+        "signal_delay_s": config.signal_seconds,
+        "additional_parameters": extra,
+        "stderr_to_stdout": True,
+    }
+    executor.update_parameters(**{k: v for k, v in asked.items() if v is not None})
+    try:
+        return executor.submit(RunStep(words, node.key))
+    except (submitit.core.utils.FailedJobError, FileNotFoundError, subprocess.CalledProcessError) as error:
+        raise UserError(f"Slurm does not take the job: {' '.join(str(error).split())[-300:]}") from None
+
+
+def _known_jobs(folder: Path) -> dict[str, str]:
+    with contextlib.suppress(OSError, ValueError):
+        known: dict[str, str] = json.loads((folder / "jobs.json").read_text())
+        return known
+    return {}
+
+
+def _failures(plan: Plan, store: Store, jobs: dict[str, Any]) -> int:
+    left = {n.key for n in plan.to_score_or_train(store)}
+    for key in left & jobs.keys():
+        job = jobs[key]
+        print(
+            f"failed: {plan.nodes[key].title}: job {job.job_id} is {job.state}\n{_tail(job.paths.stdout)}",
+            file=sys.stderr,
+        )
+    return 1 if left else 0
+
+
+def _watch(plan: Plan, store: Store, alive: Callable[[], bool]) -> None:
+    """A bar over the plan's steps for as long as somebody works on them."""
+    with tqdm(total=len(plan.nodes), desc="steps", unit="step") as bar:
+        while True:
+            working = alive()
+            bar.n = sum(store.trained(k) for k in plan.nodes)
+            bar.refresh()
+            if not working:
+                return
+            time.sleep(POLL)
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    try:
+        return "\n".join("  " + line for line in _last(log.read_text(errors="replace").splitlines(), lines))
+    except OSError:
+        return f"  (no {log})"
+
+
+def _last(lines: list[str], n: int) -> Iterable[str]:
+    return [line.rpartition("\r")[2] for line in lines if line.strip()][-n:]
+
+
+LAUNCHERS: dict[str, Callable[[Plan, Store, tuple[str, ...]], int]] = {"local": local, "slurm": slurm}
