@@ -44,16 +44,16 @@ def _triangle(u: Array, v: Array) -> Mask:
 
 
 def _ring(u: Array, v: Array) -> Mask:
-    return abs(np.hypot(u, v) - 0.8) < 0.25
+    return abs(np.hypot(u, v) - 0.75) < 0.3
 
 
 def _cross(u: Array, v: Array) -> Mask:
-    return (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 1)
+    return (np.minimum(abs(u), abs(v)) < 0.25) & (np.maximum(abs(u), abs(v)) < 1.1)
 
 
 def _star(u: Array, v: Array) -> Mask:
     """Five points of radius 1.15: the pixel lies below the edge from a point to the notch beside it."""
-    tip, notch, sector = 1.15, 0.5, np.pi / 5
+    tip, notch, sector = 1.15, 0.6, np.pi / 5
     angle = abs((np.arctan2(u, v) + sector) % (2 * sector) - sector)  # from the nearest point, 0 .. pi/5
     x, y = np.hypot(u, v) * np.cos(angle), np.hypot(u, v) * np.sin(angle)
     return (tip - x) * notch * np.sin(sector) > y * (tip - notch * np.cos(sector))
