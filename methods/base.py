@@ -260,7 +260,8 @@ class Term:
 
     A subclass sets ``uses_old`` if it needs the previous model's output, ``uses_setup = False`` if its numbers do not
     depend on ``step.setup`` (sequential and disjoint then share step 0), ``observes`` if it never touches loss or
-    gradient (prototypes, importance: it then does not split the key of the weights), ``state`` to the names of EVERY
+    gradient (prototypes, importance: it then does not split the key of the weights), ``splits = False`` if it cannot
+    give the same for one global batch and its split over processes, ``state`` to the names of EVERY
     attribute that changes (a tensor, or a dict of tensors) and raises ``revision`` whenever its numbers change.
     A term that needs another one's state holds that term in a field.
     """
@@ -268,6 +269,7 @@ class Term:
     uses_old: ClassVar[bool] = False
     uses_setup: ClassVar[bool] = True
     observes: ClassVar[bool] = False
+    splits: ClassVar[bool] = True
     state: ClassVar[tuple[str, ...]] = ()
     revision: ClassVar[int] = 1
 
