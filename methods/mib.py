@@ -52,7 +52,8 @@ def _sums(batch: Batch) -> tuple[Tensor, Tensor]:
     def compute() -> tuple[Tensor, Tensor]:
         old = batch.old_logits if batch.has_old else None
         keeps_old = batch.step.setup == "sequential"
-        return unbiased_losses(batch.logits, old, batch.labels, batch.step.n_old, keeps_old)
+        n_old = max(batch.step.n_old, 1)  # without an old class background stands for itself
+        return unbiased_losses(batch.logits, old, batch.labels, n_old, keeps_old)
 
     return batch.share("unbiased losses", compute)
 
@@ -133,6 +134,9 @@ class _Unbiased(torch.autograd.Function):
 
 def _scaled_exp(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x (b, c, n) -> exp(x - max) (b, c, n), its sum over c (b, n), and the log-sum-exp of x (b, n)."""
+    if not x.shape[1]:  # no old class but background
+        nothing = x.sum(1)
+        return x, nothing, nothing.log()
     highest = x.amax(1)
     scaled = (x - highest[:, None]).exp_()
     total = scaled.sum(1)

@@ -83,7 +83,6 @@ class Entry:
 
 _METHODS: dict[str, Entry] = {}
 _ADDONS: dict[str, Entry] = {}
-_PLUGINS: dict[str, Path] = {}
 
 
 def register_method(name: str, paper: str = "") -> Callable[[F], F]:
@@ -175,7 +174,7 @@ def _discover() -> None:
 
 def _guarded(what: str, action: Callable[[], object]) -> None:
     """Run a stranger's code: whatever it raises becomes one line, and nothing stays half registered."""
-    tables: tuple[dict[str, Any], ...] = (_METHODS, _ADDONS, _PLUGINS)
+    tables = _METHODS, _ADDONS
     before = [dict(table) for table in tables]
     try:
         action()
@@ -195,16 +194,16 @@ def _import(spec: str | Path) -> None:
     if not path.is_file():
         raise UserError(f"no such file {path}")
     name = path.stem
-    if _PLUGINS.get(name) == path:
+    present = importlib.util.find_spec(name)
+    holder = Path(present.origin or name).resolve() if present is not None else path
+    if holder != path:
+        raise UserError(f"the name {name!r} is taken by {holder}: rename the file")
+    if name in sys.modules:
         return
-    if name in _PLUGINS or importlib.util.find_spec(name) is not None:
-        taken = _PLUGINS.get(name, "another module")
-        raise UserError(f"the name {name!r} is taken by {taken}: rename the file")
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None and found.loader is not None  # a .py file has a loader
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module
-    _PLUGINS[name] = path
     try:
         found.loader.exec_module(module)
     except BaseException:

@@ -174,9 +174,10 @@ class Sparsity(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         peaks = class_peaks(batch, batch.class_hot)
-        exponentials, sums = scaled_sums(batch.flat_features, batch.class_hot, peaks)
-        positive = torch.einsum("c,bcp->bp", (peaks > 0).to(sums.dtype), batch.class_hot) > 0
-        counted = positive & (sums > TINY)
+        positive = peaks > 0
+        scale = torch.where(positive, 1 / torch.where(positive, peaks, 1), 0)
+        exponentials, sums = scaled_sums(batch.flat_features, batch.class_hot, scale)
+        counted = sums > TINY
         ratios = torch.where(counted, exponentials / torch.where(counted, sums, 1), 0)
         return batch.reduce(ratios.sum()) / batch.reduce(counted.sum().to(ratios.dtype)).clamp(min=1)
 
@@ -199,14 +200,14 @@ def class_peaks(batch: Batch, membership: Tensor) -> Tensor:
     return batch.reduce(torch.where(is_peak, own, 0)) / ties
 
 
-def scaled_sums(features: Tensor, membership: Tensor, peaks: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps (B, P) of sum_j exp(f_j / m) and sum_j f_j / m, where m is the peak of the position's class.
+def scaled_sums(features: Tensor, membership: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (B, P) of sum_j exp(s f_j) and sum_j s f_j, where s is the scale (C,) of the position's class, or 0.
 
-    features (B, D, P). Without a class, or where the peak is 0, m is 1.
+    features (B, D, P), membership (B, C, P).
     """
-    scale = torch.einsum("c,bcp->bp", peaks, membership)
-    exponentials, sums = _ScaledSums.apply(features, 1 / torch.where(scale == 0, 1, scale))
-    return exponentials, sums
+    own = torch.einsum("c,bcp->bp", scale, membership)
+    exponentials, sums = _ExpSums.apply(features, own)
+    return exponentials, sums * own
 
 
 class _SquaredGap(torch.autograd.Function):
@@ -230,31 +231,24 @@ class _SquaredGap(torch.autograd.Function):
         return out, None, None, None
 
 
-class _ScaledSums(torch.autograd.Function):
-    """sum_j exp(f_j r) and sum_j f_j r, image by image: f (B, D, P), r (B, P) -> two maps (B, P)."""
+class _ExpSums(torch.autograd.Function):
+    """sum_j exp(s f_j) and sum_j f_j, image by image: f (B, D, P), s (B, P) -> two maps (B, P)."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        exponentials, sums = torch.empty_like(scale), torch.empty_like(scale)
-        for f, r, e, s in zip(features, scale, exponentials, sums, strict=True):
-            scaled = f * r
-            torch.sum(scaled, 0, out=s)
-            torch.sum(scaled.exp_(), 0, out=e)
-        ctx.save_for_backward(features, scale, sums)
-        return exponentials, sums
+        ctx.save_for_backward(features, scale)
+        exponentials = torch.stack([(f * s).exp_().sum(0) for f, s in zip(features, scale, strict=True)])
+        return exponentials, features.sum(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_exponentials: Tensor, grad_sums: Tensor) -> tuple[Tensor, Tensor]:
-        features, scale, sums = ctx.saved_tensors
-        out, out_scale = torch.empty_like(features), grad_sums * sums / scale
-        towards = grad_exponentials * scale, grad_sums * scale
-        for o, o_scale, f, r, d_e, d_exp, d_sum in zip(
-            out, out_scale, features, scale, grad_exponentials, *towards, strict=True
-        ):
-            torch.mul(f, r, out=o).exp_()
-            o_scale += torch.linalg.vecdot(f, o, dim=0) * d_e
-            o.mul_(d_exp).add_(d_sum)
+    def backward(ctx: Any, d_exponentials: Tensor, d_sums: Tensor) -> tuple[Tensor, Tensor]:
+        features, scale = ctx.saved_tensors
+        out, out_scale = torch.empty_like(features), torch.empty_like(scale)
+        for b, (f, s) in enumerate(zip(features, scale, strict=True)):
+            torch.mul(f, s, out=out[b]).exp_()
+            out_scale[b] = torch.linalg.vecdot(f, out[b], dim=0) * d_exponentials[b]
+            out[b].mul_(d_exponentials[b] * s).add_(d_sums[b])
         return out, out_scale
 
 

@@ -137,7 +137,7 @@ class ReleasedSparsity(Sparsity):
         classes = batch.step.n_classes
         membership = hot(torch.where(labels == VOID, classes, labels), classes + 1, batch.features.dtype)
         peaks = class_peaks(batch, membership)
-        exponentials, sums = scaled_sums(batch.flat_features, membership, peaks)
+        exponentials, sums = scaled_sums(batch.flat_features, membership, 1 / (peaks + 1e-15))
         on = (sums.sum() > 0) & (labels > 0).any()
         return local_mean(batch, torch.where(on, (exponentials / (sums + 1e-15)).mean(), 0))
 
@@ -175,7 +175,8 @@ class PrintedRepulsion(Repulsion):
     """Each class counts every other: (K - 1) times the mean over pairs."""
 
     def __call__(self, batch: Batch) -> Tensor:
-        return super().__call__(batch) * ((batch.class_counts > 0).sum() - 1).clamp(min=0)
+        others: Tensor = ((batch.class_counts > 0).sum() - 1).clamp(min=0)
+        return super().__call__(batch) * others
 
 
 RELEASED = {
