@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from benchmark.board import Leaderboard
+    from benchmark.protocol import Protocol
     from benchmark.records import Record
 
 
@@ -16,8 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, default=Path("results"), metavar="DIR", help="where reports are written (default: results)")
     add("--records", type=Path, nargs="+", metavar="DIR", help="records to read (default: those of --out)")
-    add("--protocol", default="sdr", help='sdr, mib, plop, strict; one field apart: "sdr[background_in_mean=no]"')
-    add("--format", default="text", help="what is printed: text, markdown, csv (default: text)")
+    add("--protocol", nargs="+", default=["sdr"], help='sdr, mib, plop, strict; or "sdr[background_in_mean=no]"')
+    add(
+        "--format",
+        nargs="+",
+        default=["text", "markdown", "csv"],
+        help="text (printed), markdown, csv, latex, json, model-index, html (default: text markdown csv)",
+    )
     add("--with-published", action="store_true", help="set the literature's numbers beside the measured ones")
     add("--published-csv", type=Path, nargs="+", default=[], metavar="FILE", help="published results of your own")
     add("--published-source", default="", metavar="KEY", help="prefer this source, for example sdr2021")
@@ -26,22 +33,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print and write what was asked for. 0, or 2 if some of the input had to be left out."""
-    from benchmark.protocol import parse_protocol
-    from benchmark.reporter import leaderboard, render, write_tables
-
     if args.lint_published:
         return _lint(args)
-    protocol = parse_protocol(args.protocol)
+    from benchmark.protocol import parse_protocol
+    from benchmark.reporter import FORMATS
+    from datasets.errors import unknown
+
+    for form in args.format:
+        if form not in FORMATS:
+            raise unknown("format", form, FORMATS)
+    protocols = [parse_protocol(text) for text in args.protocol]
     records, problems = _read(args.records or [args.out])
+    boards = [_board(args, records, protocol) for protocol in protocols]
+    _write(args, boards)
+    return 2 if problems else 0
+
+
+def _board(args: argparse.Namespace, records: list[Record], protocol: Protocol) -> Leaderboard:
+    from benchmark.reporter import leaderboard
+
     board = leaderboard(records, protocol)
     if args.with_published:
         from benchmark.published import load_published, with_literature
 
         board = with_literature(board, load_published(args.published_csv), records, args.published_source)
-    text = render(board, args.format)
-    write_tables(args.out, board)
-    print(text, end="")
-    return 2 if problems else 0
+    return board
+
+
+def _write(args: argparse.Namespace, boards: list[Leaderboard]) -> None:
+    """Text goes to the screen, everything else to a file; one page holds all protocols."""
+    from benchmark.reporter import FORMATS, render
+    from benchmark.tables import write_text
+
+    written = []
+    for form in dict.fromkeys(args.format):
+        if form == "text":
+            print("\n\n".join(render(board) for board in boards))
+        elif form == "html":
+            from benchmark.page import as_html
+
+            written.append(args.out / FORMATS[form][1])
+            write_text(written[-1], as_html(*boards))
+        else:
+            for i, board in enumerate(boards):
+                name = Path(FORMATS[form][1])
+                written.append(args.out / (f"{name.stem}-{board.protocol.name}{name.suffix}" if i else name))
+                write_text(written[-1], render(board, form))
+    if written:
+        print(f"written: {', '.join(map(str, written))}")
 
 
 def _read(folders: list[Path]) -> tuple[list[Record], list[str]]:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmark.board import Leaderboard, leaderboard
+from benchmark.exports import as_json, as_latex, as_model_index
+from benchmark.page import as_html
 from benchmark.protocol import Protocol
 from benchmark.records import Record, read_records
-from benchmark.tables import as_csv, as_markdown, render, write_text
+from benchmark.tables import as_csv, as_markdown, as_text, write_text
+from datasets.errors import unknown
 
-__all__ = ["Leaderboard", "leaderboard", "load_records", "render", "write_leaderboard", "write_tables"]
+# name -> how it is made, and the file it is written to
+FORMATS: dict[str, tuple[Callable[[Leaderboard], str], str]] = {
+    "text": (as_text, "leaderboard.txt"),
+    "markdown": (as_markdown, "leaderboard.md"),
+    "csv": (as_csv, "leaderboard.csv"),
+    "latex": (as_latex, "leaderboard.tex"),
+    "json": (as_json, "leaderboard.json"),
+    "model-index": (as_model_index, "model-index.yaml"),
+    "html": (as_html, "leaderboard.html"),
+}
+
+__all__ = ["Leaderboard", "leaderboard", "load_records", "render", "write_leaderboard"]
 
 
 def load_records(folder: Path | str) -> list[Record]:
@@ -30,11 +44,13 @@ def write_leaderboard(
     ``order``: the methods as the grid names them; FT comes first and Joint last in any case.
     """
     board = leaderboard(records, protocol, order)
-    write_tables(out, board)
+    for form in ("markdown", "csv"):
+        write_text(Path(out) / FORMATS[form][1], render(board, form))
     return board
 
 
-def write_tables(out: Path | str, board: Leaderboard) -> None:
-    """Write a leaderboard's two files."""
-    write_text(Path(out) / "leaderboard.md", as_markdown(board))
-    write_text(Path(out) / "leaderboard.csv", as_csv(board))
+def render(board: Leaderboard, form: str = "text") -> str:
+    """A leaderboard in one of ``FORMATS``. Raises ``UserError`` for an unknown one."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    return FORMATS[form][0](board)

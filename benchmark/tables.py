@@ -12,7 +12,6 @@ from tabulate import tabulate
 
 from benchmark.board import Contest, Leaderboard
 from benchmark.cells import CONTEST, COST, METRICS, WITH_STD, plain_name
-from datasets.errors import unknown
 
 # column -> title; mIoU in per cent
 TITLES = {
@@ -73,15 +72,16 @@ def title(key: Sequence[str]) -> str:
     return " · ".join(str(k) for k in key)
 
 
-def short_names(part: pd.DataFrame) -> dict[str, str]:
-    """Method -> what a table calls it: without its parameters, where no other row of the contest has that name."""
-    plain = part["method"].map(plain_name)
-    return dict(zip(part["method"], plain.where(~plain.duplicated(keep=False), part["method"]), strict=True))
+def short_names(board: Leaderboard, dataset: str) -> dict[str, str]:
+    """Method -> what a table calls it: without its parameters, where no other method on this data set has that name."""
+    full = board.frame["method"][board.frame["dataset"] == dataset].drop_duplicates()
+    plain = full.map(plain_name)
+    return dict(zip(full, plain.where(~plain.duplicated(keep=False), full), strict=True))
 
 
 def contest_rows(board: Leaderboard, part: pd.DataFrame, bold: Callable[[str], str] = str) -> list[list[str]]:
     """The printed cells of one contest; ``bold`` marks what the seeds carry."""
-    rows = part.assign(method=part["method"].map(short_names(part))).to_dict("records")
+    rows = part.assign(method=part["method"].map(short_names(board, part["dataset"].iloc[0]))).to_dict("records")
     return [
         [bold(text) if (i, c) in board.leaders else text for c in TITLES for text in (cell_text(row, c),)]
         for i, row in zip(part.index.tolist(), rows, strict=True)
@@ -111,14 +111,17 @@ LITERATURE = ["method", "old", "new", "all", "published old", "new", "all", "Δ 
 def foot(board: Leaderboard) -> list[str]:
     """What stands under every table: what the numbers are, the protocol in full, and what has to be said."""
     bg = "with" if board.protocol.background_in_mean == "yes" else "without"
-    parts = [part for _, part in board.contests()]
-    shortened = {f"{short} is {full}": None for p in parts for full, short in short_names(p).items() if short != full}
     return [
         f"mIoU in % after the last step; old: classes of step 0 ({bg} background), new: all later ones; "
         "avg: mean of 'all' over the steps; Δ: 'all' minus that of FT, of Joint; "
         "mean ± sample standard deviation over n seeds",
         board.protocol.note(),
-        *shortened,
+        *(
+            f"{dataset}: {short} is {full}"
+            for dataset in board.frame["dataset"].drop_duplicates()
+            for full, short in short_names(board, dataset).items()
+            if short != full
+        ),
         *board.notes,
     ]
 
@@ -150,16 +153,6 @@ def _document(board: Leaderboard, heading: str, form: str, foot_line: str, bold:
 def as_csv(board: Leaderboard) -> str:
     """One row a cell, the frame's columns; numbers to four places, nothing where there is none."""
     return str(board.frame.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
-
-
-FORMATS: dict[str, Callable[[Leaderboard], str]] = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
-
-
-def render(board: Leaderboard, form: str = "text") -> str:
-    """A leaderboard in one of ``FORMATS``. Raises ``UserError`` for an unknown one."""
-    if form not in FORMATS:
-        raise unknown("format", form, FORMATS)
-    return FORMATS[form](board)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -159,7 +159,7 @@ def test_markdown_sets_them_side_by_side() -> None:
     assert [line.split() for line in LITERATURE.splitlines()] == [
         line.split() for line in text.splitlines() if " [1] |" in line or " [2] |" in line
     ]
-    assert "- MiB+SDR is MiB[kd=10]+SDR" in text
+    assert "- voc: MiB+SDR is MiB[kd=10]+SDR" in text
 
 
 def test_background_decides_which_number_stands_there() -> None:
