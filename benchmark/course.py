@@ -112,7 +112,7 @@ class Stage:
             old = copy.deepcopy(model).to(course.dtype).eval().requires_grad_(False)
             grow(model, step, method)
             method.init(model, step)
-            load_terms(method.active(step), parent.terms, CPU)
+            load_terms(method.active(step), clones(parent.terms), CPU)
         model = model.to(course.dtype)
         if moved:
             move(model)

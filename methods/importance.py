@@ -231,9 +231,9 @@ def _gradients(model: Any) -> ByName:
 
 
 def _grown(fisher: ByName, ctx: StepContext) -> ByName:
-    """Fisher information for the tensors of this step's model: 1 where the previous model has none."""
+    """Fisher information for the tensors of this step's model, 1 in new ones; a copy, since it changes in place."""
     old = _names(ctx.old_model)
-    return {n: fisher[n] if n in old else torch.ones_like(p) for n, p in _weights(ctx.model).items()}
+    return {n: fisher[n].clone() if n in old else torch.ones_like(p) for n, p in _weights(ctx.model).items()}
 
 
 def _observe_gradients(fisher: ByName, model: Any, alpha: float) -> None:
