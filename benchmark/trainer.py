@@ -15,19 +15,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from benchmark import checkpoint
 from benchmark.config import Config
-from benchmark.load import grow, load_terms, normalise, skeleton, term_states
+from benchmark.feed import Feed
+from benchmark.load import grow, load_terms, skeleton
 from benchmark.plan import StepNode
-from benchmark.processes import any_process, gather, over_processes
-from benchmark.seeding import Order, derive
-from benchmark.store import Store, read_tensors, write_tensors
+from benchmark.processes import any_process, over_processes
+from benchmark.seeding import derive
+from benchmark.store import Store, read_tensors
 from datasets.base import SegmentationDataset
-from datasets.errors import UserError
-from datasets.pictures_of_step import StepPictures, collate
-from datasets.transforms import TrainTransform
 from methods.base import Batch, Method, StepContext, Term
 
 LOOK = 10  # updates between two looks at the device: losses shown, non-finite values noticed, signals heeded
@@ -77,31 +75,13 @@ class StepTrainer:
         self.step, self.train = node.step, node.train
         self.device = accelerator.device
         self.dtype = torch.float64 if self.train.precision == "double" else torch.float32
-        transform = TrainTransform(self.train.size, self.train.window_scale, flip=self.train.flip)
-        self.pictures = StepPictures(dataset, node.view, transform, node.seed, self.step.index, config.run.keep_decoded)
-        self.order = Order(len(node.view.ids), self.train.batch[0], node.seed, self.step.index)
+        self.feed = Feed(node, config, dataset, accelerator, self.dtype)
         self.terms = method.active(self.step)
         mine = {id(t) for t in self.terms.values()}
         self.guests = {k: t for k, t in observers.items() if id(t) not in mine}
-        self._check_batch()
         self._build(parent_key, parent_states)
 
     # --- before the first update ----------------------------------------------------------------------------------
-
-    def _check_batch(self) -> None:
-        batch, parts = self.train.batch[0], self.train.accumulate * self.accelerator.num_processes
-        self.micro, rest = divmod(batch, parts)
-        if rest or self.micro < 1:
-            raise UserError(
-                f"a batch of {batch} cannot feed {self.accelerator.num_processes} processes with "
-                f"{self.train.accumulate} micro-batches each: choose train.batch as a multiple of {parts}"
-            )
-        synchronised = self.config.model.norm == "sync" and self.accelerator.num_processes > 1
-        if self.micro < 2 and self.config.model.norm in ("batch", "sync") and not synchronised:
-            raise UserError(
-                "a batch of one picture would reach BatchNorm: raise train.batch, lower train.accumulate, "
-                "or set model.norm=group or frozen"
-            )
 
     def _build(self, parent_key: str | None, parent_states: dict[str, dict[str, Tensor]]) -> None:
         t, steps, method = self.step.index, self.node.scenario.steps, self.method
@@ -128,7 +108,9 @@ class StepTrainer:
         self.model = model.to(self.device, self.dtype).to(memory_format=layout)
         self.old = None if old is None else old.to(self.device, self.dtype).to(memory_format=layout)
         self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, t, "terms"))
-        self.context = StepContext(self.step, self.model, self.old, self.fresh_loader, over_processes, self.node.seed)
+        self.context = StepContext(
+            self.step, self.model, self.old, self.feed.whole_pass, over_processes, self.node.seed
+        )
         for term in self._all_terms():
             term.begin_step(self.context)
         self._optimiser()
@@ -168,7 +150,7 @@ class StepTrainer:
         Raises ``NonFiniteLossError`` (names the term) and ``InterruptedStepError`` (after writing a checkpoint).
         """
         torch.manual_seed(derive(self.node.seed, self.step.index, "train", self.accelerator.process_index))
-        self._resume()
+        checkpoint.resume(self)
         if self.progress.update < self.total:
             self._loop()
         self.model.eval()
@@ -180,7 +162,7 @@ class StepTrainer:
 
     def _loop(self) -> None:
         began, saved, p = time.perf_counter(), time.perf_counter(), self.progress
-        batches = iter(self._loader(p.update))
+        batches = self.feed.updates(p.update, self.total)
         names: list[str] = []
         window = torch.zeros(0, device=self.device)
         bad = torch.zeros(0, device=self.device)
@@ -213,12 +195,12 @@ class StepTrainer:
             now = time.perf_counter()
             p.seconds, began = p.seconds + now - began, now
             if any_process(self.stop()) and p.update < self.total:
-                self._save()
+                checkpoint.save(self)
                 raise InterruptedStepError
             every = self.config.run.checkpoint_updates
             late = any_process(now - saved > 60 * self.config.run.checkpoint_minutes)
             if p.update < self.total and (late or (every and p.update % every < LOOK)):
-                self._save()
+                checkpoint.save(self)
                 saved = time.perf_counter()
         bar.close()
 
@@ -227,7 +209,7 @@ class StepTrainer:
         sums: dict[str, Tensor] = {}
         parts = self.train.accumulate
         for part in range(parts):
-            images, labels = self._to_device(*next(batches))
+            images, labels = next(batches)
             last = part == parts - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
                 out = self.prepared(images)
@@ -286,96 +268,6 @@ class StepTrainer:
         yield
         self.progress.observer_seconds += time.perf_counter() - began
 
-    # --- data -----------------------------------------------------------------------------------------------------
-
-    def _loader(self, start: int) -> DataLoader[tuple[Tensor, Tensor]]:
-        return self._load_batches(
-            _Batches(self.order, start, self.total, self.train.accumulate, self.micro, self.accelerator)
-        )
-
-    def fresh_loader(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """A pass over all pictures of the step, with training augmentation and random numbers of its own.
-
-        Every process gets the same number of batches; the last one holds what is left over as well.
-        """
-        n, batch = len(self.node.view.ids), self.train.batch[0]
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        starts = [i * batch for i in range(max(1, n // batch))]
-        ends = [*starts[1:], n]
-        batches = [[(-1, i) for i in range(a, b)][rank::world] for a, b in zip(starts, ends, strict=True)]
-        for images, labels in self._load_batches(batches):
-            yield self._to_device(images, labels)
-
-    def _load_batches(self, batches: Any) -> DataLoader[tuple[Tensor, Tensor]]:
-        workers = self.config.run.workers
-        return DataLoader(
-            self.pictures,
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=workers,
-            pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if workers else None,
-        )
-
-    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        images = normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
-        if self.device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, labels.to(self.device, non_blocking=True).long()
-
-    # --- checkpoints ----------------------------------------------------------------------------------------------
-
-    def _save(self) -> None:
-        states = gather(torch.get_rng_state())
-        if self.accelerator.is_main_process:
-            tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
-            for i, buffer in enumerate(self._momenta()):
-                tensors[f"momentum/{i}"] = buffer
-            tensors |= {f"terms/{k}": v for k, v in term_states(self.terms).items()}
-            tensors |= {f"guests/{k}": v for k, v in term_states(self.guests).items()}
-            tensors |= {f"rng/{rank}": state for rank, state in enumerate(states)}
-            tensors["generator"] = self.generator.get_state()
-            if self.device.type == "cuda":
-                tensors["cuda_rng"] = torch.cuda.get_rng_state()
-            scaler = self.accelerator.scaler
-            meta = {"progress": vars(self.progress), "scaler": scaler.state_dict() if scaler else None}
-            write_tensors(self.store.checkpoint(self.node.key), tensors, meta | {"observers": sorted(self.observers)})
-        self.accelerator.wait_for_everyone()
-
-    def _resume(self) -> None:
-        path = self.store.checkpoint(self.node.key)
-        loaded = read_tensors(path) if path.exists() and self.total else None
-        if loaded is None or loaded[1].get("observers") != sorted(self.observers):
-            return
-        tensors, meta = loaded
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
-
-        self.model.load_state_dict(part("model"))
-        for i, buffer in part("momentum").items():
-            p = self._trained_parameters()[int(i)]
-            self.optimizer.state[p]["momentum_buffer"] = buffer.to(p.device, p.dtype)
-        load_terms(self.terms, part("terms"), self.device)
-        load_terms(self.guests, part("guests"), self.device)
-        rank = str(self.accelerator.process_index)
-        if rank in part("rng"):
-            torch.set_rng_state(part("rng")[rank])
-        self.generator.set_state(tensors["generator"])
-        if "cuda_rng" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["cuda_rng"])
-        if meta["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(meta["scaler"])
-        self.progress = Progress(**meta["progress"])
-        self.progress.resumed += 1
-
-    def _trained_parameters(self) -> list[nn.Parameter]:
-        return [p for g in self.optimizer.param_groups for p in g["params"]]
-
-    def _momenta(self) -> list[Tensor]:
-        state = self.optimizer.state
-        return [state[p]["momentum_buffer"] for p in self._trained_parameters() if "momentum_buffer" in state[p]]
-
     # --- what is shown and kept -----------------------------------------------------------------------------------
 
     def _show(self, bar: Any, losses: dict[str, float]) -> None:
@@ -398,24 +290,6 @@ class StepTrainer:
             "trained_parameters": sum(x.numel() for x in self.model.parameters() if x.requires_grad),
             "resumed": p.resumed,
         }
-
-
-class _Batches:
-    """The batches of this process from update ``start`` on: its share of every micro-batch."""
-
-    def __init__(self, order: Order, start: int, total: int, parts: int, micro: int, accelerator: Accelerator) -> None:
-        self.order, self.start, self.total, self.parts = order, start, total, parts
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.size = micro * self.world
-
-    def __len__(self) -> int:
-        return (self.total - self.start) * self.parts
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for update in range(self.start, self.total):
-            batch = self.order[update]
-            for part in range(self.parts):
-                yield batch[part * self.size : (part + 1) * self.size][self.rank :: self.world]
 
 
 def _is_fixed_norm(module: nn.Module) -> bool:
