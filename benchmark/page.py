@@ -23,7 +23,7 @@ from benchmark.svg import Series, bar_chart, line_chart
 from benchmark.tables import TITLES, cell_text, cost, foot, number, short_names, title
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-NARROW = ("method", "old", "new", "all")  # the columns that a phone shows
+PHONE = ("method", "old", "new", "all")  # the columns that a phone shows
 ABOUT = {
     "step0": "mIoU after step 0",
     "backward_transfer": "backward transfer",
@@ -45,7 +45,7 @@ def as_html(*boards: Leaderboard) -> str:
     contests = [_contest(board, key) for board in boards for key, _ in board.contests()]
     choices = {name: list(dict.fromkeys(c["key"][i] for c in contests)) for i, name in enumerate(CONTEST)}
     feet = [(board.protocol.name, foot(board)) for board in boards]
-    columns = [{"name": c, "title": t, "wide": c not in NARROW} for c, t in TITLES.items()]
+    columns = [{"name": c, "title": t, "width": _width(c)} for c, t in TITLES.items()]
     return _template().render(contests=contests, choices=choices, feet=feet, columns=columns)
 
 
@@ -68,7 +68,7 @@ def _contest(board: Leaderboard, key: Contest) -> dict[str, Any]:
                 "text": short[cell["method"]] if c == "method" else cell_text(cell, c),
                 "value": cell[c] if c == "method" else _sortable(cell[c]),
                 "bold": (i, c) in board.leaders,
-                "wide": c not in NARROW,
+                "width": _width(c),
             }
             for c in TITLES
         ]
@@ -77,6 +77,11 @@ def _contest(board: Leaderboard, key: Contest) -> dict[str, Any]:
     lines = [_curve(short[m], board.of((*key, m)), "all") for m in part["method"]]
     chart = Markup(line_chart(lines, f"mIoU of all classes over steps, {title(key)}", 640, 260))
     return {"key": key, "title": title(key), "rows": rows, "chart": chart}
+
+
+def _width(column: str) -> str:
+    """The class of a column: what a narrow screen leaves to the opened row."""
+    return "" if column in PHONE else "cost wide" if column in COST else "wide"
 
 
 def _sortable(value: float) -> str:
@@ -97,7 +102,7 @@ def _published(row: dict[str, Any]) -> dict[str, Any]:
         value = row[f"published_{c}"] if c in ("old", "new", "all") else float("nan")
         text = name if c == "method" else number(value) if c in ("old", "new", "all") else ""
         order = name if c == "method" else _sortable(value)
-        cells.append({"text": text, "value": order, "bold": False, "wide": c not in NARROW})
+        cells.append({"text": text, "value": order, "bold": False, "width": _width(c)})
     detail = {"citation": row["citation"], "provenance": row["provenance"], "difference": number(row["difference"])}
     return {"kind": "published", "name": name, "cells": cells, "detail": detail}
 
