@@ -23,7 +23,7 @@ from datasets.view import selection
 
 NAME_FILES = ("class_names.txt", "classes.txt", "labels.txt")
 GAP = 10
-"""Labels without a picture after which a label is taken for a mistake, where nothing names the classes."""
+"""Where nothing names the classes: after so many labels that occur nowhere (or as many as do occur) comes a mistake."""
 FEW = 8
 """Training pictures in a step below which a result says little."""
 
@@ -144,6 +144,8 @@ def write(own: Own, out: Path) -> None:
     """The data set in VOC layout, in a folder of its own; all or nothing. Pictures are copied as they are."""
     if out.exists():
         raise UserError(f"{out} is there already: give a folder that is not")
+    if any(counts[:, len(own.class_names) : VOID].any() for counts in own.counts.values()):
+        raise UserError(f"{out} is not written: there are labels without a class (above)")
     part = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(part, ignore_errors=True)
     images, labels, lists = part / "JPEGImages", part / "SegmentationClass", part / "ImageSets" / "Segmentation"
@@ -189,7 +191,8 @@ def _name_classes(own: Own, names: list[str] | None, pixels: np.ndarray) -> None
     if not occurring or occurring[-1] == 0:
         raise UserError(f"the label maps in {own.folder} hold no class: nothing but 0 and void; classes are 1 to 254")
     if names is None:
-        last = next((a for a, b in pairwise(occurring) if b - a > GAP), occurring[-1])
+        gaps = ((a, b - a) for a, b in pairwise(occurring))
+        last = next((a for n, (a, gap) in enumerate(gaps) if gap > max(GAP, n)), occurring[-1])
         own.class_names = ["background", *(f"class {label}" for label in range(1, last + 1))]
         own.notes.append("the names are made up: write your own into class_names.txt")
     elif own.convention.first_class == 0 and not names[0].startswith("background"):

@@ -101,7 +101,7 @@ def test_dkds_arrays_of_lines(data, tmp_path):
     nearest, equal, text = compare(data, theirs, scenario())
     assert equal
     assert nearest.setup in ("sequential", "disjoint")
-    assert "own/2-1/sequential and own/2-1/disjoint" in text
+    assert "own/2-1/disjoint and own/2-1/sequential" in text
 
 
 def test_text_in_any_order_and_twice(data, tmp_path):
