@@ -20,22 +20,14 @@ from datasets.scenario import Step
 from methods import registry
 from methods.base import Batch, SegOutput
 from tests.material import ROOT
-
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-
-
-def code(page: str, holding: str) -> str:
-    """The Python block of a page that holds a text."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
-    (found,) = (block for block in blocks if holding in block)
-    return str(found)
+from tests.pages import PAGES, code
 
 
 @pytest.fixture
 def soft_kd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The plugin of docs/add_a_method.md, loaded as a user loads it and forgotten afterwards."""
     registry.methods()  # what ships is discovered first, and stays
-    for table in ("_METHODS", "_ADDONS", "_PLUGINS"):
+    for table in ("_METHODS", "_ADDONS"):
         monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
     path = tmp_path / "soft_kd.py"
     path.write_text(code("docs/add_a_method.md", "@register_method"))
