@@ -8,6 +8,7 @@ only shape parts an old class from a new one. 800 train and 200 val pictures of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,14 +94,16 @@ def _place(kind: int, rng: np.random.Generator) -> Mask:
     return KINDS[kind][2](u, v)
 
 
+@cache
 def draw_label(seed: int, index: int) -> NDArray[np.uint8]:
-    """(48, 48): the label map alone."""
+    """(48, 48): the label map alone. Drawn once, like the picture: all of the data set is 9 MB."""
     label = np.full((SIDE, SIDE), BACKGROUND, np.uint8)
     for value, _, mask in layout(seed, index):
         label[mask] = value
     return label
 
 
+@cache
 def draw_image(seed: int, index: int) -> NDArray[np.uint8]:
     """(3, 48, 48): gratings and noise, the grey distractor, the coloured objects with shading stripes."""
     rng = np.random.default_rng([seed, index, 1])  # apart from the layout's: labels need no colours
@@ -145,7 +148,7 @@ class Shapes(SegmentationDataset):
         import torch  # not needed to plan
 
         seed, index = SEEDS[split], int(image_id.removeprefix(f"{split}_"))
-        return torch.from_numpy(draw_image(seed, index)), torch.from_numpy(draw_label(seed, index))
+        return torch.tensor(draw_image(seed, index)), torch.tensor(draw_label(seed, index))  # copies
 
     def _read(self, ids: tuple[str, ...], split: str, progress: bool) -> Index:
         """The labels are drawn, the pictures are not: a drawing's seed, number and version are its content."""

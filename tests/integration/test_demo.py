@@ -51,5 +51,6 @@ def check_story(board: pd.DataFrame) -> None:
         for method in DISTILLING:
             assert rows.loc[method, "old"] > rows.loc["FT", "old"] + 25
             assert rows.loc[method, "all"] > rows.loc["FT", "all"] + 15
-        for method in ("MiB", "SDR", "MiB+SDR"):  # to each group its background
-            assert rows.loc[method, "all"] > rows.loc["LwF", "all"]
+        if task == "3-1":  # the more steps, the more the background shift matters
+            for method in ("MiB", "SDR", "MiB+SDR"):
+                assert rows.loc[method, "all"] > rows.loc["LwF", "all"] + 5

@@ -5,6 +5,7 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 
 from datasets.shapes import COUNTS, KINDS, SEEDS, SIDE, Shapes, _rgb, draw_image, draw_label, layout
 
@@ -83,6 +84,9 @@ def test_as_a_data_set() -> None:
     image, label = shapes.load("val_0003", "val")
     assert image.shape == (3, SIDE, SIDE)
     assert label.shape == (SIDE, SIDE)
+    again = shapes.load("val_0003", "val")
+    image.zero_()  # what is handed out is the caller's own
+    assert torch.equal(shapes.load("val_0003", "val")[0], again[0])
     present = shapes.presence("val")
     assert present[3].nonzero()[0].tolist() == label.unique().tolist()
     prints = {shapes.fingerprint(i, s) for s in ("train", "val") for i in shapes.ids(s)}
