@@ -250,10 +250,10 @@ def clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def map_output(out: SegOutput, change: Callable[[Tensor], Tensor]) -> SegOutput:
-    """The output with every tensor changed."""
-    extra = {k: change(v) for k, v in out.extra.items()}
+    """The output with every tensor changed, in the order of ``tensors_of``."""
+    logits, features, embedding = (change(t) for t in (out.logits, out.features, out.embedding))
     stages = tuple(change(s) for s in out.stages)
-    return SegOutput(change(out.logits), change(out.features), change(out.embedding), stages, extra)
+    return SegOutput(logits, features, embedding, stages, {k: change(v) for k, v in out.extra.items()})
 
 
 def tensors_of(out: SegOutput) -> list[Tensor]:

@@ -94,6 +94,8 @@ def compare_split(whole: Stage, parts: list[Stage]) -> str:
     """
     whole.start()
     batch = whole.batch(0)
+    for part in parts:
+        part.model.load_state_dict(whole.model.state_dict())  # the pass has moved the running statistics
     leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors_of(batch.out)]
     draws = whole.generator.get_state()
 

@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import gcd
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -40,6 +42,6 @@ def drawn_from(seed: int, purpose: str) -> Iterator[None]:
         yield
 
 
-def beside(module: nn.Module, neighbour: Any) -> nn.Module:
+def beside(module: M, neighbour: nn.Module) -> M:
     """The module on the device and in the precision of its neighbour."""
     return module.to(next(neighbour.parameters()))

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from datasets.errors import UserError
 from datasets.scenario import Step
@@ -194,9 +195,18 @@ WINDOWS = (4, 8, 12, 16, 20, 24)
 
 
 def spatial_norms(difference: Tensor) -> Tensor:
-    """(B,): mean over window sizes of the norm of the pooled map (B, D, h, w); padding counts (F-PCKD, L_sp)."""
-    pooled = [F.avg_pool2d(difference, k, stride=1, padding=k // 2) for k in WINDOWS]
-    return torch.stack([torch.linalg.vector_norm(p, dim=(1, 2, 3)) for p in pooled]).mean(0)
+    """(B,): mean over window sizes of the norm of the pooled map (B, D, h, w); padding counts (F-PCKD, L_sp).
+
+    Pooled maps are formed again for the gradient: six of them would be kept for every map otherwise.
+    """
+    norms = [checkpoint(_pooled_norm, difference, k, use_reentrant=False, preserve_rng_state=False) for k in WINDOWS]
+    return torch.stack(norms).mean(0)
+
+
+def _pooled_norm(difference: Tensor, k: int) -> Tensor:
+    """(B,): norm of the k x k averages, stride 1, of the map padded by k / 2 zeros on each side."""
+    columns = F.avg_pool2d(difference, (k, 1), stride=1, padding=(k // 2, 0))
+    return torch.linalg.vector_norm(F.avg_pool2d(columns, (1, k), stride=1, padding=(0, k // 2)), dim=(1, 2, 3))
 
 
 def channel_norms(difference: Tensor) -> Tensor:

@@ -39,38 +39,41 @@ class Head(nn.Sequential):
         super().__init__(hidden, norm, nn.ReLU(), nn.Conv2d(channels, n, 1))
 
 
+def new_head(model: nn.Module, channels: int, n: int, seed: int, purpose: str) -> Head:
+    """A head with a norm of the kind that ``model`` has, beside its parameters."""
+    with drawn_from(seed, f"SSUL head, {purpose}"):
+        head = Head(norm_like(model, channels), channels, n)
+    return beside(head, model)
+
+
 class GroupHeads(nn.Module):
     """Embedding (B, E, h, w) -> logits (B, C, h, w): a head for background and one for each step's classes.
 
     Stands in place of the 1x1 classifier, and grows as that does.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, background: Head, first: Head, channels: int, seed: int) -> None:
         super().__init__()
-        rows = model.classifier.blocks[0]
-        self.channels, self.seed = rows.in_channels, model.classifier.seed
-        self.background = self._head(model, 1, "background")
-        self.blocks = nn.ModuleList([self._head(model, rows.out_channels - 1, "step 0")])
+        self.channels, self.seed = channels, seed
+        self.background, self.blocks = background, nn.ModuleList([first])
 
     def grow(self, n: int) -> None:
         """Add a head for ``n`` new classes."""
-        self.blocks.append(beside(self._head(self, n, f"step {len(self.blocks)}"), self))
+        self.blocks.append(new_head(self, self.channels, n, self.seed, f"step {len(self.blocks)}"))
 
     def forward(self, embedding: Tensor) -> Tensor:
         return torch.cat([self.background(embedding), *(head(embedding) for head in self.blocks)], dim=1)
-
-    def _head(self, model: Any, n: int, purpose: str) -> Head:
-        with drawn_from(self.seed, f"SSUL head, {purpose}"):
-            return Head(norm_like(model, self.channels), self.channels, n)
 
 
 def head_per_group(model: Any, step: Step) -> None:
     """At step 0 replace the classifier by heads of two layers, and add the unknown one."""
     if step.index > 0:
         return
-    heads = GroupHeads(model)
-    model.heads["unknown"] = beside(heads._head(model, 1, "unknown"), model)
-    model.classifier = beside(heads, model)
+    rows, seed = model.classifier.blocks[0], model.classifier.seed
+    sizes = {"background": 1, "step 0": rows.out_channels - 1, "unknown": 1}
+    background, first, unknown = (new_head(model, rows.in_channels, n, seed, name) for name, n in sizes.items())
+    model.classifier = GroupHeads(background, first, rows.in_channels, seed)
+    model.heads["unknown"] = unknown
 
 
 def start_from_unknown(model: Any, step: Step) -> None:

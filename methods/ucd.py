@@ -132,6 +132,7 @@ class UncertaintyContrast(Term):
 
     uses_old = True
     uses_setup = False
+    splits = False  # no pair across processes
 
     temperature: float = 0.07
 
