@@ -14,44 +14,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.scenario import VOID, Scenario, Step
+from methods.batch import Batch, Reduce, SegOutput, alone
+from methods.losses import full_precision, resize, shrink_labels
 
-T = TypeVar("T")
-
-
-class Reduce(Protocol):
-    """Sums and maxima over processes, any shape, the result on every process."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The sum. Differentiable: its backward sums too, so that the mean of the processes' parameter gradients is
-        exactly the gradient of the one global batch, if every process forms the same global loss from such sums."""
-        ...
-
-    def max(self, x: Tensor) -> Tensor:
-        """The elementwise maximum, detached; ``-inf`` where no process has a value."""
-        ...
-
-
-class SegOutput(NamedTuple):
-    """What a network gives. A tuple of tensors, so that it survives DDP and autocast.
-
-    ``logits`` (B, C, h, w) at the resolution of the network; ``features`` (B, D, h, w) the encoder's output;
-    ``embedding`` (B, E, h, w) what the 1x1 classifier reads; ``stages`` the encoder's residual stages, each
-    (B, D_l, h_l, w_l), before their last activation; ``extra`` whatever a method's ``build`` door adds.
-    """
-
-    logits: Tensor
-    features: Tensor
-    embedding: Tensor
-    stages: tuple[Tensor, ...] = ()
-    extra: dict[str, Tensor] = {}  # noqa: RUF012  (a NamedTuple's default; never written to)
+__all__ = [
+    "DOORS",
+    "Batch",
+    "Classifier",
+    "CrossEntropy",
+    "Door",
+    "Method",
+    "Reduce",
+    "SegModel",
+    "SegOutput",
+    "StepContext",
+    "Term",
+    "alone",
+    "argmax",
+    "describe",
+    "full_precision",
+    "held",
+    "resize",
+    "shrink_labels",
+]
 
 
 @runtime_checkable
@@ -80,162 +71,6 @@ class SegModel(Protocol):
     heads: nn.ModuleDict
 
     def __call__(self, images: Tensor) -> SegOutput: ...
-
-
-class Alone:
-    """``Reduce`` where there is one process."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x
-
-    def max(self, x: Tensor) -> Tensor:
-        return x.detach()
-
-
-alone = Alone()
-
-
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, ``align_corners=False``: logits (B, C, h, w) -> (B, C, H, W); nothing if they have that size."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-
-
-def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest neighbour as torch defines it: labels (B, H, W) -> (B, h, w), same dtype."""
-    if tuple(labels.shape[-2:]) == tuple(size):
-        return labels
-    # float32 holds 0..255 exactly
-    return F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].to(labels.dtype)
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """At least float32: what mixed precision halved is brought back, float64 stays."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """(B, h, w) -> (B, classes, hw) of 0 and 1; a label that is no class, such as void, has no 1."""
-    names = torch.arange(classes, device=labels.device)
-    return (labels.flatten(1)[:, None] == names[:, None]).to(dtype)
-
-
-def class_sums(features: Tensor, membership: Tensor) -> Tensor:
-    """Features (B, D, hw) and membership (B, C, hw) -> (C, D), sums over the positions of each class."""
-    return torch.bmm(features, membership.transpose(1, 2)).sum(0).T
-
-
-class Batch:
-    """Everything a term may read of one micro-batch. Derived maps are computed once, on first use, and kept.
-
-    ``images`` (B, 3, H, W); ``labels`` (B, H, W) int64 channels, 255 void; ``out`` and ``old`` the outputs of the
-    current and of the previous model (``None`` at step 0, or if no term uses it).
-    ``reduce`` is a differentiable sum over processes: whatever is a ratio, a maximum or not linear in the batch is
-    formed from reduced sums, so that several processes have exactly the gradient of the one global batch.
-    Terms must not write to any of these tensors.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        out: SegOutput,
-        old: SegOutput | None,
-        step: Step,
-        reduce: Reduce = alone,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        self.images, self.labels, self.out, self.step = images, labels, out, step
-        self._old, self.reduce, self.generator = old, reduce, generator
-        self._shared: dict[str, Any] = {}
-
-    @property
-    def old(self) -> SegOutput:
-        """The previous model's output; only for terms that declare ``uses_old``."""
-        if self._old is None:
-            raise RuntimeError("no previous model here: a term that reads batch.old must set uses_old = True")
-        return self._old
-
-    @cached_property
-    def logits(self) -> Tensor:
-        """(B, C, H, W), at label size, at least float32."""
-        return full_precision(resize(full_precision(self.out.logits), self._size))
-
-    @cached_property
-    def old_logits(self) -> Tensor:
-        """(B, O, H, W), at label size, no gradient."""
-        return full_precision(resize(full_precision(self.old.logits), self._size)).detach()
-
-    @cached_property
-    def valid(self) -> Tensor:
-        """(B, H, W) bool: not void."""
-        return self.labels != VOID
-
-    @cached_property
-    def features(self) -> Tensor:
-        """(B, D, h, w): the encoder's output, at least float32."""
-        return full_precision(self.out.features)
-
-    @cached_property
-    def feature_labels(self) -> Tensor:
-        """(B, h, w): labels at the size of ``out.features``, nearest neighbour."""
-        return shrink_labels(self.labels, self._feature_size)
-
-    @cached_property
-    def old_feature_prediction(self) -> Tensor:
-        """(B, h, w): arg max of the previous model at label size, brought to feature size by nearest neighbour."""
-        return shrink_labels(self.old_logits.argmax(1), self._feature_size)
-
-    @cached_property
-    def n_valid(self) -> Tensor:
-        """Pixels of the global batch that are not void, at least 1 (a scalar, float)."""
-        return self.reduce(self.valid.sum().to(self.logits.dtype)).clamp(min=1)
-
-    @cached_property
-    def n_pixels(self) -> Tensor:
-        """Pixels of the global batch, void ones included (a scalar, float)."""
-        return self.reduce(self.logits.new_full((), self.labels.numel()))
-
-    @cached_property
-    def flat_features(self) -> Tensor:
-        """(B, D, hw): ``features`` with the positions in a row; one view for all, so that gradients add in place."""
-        return self.features.flatten(2)
-
-    @cached_property
-    def class_hot(self) -> Tensor:
-        """(B, C, hw): one-hot ``feature_labels``; void belongs to no class."""
-        return hot(self.feature_labels, self.step.n_classes, self.features.dtype)
-
-    @cached_property
-    def class_counts(self) -> Tensor:
-        """(C,): positions of each class in the global batch, at feature size (float; exact up to 2^24)."""
-        return self.reduce(self.class_hot.sum((0, 2)))
-
-    @cached_property
-    def class_sums(self) -> Tensor:
-        """(C, D): sum of ``features`` over the positions of each class in the global batch, with gradient."""
-        return self.reduce(class_sums(self.flat_features, self.class_hot))
-
-    @property
-    def has_old(self) -> bool:
-        """Whether the previous model ran along."""
-        return self._old is not None
-
-    def share(self, name: str, compute: Callable[[], T]) -> T:
-        """What several terms of one method read: computed by the first that asks."""
-        if name not in self._shared:
-            self._shared[name] = compute()
-        found: T = self._shared[name]
-        return found
-
-    @property
-    def _size(self) -> tuple[int, int]:
-        return self.labels.shape[-2], self.labels.shape[-1]
-
-    @property
-    def _feature_size(self) -> tuple[int, int]:
-        return self.out.features.shape[-2], self.out.features.shape[-1]
 
 
 class StepContext(NamedTuple):

@@ -21,13 +21,12 @@ from methods.base import (
     SegOutput,
     StepContext,
     Term,
-    class_sums,
     full_precision,
-    hot,
     resize,
     shrink_labels,
     train_all,
 )
+from methods.losses import class_sums, hot
 from methods.registry import register_method
 
 PAPER = "after Zhang et al., 2025, arXiv 2508.04267 (abstract)"

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from datasets.scenario import Step
-from methods.base import Batch, CrossEntropy, Method, StepContext, Term, class_sums, hot
+from methods.base import Batch, CrossEntropy, Method, StepContext, Term
+from methods.losses import class_sums, hot, image_groups
 from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
 from methods.registry import register_addon, register_method
 
@@ -211,14 +212,15 @@ def scaled_sums(features: Tensor, membership: Tensor, scale: Tensor) -> tuple[Te
 
 
 class _SquaredGap(torch.autograd.Function):
-    """sum_i w_i |f_i - mu_{y_i}|^2, image by image: no second map of the features' size is kept."""
+    """sum_i w_i |f_i - mu_{y_i}|^2, a few images at a time: no second map of the features' size is kept."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, prototypes: Tensor, membership: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(features, prototypes, membership, weights)
         total = features.new_zeros(())
-        for f, member, w in zip(features, membership, weights, strict=True):
-            total += torch.addmm(f, prototypes.T, member, alpha=-1).square_().sum(0) @ w
+        for b in image_groups(features):
+            gap = torch.baddbmm(features[b], _each(prototypes.T, membership[b]), membership[b], alpha=-1)
+            total += (gap.square_().sum(1) * weights[b]).sum()
         return total
 
     @staticmethod
@@ -226,29 +228,35 @@ class _SquaredGap(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, prototypes, membership, weights = ctx.saved_tensors
         out = torch.empty_like(features)
-        for o, f, member, w in zip(out, features, membership, 2 * grad * weights, strict=True):
-            torch.addmm(f, prototypes.T, member, alpha=-1, out=o).mul_(w)
+        for b in image_groups(features):
+            torch.baddbmm(features[b], _each(prototypes.T, membership[b]), membership[b], alpha=-1, out=out[b])
+            out[b].mul_((2 * grad * weights[b])[:, None])
         return out, None, None, None
 
 
+def _each(matrix: Tensor, images: Tensor) -> Tensor:
+    """The same matrix for every image."""
+    return matrix.expand(len(images), -1, -1)
+
+
 class _ExpSums(torch.autograd.Function):
-    """sum_j exp(s f_j) and sum_j f_j, image by image: f (B, D, P), s (B, P) -> two maps (B, P)."""
+    """sum_j exp(s f_j) and sum_j f_j, a few images at a time: f (B, D, P), s (B, P) -> two maps (B, P)."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(features, scale)
-        exponentials = torch.stack([(f * s).exp_().sum(0) for f, s in zip(features, scale, strict=True)])
-        return exponentials, features.sum(1)
+        groups = image_groups(features)
+        return torch.cat([(features[b] * scale[b, None]).exp_().sum(1) for b in groups]), features.sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_exponentials: Tensor, d_sums: Tensor) -> tuple[Tensor, Tensor]:
         features, scale = ctx.saved_tensors
         out, out_scale = torch.empty_like(features), torch.empty_like(scale)
-        for b, (f, s) in enumerate(zip(features, scale, strict=True)):
-            torch.mul(f, s, out=out[b]).exp_()
-            out_scale[b] = torch.linalg.vecdot(f, out[b], dim=0) * d_exponentials[b]
-            out[b].mul_(d_exponentials[b] * s).add_(d_sums[b])
+        for b in image_groups(features):
+            torch.mul(features[b], scale[b, None], out=out[b]).exp_()
+            out_scale[b] = (features[b] * out[b]).sum(1) * d_exponentials[b]
+            out[b].mul_((d_exponentials[b] * scale[b])[:, None]).add_(d_sums[b, None])
         return out, out_scale
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from datasets.scenario import VOID
-from methods.base import Batch, hot
+from methods.base import Batch
+from methods.losses import hot
 from methods.sdr import (
     Attraction,
     Matching,

@@ -1,0 +1,171 @@
+"""What a loss reads: a network's output, and one batch with the quantities that several terms share.
+
+Shapes as in ``methods.base``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from datasets.scenario import VOID, Step
+from methods.losses import class_sums, full_precision, hot, resize, shrink_labels
+
+T = TypeVar("T")
+
+
+class SegOutput(NamedTuple):
+    """What a network gives. A tuple of tensors, so that it survives DDP and autocast.
+
+    ``logits`` (B, C, h, w) at the resolution of the network; ``features`` (B, D, h, w) the encoder's output;
+    ``embedding`` (B, E, h, w) what the 1x1 classifier reads; ``stages`` the encoder's residual stages, each
+    (B, D_l, h_l, w_l), before their last activation; ``extra`` whatever a method's ``build`` door adds.
+    """
+
+    logits: Tensor
+    features: Tensor
+    embedding: Tensor
+    stages: tuple[Tensor, ...] = ()
+    extra: dict[str, Tensor] = {}  # noqa: RUF012  (a NamedTuple's default; never written to)
+
+
+class Reduce(Protocol):
+    """Sums and maxima over processes, any shape, the result on every process."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The sum. Differentiable: its backward sums too, so that the mean of the processes' parameter gradients is
+        exactly the gradient of the one global batch, if every process forms the same global loss from such sums."""
+        ...
+
+    def max(self, x: Tensor) -> Tensor:
+        """The elementwise maximum, detached; ``-inf`` where no process has a value."""
+        ...
+
+
+class Alone:
+    """``Reduce`` where there is one process."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    def max(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+alone = Alone()
+
+
+class Batch:
+    """Everything a term may read of one micro-batch. Derived maps are computed once, on first use, and kept.
+
+    ``images`` (B, 3, H, W); ``labels`` (B, H, W) int64 channels, 255 void; ``out`` and ``old`` the outputs of the
+    current and of the previous model (``None`` at step 0, or if no term uses it).
+    ``reduce`` is a differentiable sum over processes: whatever is a ratio, a maximum or not linear in the batch is
+    formed from reduced sums, so that several processes have exactly the gradient of the one global batch.
+    Terms must not write to any of these tensors.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        out: SegOutput,
+        old: SegOutput | None,
+        step: Step,
+        reduce: Reduce = alone,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.images, self.labels, self.out, self.step = images, labels, out, step
+        self._old, self.reduce, self.generator = old, reduce, generator
+        self._shared: dict[str, Any] = {}
+
+    @property
+    def old(self) -> SegOutput:
+        """The previous model's output; only for terms that declare ``uses_old``."""
+        if self._old is None:
+            raise RuntimeError("no previous model here: a term that reads batch.old must set uses_old = True")
+        return self._old
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, C, H, W), at label size, at least float32."""
+        return full_precision(resize(full_precision(self.out.logits), self._size))
+
+    @cached_property
+    def old_logits(self) -> Tensor:
+        """(B, O, H, W), at label size, no gradient."""
+        return full_precision(resize(full_precision(self.old.logits), self._size)).detach()
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """(B, H, W) bool: not void."""
+        return self.labels != VOID
+
+    @cached_property
+    def features(self) -> Tensor:
+        """(B, D, h, w): the encoder's output, at least float32."""
+        return full_precision(self.out.features)
+
+    @cached_property
+    def feature_labels(self) -> Tensor:
+        """(B, h, w): labels at the size of ``out.features``, nearest neighbour."""
+        return shrink_labels(self.labels, self._feature_size)
+
+    @cached_property
+    def old_feature_prediction(self) -> Tensor:
+        """(B, h, w): arg max of the previous model at label size, brought to feature size by nearest neighbour."""
+        return shrink_labels(self.old_logits.argmax(1), self._feature_size)
+
+    @cached_property
+    def n_valid(self) -> Tensor:
+        """Pixels of the global batch that are not void, at least 1 (a scalar, float)."""
+        return self.reduce(self.valid.sum().to(self.logits.dtype)).clamp(min=1)
+
+    @cached_property
+    def n_pixels(self) -> Tensor:
+        """Pixels of the global batch, void ones included (a scalar, float)."""
+        return self.reduce(self.logits.new_full((), self.labels.numel()))
+
+    @cached_property
+    def flat_features(self) -> Tensor:
+        """(B, D, hw): ``features`` with the positions in a row; one view for all, so that gradients add in place."""
+        return self.features.flatten(2)
+
+    @cached_property
+    def class_hot(self) -> Tensor:
+        """(B, C, hw): one-hot ``feature_labels``; void belongs to no class."""
+        return hot(self.feature_labels, self.step.n_classes, self.features.dtype)
+
+    @cached_property
+    def class_counts(self) -> Tensor:
+        """(C,): positions of each class in the global batch, at feature size (float; exact up to 2^24)."""
+        return self.reduce(self.class_hot.sum((0, 2)))
+
+    @cached_property
+    def class_sums(self) -> Tensor:
+        """(C, D): sum of ``features`` over the positions of each class in the global batch, with gradient."""
+        return self.reduce(class_sums(self.flat_features, self.class_hot))
+
+    @property
+    def has_old(self) -> bool:
+        """Whether the previous model ran along."""
+        return self._old is not None
+
+    def share(self, name: str, compute: Callable[[], T]) -> T:
+        """What several terms of one method read: computed by the first that asks."""
+        if name not in self._shared:
+            self._shared[name] = compute()
+        found: T = self._shared[name]
+        return found
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.labels.shape[-2], self.labels.shape[-1]
+
+    @property
+    def _feature_size(self) -> tuple[int, int]:
+        return self.out.features.shape[-2], self.out.features.shape[-1]

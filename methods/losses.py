@@ -1,0 +1,54 @@
+"""Pure functions of tensors that several papers share.
+
+Shapes: ``B`` batch, ``C`` classes, ``D`` channels, ``H, W`` image, ``h, w`` feature map, ``P = h w``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, ``align_corners=False``: logits (B, C, h, w) -> (B, C, H, W); nothing if they have that size."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest neighbour as torch defines it: labels (B, H, W) -> (B, h, w), same dtype."""
+    if tuple(labels.shape[-2:]) == tuple(size):
+        return labels
+    # float32 holds 0..255 exactly
+    return F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].to(labels.dtype)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """At least float32: what mixed precision halved is brought back, float64 stays."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """(B, h, w) -> (B, classes, hw) of 0 and 1; a label that is no class, such as void, has no 1."""
+    names = torch.arange(classes, device=labels.device)
+    return (labels.flatten(1)[:, None] == names[:, None]).to(dtype)
+
+
+def class_sums(features: Tensor, membership: Tensor) -> Tensor:
+    """Features (B, D, hw) and membership (B, C, hw) -> (C, D), sums over the positions of each class."""
+    return torch.bmm(features, membership.transpose(1, 2)).sum(0).T
+
+
+def image_groups(x: Tensor) -> Iterator[slice]:
+    """Cut x (B, ...) into runs of whole images, few enough that what is computed of them stays small beside x.
+
+    On a CPU a run also has to fit its caches; the fewer runs, the fewer calls.
+    """
+    limit = 2**22 if x.device.type == "cpu" else 2**27
+    size = max(limit * len(x) // max(x.numel(), 1), 1)
+    for start in range(0, len(x), size):
+        yield slice(start, start + size)
