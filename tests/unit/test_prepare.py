@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import prepare
+from datasets import download, prepare
 from datasets.base import open_dataset
 from datasets.download import Source
 from datasets.errors import UserError
 from datasets.palette import voc_palette
 from datasets.prepare import prepare_ade, prepare_voc
+from run_benchmark import main
 from tests.unit import small_voc as small
 from tests.unit.loopback import Site, serve
 
@@ -197,6 +198,22 @@ def test_ade(tmp_path):
     assert everything(folder) == {
         k.removeprefix("ADEChallengeData2016/"): v for k, v in sorted(small.ade_files().items())
     }
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    """Without a network: one line, exit code 2; with one: 0 and what to do next."""
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    content = small.zipped(small.ade_files())
+    nowhere = small.source("http://127.0.0.1:9/ade.zip", "ade.zip", content)
+    monkeypatch.setattr(prepare, "ade_source", lambda: nowhere)
+    assert main(["data", "prepare", "ade", "--root", str(tmp_path)]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert f"download ade.zip by hand from http://the.official/page, put it into {tmp_path / 'downloads'}" in line
+    with serve(Site(content)) as site:
+        monkeypatch.setattr(prepare, "ade_source", lambda: small.source(site.url, "ade.zip", content))
+        assert main(["data", "prepare", "ade", "--root", str(tmp_path)]) == 0
+    assert f"data verify ade --root {tmp_path}" in capsys.readouterr().out
+    assert main(["data", "prepare", "ade", "--root", str(tmp_path), "--aug", "x.zip"]) == 2
 
 
 def test_the_sources_are_torchvisions():
