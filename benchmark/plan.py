@@ -174,6 +174,7 @@ class _Builder:
         self.datasets: dict[str, SegmentationDataset] = {}
         self.nodes: dict[str, StepNode] = {}
         self._views: dict[tuple[Scenario, int], StepView] = {}
+        self._tests: dict[str, dict[str, Any]] = {}
         self._model = model_identity(config.model)
 
     def scenario(self, text: str, seed: int) -> tuple[Scenario, int]:
@@ -208,9 +209,13 @@ class _Builder:
             for name, term in active.items():
                 if term.observes and id(term) in read:
                     node.observers.setdefault(states[id(term)], Rider(method.name, name, before.get(id(term))))
-            node.used_by.append(f"{scenario.name} {method.name}")
+            user = f"{scenario.name} {method.name}"
+            if user not in node.used_by:
+                node.used_by.append(user)
             shown = tuple(states[id(t)] for t in _read_by(method.predict) if id(t) in states)
-            score = digest({"step": key, "predict": describe(method.predict), "reads": shown, **self._test(scenario)})
+            score = digest(
+                {"step": key, "predict": describe(method.predict), "reads": shown, **self._test(scenario.dataset)}
+            )
             cells.append(Cell(node, score, Path(), shown))
             parent = node
         return _with_paths(scenario, method.name, seed, cells)
@@ -251,15 +256,17 @@ class _Builder:
             }
         )
 
-    def _test(self, scenario: Scenario) -> dict[str, Any]:
+    def _test(self, dataset: str) -> dict[str, Any]:
         """What an evaluation depends on beside the network."""
         evaluation = self.config.eval
-        return {
-            "view": self.protocol.eval_view,
-            "crop": (evaluation.crop or self.config.train.crop) if self.protocol.eval_view == "crop" else None,
-            "split": evaluation.split,
-            "test": val_view(self.datasets[scenario.dataset]).digest if evaluation.split == "val" else None,
-        }
+        if dataset not in self._tests:
+            self._tests[dataset] = {
+                "view": self.protocol.eval_view,
+                "crop": (evaluation.crop or self.config.train.crop) if self.protocol.eval_view == "crop" else None,
+                "split": evaluation.split,
+                "test": val_view(self.datasets[dataset]).digest if evaluation.split == "val" else None,
+            }
+        return self._tests[dataset]
 
 
 def _with_paths(scenario: Scenario, method: str, seed: int, cells: list[Cell]) -> Run:
