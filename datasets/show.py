@@ -107,11 +107,7 @@ def _telling(found: Scan, step: Step, chosen: np.ndarray) -> list[int]:
 
 
 def _heading(draw: ImageDraw.ImageDraw, top: int, step: Step, n: int, names: tuple[str, ...], width: int) -> None:
-    draw.text(
-        (GAP, top),
-        f"step {step.index} ({step.setup}): {n} pictures. Photograph | all labels | as this step sees them",
-        INK,
-    )
+    draw.text((GAP, top), f"step {step.index}: {n} pictures", INK)
     x = GAP
     for label in step.new_classes:
         name = names[label]
