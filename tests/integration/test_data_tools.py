@@ -134,7 +134,7 @@ def test_init(pack, tmp_path, capsys):
 
 
 def test_the_walk_through_camvid(tmp_path, capsys):
-    """docs/your_data.md: CamVid as the SegNet tutorial ships it (labels 0..10, 11 unlabelled) gives the pack's counts."""
+    """docs/your_data.md: CamVid as the SegNet tutorial ships it (labels 0..10, 11 unlabelled) gives our counts."""
     pack = material("data", "camvid_small")
     raw = tmp_path / "CamVid"
     for split in ("train", "val"):
