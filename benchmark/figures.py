@@ -6,7 +6,7 @@ Colours are those of Okabe and Ito, which the colour-blind can tell apart; lines
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -40,26 +40,32 @@ Rows: TypeAlias = list[tuple[str, list[Scored]]]  # what a method is called, and
 def write_figures(board: Leaderboard, folder: Path) -> list[Path]:
     """Draw every figure of every contest; the files written."""
     written: list[Path] = []
-    for key, part in board.contests():
-        short = short_names(board, key[0])
-        rows = [(short[m], board.of((*key, m))) for m in part["method"]]
-        place = folder / _file_name("-".join(key))
+    for key, rows in contest_rows(board):
+        place = folder / file_name("-".join(key))
         place.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context(STYLE):
             for name, draw in FIGURES.items():
                 figure = draw(board, key, rows)
                 if figure is not None:
-                    written += _save(figure, place / name)
+                    written += save(figure, place / name)
             for method, runs in rows:
-                written += _save(confusion(method, runs, board), place / f"confusion-{_file_name(method)}")
+                written += save(confusion(method, runs, board), place / f"confusion-{file_name(method)}")
     return written
 
 
-def _file_name(text: str) -> str:
+def contest_rows(board: Leaderboard) -> Iterator[tuple[Contest, Rows]]:
+    """Every contest with its methods, as tables call them, and their runs."""
+    for key, part in board.contests():
+        short = short_names(board, key[0])
+        yield key, [(short[m], board.of((*key, m))) for m in part["method"]]
+
+
+def file_name(text: str) -> str:
+    """A text that every file system takes."""
     return re.sub(r"[^\w.@=+-]+", "-", text)
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: Path) -> list[Path]:
     """The same bytes for the same numbers: no dates inside."""
     paths = [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")]
     figure.savefig(paths[0], bbox_inches="tight", metadata={"Software": None})
