@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "--launcher",
         choices=("inline", "local", "slurm"),
         default="inline",
-        help="where steps run: in this process, in local processes side by side, or as Slurm jobs (see docs/running.md)",
+        help="where steps run: in this process, in local processes side by side, or as Slurm jobs",
     )
     run.add_argument(
         "--only", nargs="+", default=[], metavar="KEY", help="only the steps with these keys (see plan --json)"

@@ -113,7 +113,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Where steps run (``--launcher``). Nothing here changes a number but the number of processes, in the last digits."""
+    """Where steps run (``--launcher``). Nothing here is identity; processes change a number in its last digits."""
 
     workers: int = 0  # local: processes side by side; 0: one for each GPU, or two on a CPU
     processes: int = 1  # slurm: processes (GPUs) a step and node

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from torch import Tensor
@@ -24,11 +23,9 @@ from benchmark.plan import Cell, Plan, Run, StepNode
 from benchmark.processes import any_process, gather
 from benchmark.provenance import provenance, versions
 from benchmark.store import FORMAT, Store, read_meta, read_tensors, write_json, write_tensors
+from benchmark.testset import test_set
 from benchmark.trainer import InterruptedStepError, NonFiniteLossError, StepTrainer
 from datasets.errors import UserError
-from datasets.pictures_of_step import StepPictures
-from datasets.transforms import EvalTransform
-from datasets.view import StepView, seen, step_view, val_view
 from methods.base import Method, Term
 from methods.registry import build_method
 
@@ -394,19 +391,3 @@ class Runner:
 def _active(method: Method, node: StepNode) -> dict[str, Term]:
     """The terms whose state belongs to the weights: observers have files of their own."""
     return {n: t for n, t in method.active(node.step).items() if not t.observes}
-
-
-def test_set(plan: Plan, node: StepNode) -> tuple[StepPictures, Tensor]:
-    """The pictures that score a step, with raw labels, and which of them hold a seen class (N,) bool."""
-    config, dataset = plan.config, plan.datasets[node.scenario.dataset]
-    crop = config.eval.crop or config.train.crop
-    transform = EvalTransform((crop[0], crop[-1]) if plan.protocol.eval_view == "crop" else None)
-    if config.eval.split == "val":
-        return StepPictures(dataset, val_view(dataset), transform), torch.from_numpy(seen(dataset, node.step))
-    ids: set[str] = set()
-    for t in range(node.index + 1):
-        ids.update(step_view(dataset, node.scenario, t, plan.protocol.void_in_training, "tune").ids)
-    every = dataset.ids("train")
-    chosen = np.array([i in ids for i in every])
-    view = StepView(tuple(i for i in every if i in ids), np.arange(256, dtype=np.uint8), "", "train")
-    return StepPictures(dataset, view, transform), torch.from_numpy(seen(dataset, node.step, "train")[chosen])
