@@ -82,9 +82,13 @@ def check_method(method: str | Build) -> Report:
 
 
 def check_all() -> list[Report]:
+    """The reports of ``every_name``."""
+    return [check_method(name) for name in every_name()]
+
+
+def every_name() -> list[str]:
     """Every registered method, every add-on on FT, and the combinations that papers make."""
-    names = [*methods(), *(f"FT+{name}" for name in addons()), *COMPOSED]
-    return [check_method(name) for name in names]
+    return [*methods(), *(f"FT+{name}" for name in addons()), *COMPOSED]
 
 
 def assert_contract(method: str | Build) -> None:
