@@ -73,7 +73,7 @@ def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> int:
     known = _known_jobs(folder)
     jobs: dict[str, Any] = {}
     for node in plan.to_score_or_train(store):
-        job = submitit.SlurmJob(folder, known[node.key]) if node.key in known else None
+        job: Any = submitit.SlurmJob(folder, known[node.key]) if node.key in known else None
         if job is None or job.state.split()[0] not in _ALIVE:
             after = jobs.get(node.parent.key) if node.parent else None
             job = _submit(plan.config.launch, folder, node, words, after)
