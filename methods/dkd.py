@@ -1,4 +1,4 @@
-"""DKD: decomposed knowledge distillation (Baek et al., NeurIPS 2022).
+"""DKD: decomposed knowledge distillation (Baek et al., NeurIPS 2022, arXiv 2210.05941).
 
 Independent sigmoid classifiers instead of a softmax, so that nothing is shared between old and new classes. Distilled
 are the old classes' logits and, each by itself, the evidence for and against them. The first row of the classifier is
@@ -164,7 +164,7 @@ class Auxiliary(Term):
         return mean(log_partition(resize(full_precision(batch.out.extra["auxiliary"]), size)), batch.reduce)
 
 
-@register_method("DKD", paper="Baek et al., NeurIPS 2022")
+@register_method("DKD", paper="Baek et al., NeurIPS 2022, arXiv 2210.05941")
 def dkd(
     kd: float = 5.0,
     evidence: float = 5.0,

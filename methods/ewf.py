@@ -1,4 +1,4 @@
-"""EWF: endpoints weight fusion (Xiao et al., CVPR 2023, arXiv of its extension AWF 2409.08516).
+"""EWF: endpoints weight fusion (Xiao et al., CVPR 2023, arXiv 2305.06071).
 
 After a step the network is averaged with the one before it, with a weight that depends on the numbers of classes only;
 there is no loss. Joins any method: ``MiB+EWF``, ``PLOP+EWF``. Source: F-EWF of the project's formula sheet, from the
@@ -52,7 +52,7 @@ def freeze_old_rows(model: Any, step: Step) -> list[dict[str, Any]]:
     return [{"params": [p for p in model.parameters() if id(p) not in frozen]}]
 
 
-@register_addon("EWF", paper="Xiao et al., CVPR 2023")
+@register_addon("EWF", paper="Xiao et al., CVPR 2023, arXiv 2305.06071")
 def ewf() -> Method:
     """Endpoints weight fusion: average with the previous network after every step."""
     return Method("EWF", terms={}, first={}, trainable=freeze_old_rows, end_step=(fuse_with_previous,))
