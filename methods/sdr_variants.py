@@ -3,7 +3,8 @@
 The release takes the features of one class with a mask over (image, channel, position) and reshapes the flat result
 as if it were one image: with several images the rows mix channels (R1), in matching with any batch (R2). Here
 ``flat_positions`` says where the mask puts every number, so that the mixing needs no loop over classes.
-As released, each process forms its own loss and their mean counts; only the prototypes are summed over processes.
+As released, each process forms its own loss and mixes its own images, so that ``released`` depends on the number of
+processes (rule 16 of the contract check says so); their mean counts, and the prototypes are summed over processes.
 Not reproduced: the rounding noise that the release adds to repulsion from 26 classes on (R11).
 """
 
