@@ -17,6 +17,10 @@ The releases of MiB, SDR and PLOP share one implementation of the three, which d
 - a tensor without gradient stops EWC with an error; here its importance stays as it is
 
 ``formulation="released"`` reproduces the first two.
+
+A penalty is a spring of stiffness 2 weight nu with nu up to 1 (RW: 2). SGD with Nesterov momentum 0.9 diverges where
+rate x stiffness > 1.36 (3.8 without Nesterov): keep weight below 0.68 / rate (RW: 0.34 / rate). The releases' weights
+go with the rates of 1e-3 and 1e-4 that they use after step 0; at 1e-2 EWC and PI need less than 68.
 """
 
 from __future__ import annotations
@@ -256,7 +260,7 @@ def _pick(tensors: ByName, names: Iterable[str]) -> list[Tensor]:
 def ewc(weight: float = 500.0, alpha: float = 0.9, normalise: bool = True) -> Method:
     """Elastic weight consolidation: weights of high Fisher information are held.
 
-    weight: of the penalty; 500 in MiB's release, 1000 in SDR's, 100 in PLOP's
+    weight: of the penalty; 500 in MiB's release, 1000 in SDR's, 100 in PLOP's; below 0.68 / learning rate
     alpha: weight of the new squared gradient in the running Fisher information; 0.9 in the releases
     normalise: min-max normalisation of each tensor's importance; on in the releases
     """
@@ -267,7 +271,7 @@ def ewc(weight: float = 500.0, alpha: float = 0.9, normalise: bool = True) -> Me
 def pi(weight: float = 500.0, normalise: bool = True, formulation: Formulation = "intended") -> Method:
     """Path integral (synaptic intelligence): weights that brought the loss down are held.
 
-    weight: of the penalty; 500 in MiB's release, 1000 in SDR's, 100 in PLOP's
+    weight: of the penalty; 500 in MiB's release, 1000 in SDR's, 100 in PLOP's; below 0.68 / learning rate
     normalise: min-max normalisation of each tensor's importance; on in the releases
     formulation: released takes each gradient after its move and misses the last update
     """
@@ -284,7 +288,7 @@ def rw(
 ) -> Method:
     """Riemannian walk: EWC's importance plus the loss change per distance in its metric.
 
-    weight: of the penalty; 100 in MiB's and PLOP's releases, 1000 in SDR's
+    weight: of the penalty; 100 in MiB's and PLOP's releases, 1000 in SDR's; below 0.34 / learning rate
     alpha: weight of the new squared gradient in the running Fisher information; 0.9 in the releases
     every: updates between two scores; 10 in the releases
     normalise: min-max normalisation of each tensor's importance; on in the releases

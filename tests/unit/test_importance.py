@@ -205,3 +205,25 @@ def test_nothing_of_the_path_is_kept_after_the_step(make: type[PathIntegral]) ->
     observer.end_step(context(FIRST, model, None))
     kept = {name.partition("/")[0] for name, _ in states(observer)}
     assert kept <= {"score", "fisher", "updates"}
+
+
+@pytest.mark.parametrize(("factor", "diverges"), [(0.95, False), (1.05, True)])
+def test_the_largest_weight_that_the_docstring_allows(factor: float, diverges: bool) -> None:
+    """Where nu is 1, weight 0.68 / rate is the edge for SGD with Nesterov momentum 0.9."""
+    rate = 0.01
+    old, fisher = Net(FIRST), Fisher()
+    fisher.begin_step(context(FIRST, old, None))
+    trained(old, [fisher], 3)
+    model = Net(SECOND)
+    penalty = QuadraticPenalty(fisher, weight=factor * 0.68 / rate)
+    for term in (fisher, penalty):
+        term.begin_step(context(SECOND, model, old))
+    with torch.no_grad():
+        model.body += 1e-3
+    optimizer = torch.optim.SGD(model.parameters(), rate, 0.9, nesterov=True)
+    for _ in range(1000):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        penalty.after_backward(model)
+        optimizer.step()
+    assert (penalty(None).item() > 1) == diverges  # type: ignore[arg-type]
