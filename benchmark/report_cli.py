@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from benchmark.board import Leaderboard
     from benchmark.protocol import Protocol
     from benchmark.records import Record
+    from benchmark.stored import Stored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--published-csv", type=Path, nargs="+", default=[], metavar="FILE", help="published results of your own")
     add("--published-source", default="", metavar="KEY", help="prefer this source, for example sdr2021")
     add("--lint-published", action="store_true", help="check the arithmetic of all published results, and nothing else")
+    add("--figures", type=Path, metavar="DIR", help="curves, classes, old against new, cost, confusion as PNG and PDF")
+    add(
+        "--predictions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --figures: what each step sees in N pictures",
+    )
+    add("--latent", action="store_true", help="with --figures: features and prototypes after every step")
+    add("--re-evaluate", action="store_true", help="run the protocol's own evaluation pass on the stored networks")
+    add("--verify", type=Path, metavar="DIR", help="check somebody's records, and merge those that hold into --out")
+    add("--data", nargs="+", default=[], metavar="NAME=PATH", help="where a data set lies, for the four options above")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -37,15 +50,29 @@ def main(args: argparse.Namespace) -> int:
         return _lint(args)
     from benchmark.protocol import parse_protocol
     from benchmark.reporter import FORMATS
-    from datasets.errors import unknown
+    from datasets.errors import UserError, unknown
 
     for form in args.format:
         if form not in FORMATS:
             raise unknown("format", form, FORMATS)
+    if (args.predictions or args.latent) and not args.figures:
+        raise UserError("--predictions and --latent need --figures DIR, the folder that they are written to")
     protocols = [parse_protocol(text) for text in args.protocol]
-    records, problems = _read(args.records or [args.out])
-    boards = [_board(args, records, protocol) for protocol in protocols]
+    problems = _verify(args) if args.verify else []
+    records, unread = _read(args.records or [args.out])
+    problems += unread
+    boards = []
+    for protocol in protocols:
+        pool = records
+        if args.re_evaluate:
+            from benchmark.recompute import reevaluate
+
+            pool, missing = reevaluate(records, protocol, _stored(args))
+            problems += _warn(missing)
+        boards.append(_board(args, pool, protocol))
     _write(args, boards)
+    if args.figures:
+        problems += _warn(_draw(args, boards[0]))
     return 2 if problems else 0
 
 
@@ -83,6 +110,60 @@ def _write(args: argparse.Namespace, boards: list[Leaderboard]) -> None:
         print(f"written: {', '.join(map(str, written))}")
 
 
+def _draw(args: argparse.Namespace, board: Leaderboard) -> list[str]:
+    """Every figure asked for; what could not be drawn, and why."""
+    from benchmark.figures import write_figures
+
+    written, missing = write_figures(board, args.figures), list[str]()
+    if args.predictions:
+        from benchmark.pictures import write_predictions
+
+        more, missing = write_predictions(board, _stored(args), args.predictions, args.figures)
+        written += more
+    if args.latent:
+        from benchmark.latent import write_latent
+
+        more, without = write_latent(board, _stored(args), args.figures)
+        written, missing = written + more, missing + without
+    print(f"drawn: {len(written)} files in {args.figures}")
+    return missing
+
+
+def _verify(args: argparse.Namespace) -> list[str]:
+    """Check the records of ``--verify`` and merge the accepted runs into ``--out``; the refused ones."""
+    from functools import partial
+
+    from benchmark.recompute import PixelCounter, keys
+    from benchmark.records import read_records
+    from benchmark.verify import merge, verify
+
+    submitted, problems = read_records(args.verify)
+    known = read_records(args.out)[0] if (args.out / "records").is_dir() else []
+    stored = _stored(args)
+    for run, faults in verify(submitted, known, PixelCounter(stored), partial(keys, stored)):
+        faults = faults or merge(run, args.out / "records")
+        print(f"refused: {run}: {'; '.join(faults)}" if faults else f"accepted: {run}")
+        problems += [f"refused {run}"] if faults else []
+    return problems
+
+
+def _stored(args: argparse.Namespace) -> Stored:
+    from benchmark.stored import Stored
+    from datasets.errors import UserError
+
+    places = dict(item.partition("=")[::2] for item in args.data)
+    for name, path in places.items():
+        if not name or not path:
+            raise UserError("--data: write NAME=PATH, for example voc=/data/VOCdevkit")
+    return Stored(args.out, places)
+
+
+def _warn(lines: list[str]) -> list[str]:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
+    return lines
+
+
 def _read(folders: list[Path]) -> tuple[list[Record], list[str]]:
     """All records below the folders; what had to be left out is named on stderr."""
     from benchmark.records import read_records
@@ -93,8 +174,7 @@ def _read(folders: list[Path]) -> tuple[list[Record], list[str]]:
         found, wrong = read_records(folder)
         records += found
         problems += wrong
-    for line in problems:
-        print(f"warning: {line}", file=sys.stderr)
+    _warn(problems)
     if not records:
         where = ", ".join(map(str, folders))
         raise UserError(f"no records yet below {where}: run `run_benchmark.py run --out {folders[0]}` first")

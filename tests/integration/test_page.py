@@ -58,7 +58,7 @@ def test_a_configuration_is_given_once_and_then_by_its_changes() -> None:
     second["config"] = {**first["config"], "train": {"epochs": [0.5]}}
     (run,) = gather_runs([first, second])
     assert config_text(run) == (
-        '# step 0\nmodel.backbone = "tiny"\ntrain.epochs = [1.0]\neval.split = "val"\n'
+        '# step 0\nmodel.backbone = "tiny"\ntrain.epochs = [1.0]\ntrain.batch = [8]\neval.split = "val"\n'
         "# from step 1 on\ntrain.epochs = [0.5]"
     )
 

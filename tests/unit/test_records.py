@@ -101,6 +101,6 @@ def test_a_step_recorded_twice_counts_once_and_the_later_stays() -> None:
 
 def test_configurations_are_compared_by_setting() -> None:
     a, b = make_run()[0], make_run(config={"model": {"backbone": "resnet18"}, "train": {"epochs": [1.0]}})[0]
-    assert flat_config(a) == {"model.backbone": "tiny", "train.epochs": [1.0], "eval.split": "val"}
-    assert differing([flat_config(a), flat_config(b)]) == ["eval.split", "model.backbone"]
+    assert flat_config(a) == {"model.backbone": "tiny", "train.epochs": [1.0], "train.batch": [8], "eval.split": "val"}
+    assert differing([flat_config(a), flat_config(b)]) == ["eval.split", "model.backbone", "train.batch"]
     assert differing([flat_config(a)]) == []

@@ -165,7 +165,7 @@ def test_incomplete_runs_are_listed_not_shown() -> None:
 def test_two_configurations_are_two_rows_and_the_foot_says_what_differs() -> None:
     longer = {
         "model": {"backbone": "tiny"},
-        "train": {"epochs": [30.0]},
+        "train": {"epochs": [30.0], "batch": [8]},
         "eval": {"split": "val"},
         "run": {"workers": 9},
     }

@@ -1,0 +1,97 @@
+"""Figures: one of each, with the same bytes for the same numbers, showing what the records hold."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmark.figures import classes, contest_rows, curves, file_name, published, write_figures
+from benchmark.latent import separation
+from benchmark.pictures import palette
+from benchmark.protocol import PROTOCOLS
+from benchmark.published import load_published, with_literature
+from benchmark.reporter import leaderboard
+from benchmark.stored import telling_pictures
+from tests.records import make_run
+from tests.unit.test_published import measured
+from tests.unit.test_reporter import grid
+
+SDR = PROTOCOLS["sdr"]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    folder = tmp_path_factory.mktemp("figures")
+    return folder, write_figures(leaderboard(grid(), SDR), folder)
+
+
+def test_every_figure_comes_as_png_and_pdf(drawn: tuple[Path, list[Path]]) -> None:
+    folder, written = drawn
+    names = ["curves", "classes", "old-new", "cost", *(f"confusion-{m}" for m in ("FT", "MiB", "MiB+SDR", "Joint"))]
+    assert [p.name for p in written] == [f"{n}.{ending}" for n in names for ending in ("png", "pdf")]
+    assert {p.parent for p in written} == {folder / "toy-2-1-overlapped-sdr"}
+    assert all(p.read_bytes()[:4] == (b"\x89PNG" if p.suffix == ".png" else b"%PDF") for p in written)
+
+
+def test_the_same_numbers_give_the_same_bytes(drawn: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    first = {p.name: p.read_bytes() for p in drawn[1] if "curves" in p.name}
+    again = write_figures(leaderboard(grid(), SDR), tmp_path)
+    assert {p.name: p.read_bytes() for p in again if "curves" in p.name} == first
+
+
+def test_curves_show_the_mean_and_the_span_of_the_seeds() -> None:
+    board = leaderboard(grid(), PROTOCOLS["mib"])
+    ((key, rows),) = contest_rows(board)
+    old, new, _ = curves(board, key, rows).axes
+    line = next(ln for ln in old.lines if ln.get_label() == "MiB")
+    assert line.get_ydata() == pytest.approx([82, 82])
+    joint = next(ln for ln in new.lines if ln.get_label() == "Joint")
+    assert (joint.get_xdata().tolist(), joint.get_ydata()) == ([1], pytest.approx([95]))
+    band = old.collections[1].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((81, 83))
+    assert old.get_ylabel() == "mIoU (%)"
+
+
+def test_the_heat_map_leaves_future_classes_empty() -> None:
+    board = leaderboard(make_run(hit=lambda t, k: 0.5), SDR)
+    ((key, rows),) = contest_rows(board)
+    image = np.ma.filled(classes(board, key, rows).axes[0].images[0].get_array(), np.nan)
+    assert image.shape == (4, 2)
+    assert np.isnan(image).tolist() == [[False, False]] * 3 + [[True, False]]
+    assert image[1:3] == pytest.approx(50)
+
+
+def test_bars_stand_beside_the_published_number() -> None:
+    board = with_literature(leaderboard(measured(), SDR), load_published())
+    ((key, rows),) = contest_rows(board)
+    ax = published(board, key, rows).axes[0]
+    heights = [round(bar.get_height(), 2) for bar in ax.patches]
+    assert heights[2:] == [39.5, 77.58]
+    assert published(leaderboard(grid(), SDR), key, rows) is None
+
+
+def test_file_names_are_safe() -> None:
+    assert file_name("toy-sdr scoring, trained with void/../x") == "toy-sdr-scoring-trained-with-void-..-x"
+
+
+def test_voc_colours_are_vocs_own_where_there_are_many_classes() -> None:
+    table = palette(21)
+    assert table[[1, 2, 3, 15, 20, 255]].tolist() == [
+        [128, 0, 0], [0, 128, 0], [128, 128, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192],
+    ]  # fmt: skip
+    assert len({tuple(c) for c in palette(151)[:151].tolist()}) == 151
+
+
+def test_pictures_that_show_old_and_later_classes_come_first() -> None:
+    present = np.zeros((5, 5), dtype=bool)
+    present[:, 0] = True
+    for picture, labels in enumerate(([1], [1, 3], [3, 4], [2, 4], [2, 1])):
+        present[picture, labels] = True
+    assert telling_pictures(present, ((1, 2), (3,), (4,)), 3) == [1, 3, 2]
+    assert telling_pictures(present, ((1, 2, 3, 4),), 9) == [1, 3, 2, 4, 0]
+
+
+def test_separation_is_variance_between_over_within() -> None:
+    points = np.array([[0.0, 0.0], [2.0, 0.0], [10.0, 0.0], [12.0, 0.0]])
+    assert separation(points, np.array([1, 1, 2, 2])) == pytest.approx(25 / 1)
+    assert np.isnan(separation(points, np.ones(4)))
