@@ -7,15 +7,17 @@ from pathlib import Path
 from tabulate import tabulate
 
 from benchmark.plan import Plan
-from benchmark.store import Store, read_meta
+from benchmark.store import LostStateError, Store
 
 
 def listing(store: Store) -> str:
     """A line for each trained step: first digits of its key, size, title."""
     rows = []
     for folder in _folders(store):
-        model = folder / "model.safetensors"
-        title = read_meta(model)["title"] if model.exists() else "(under way)"
+        try:
+            title = store.meta(folder.name)["title"]
+        except LostStateError:
+            title = "(under way)" if store.checkpoint(folder.name).exists() else "(not finished)"
         rows.append([folder.name[:8], f"{_size(folder) / 2**20:,.1f}", title])
     total = sum(_size(f) for f in _folders(store))
     return (

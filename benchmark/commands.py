@@ -25,15 +25,16 @@ def run(args: argparse.Namespace) -> int:
     from benchmark.runner import Runner, make_accelerator
 
     accelerator = make_accelerator(config)
-    with accelerator.main_process_first():  # the first process reads the label maps, the others its cache
-        store.open()
-        plan = _plan(config, store)
     main = accelerator.is_main_process
     if config.run.tracker != "none":
         accelerator.init_trackers("contseg", init_kwargs={})
-    if main:
-        print(_summary(plan, store), flush=True)
-    outcome = Runner(plan, store, accelerator, _say).run(args.only)
+    outcome = None
+    while outcome is None or outcome.branched:
+        with accelerator.main_process_first():  # the first process reads the label maps, the others its cache
+            plan = _plan(config, store.open())
+        if main:
+            print(_summary(plan, store), flush=True)
+        outcome = Runner(plan, store, accelerator, _say).run(args.only)
     accelerator.end_training()
     if outcome.interrupted:
         if main:
@@ -173,7 +174,7 @@ def _plan(config: Config, store: Store) -> Plan:
             opened[name] = open_dataset(name, config.data.get(name), store.cache / "presence")
         return opened[name]
 
-    return make_plan(config, open_data)
+    return make_plan(config, open_data, store.branches())
 
 
 def _summary(plan: Plan, store: Store) -> str:

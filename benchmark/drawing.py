@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from tabulate import tabulate
 
 from benchmark.plan import Plan, StepNode
-from benchmark.store import Store, read_meta
+from benchmark.store import LostStateError, Store
 
 
 def as_json(plan: Plan, store: Store) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def totals(plan: Plan, store: Store) -> dict[str, Any]:
         "distinct_steps": len(plan.nodes),
         "to_train": len(todo),
         "replays": len(replays),
+        "branches": sum(n.branch for n in plan.nodes.values()),
         "to_score": len(plan.missing_scores(store)),
         "images_alone": alone,
         "images_shared": shared,
@@ -90,7 +92,8 @@ def as_table(plan: Plan, store: Store) -> str:
         tabulate(rows, heads, intfmt=","),
         "",
         f"{t['runs']} runs, {t['cells']} cells, {t['distinct_steps']} distinct steps; "
-        f"to train {t['to_train']} ({t['replays']} of them again, for a late observer), to score {t['to_score']}",
+        f"to train {t['to_train']} ({t['replays']} of them again, for a late observer), to score {t['to_score']}"
+        + (f"; {t['branches']} on a branch, as training again gave other weights" if t["branches"] else ""),
         f"images: {t['images_alone']:,} if every cell ran on its own, {t['images_shared']:,} shared "
         f"({t['sharing_factor']:.2f} times fewer), "
         f"{t['images_to_train']:,} still to train in {t['updates_to_train']:,} updates",
@@ -122,7 +125,10 @@ def _state(node: StepNode, store: Store, todo: set[str]) -> str:
 
 def _hours(todo: list[StepNode], plan: Plan, store: Store) -> float | None:
     """From the mean seconds an image of the steps that are kept; ``None`` if there are none."""
-    costs = [read_meta(store.model(n.key))["cost"] for n in plan.nodes.values() if store.model(n.key).exists()]
+    costs = []
+    for node in plan.nodes.values():
+        with contextlib.suppress(LostStateError):
+            costs.append(store.meta(node.key)["cost"])
     images = sum(c["images"] for c in costs)
     if not images:
         return None if todo else 0.0

@@ -17,10 +17,10 @@ from torch import Tensor
 from benchmark.config import Config, _section
 from benchmark.model import Segmenter, build_model
 from benchmark.model_config import ModelConfig
-from benchmark.store import Store, read_tensors
+from benchmark.store import LostStateError, Store, read_tensors
 from datasets.errors import UserError
 from datasets.scenario import Step
-from methods.base import Method, Term
+from methods.base import Method, Term, describe
 from methods.registry import build_method, load_plugins
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pictures in 0..1
@@ -63,10 +63,11 @@ def term_states(terms: dict[str, Term]) -> dict[str, Tensor]:
     return {f"{n}:{k}": v for n, t in terms.items() for k, v in t.state_dict().items()}
 
 
-def load_step(out: str | Path, key: str) -> tuple[Segmenter, Callable[[Tensor], Tensor]]:
+def load_step(out: str | Path, key: str, method: str = "") -> tuple[Segmenter, Callable[[Tensor], Tensor]]:
     """The network of a trained step, in evaluation mode, and a function from images to class maps (channels).
 
-    ``key`` is a record's ``step_key`` or its first digits. Raises ``UserError`` if the step is not in the cache of
+    ``key`` is a record's ``step_key`` or its first digits; ``method`` the one whose prediction rule is wanted, where
+    several share the step (default: that of the first). Raises ``UserError`` if the step is not in the cache of
     ``out``, or its file is damaged.
     """
     store = Store(Path(out))
@@ -76,34 +77,32 @@ def load_step(out: str | Path, key: str) -> tuple[Segmenter, Callable[[Tensor], 
         raise UserError(
             f"{what} under {store.cache} with a key that begins with {key!r}: see `run_benchmark.py cache list`"
         )
-    loaded = read_tensors(found[0])
-    if loaded is None:
-        raise UserError(f"{found[0]} is damaged: run the grid again, it trains what is missing")
-    tensors, meta = loaded
+    try:
+        tensors, meta = store.read_model(found[0].parent.name)
+        terms_state = store.read_terms(found[0].parent.name)
+    except LostStateError as lost:
+        raise UserError(f"{lost}: run the grid again, it trains what is missing") from None
     load_plugins(*meta["plugins"])
-    method = build_method(meta["method"])
+    built = build_method(method or meta["method"])
     steps = [Step(s["index"], s["setup"], tuple(s["old_classes"]), tuple(s["new_classes"])) for s in meta["steps"]]
-    model = skeleton(
-        replace(_section(ModelConfig, "model", meta["model"], str(found[0])), weights="none"), steps, method, 0
-    )
+    config = _section(ModelConfig, "model", meta["model"], str(found[0]))
+    model = skeleton(replace(config, weights="none"), steps, built, 0)
     model.load_state_dict(tensors)
-    terms = method.active(steps[-1])
-    for path in (found[0].with_name("terms.safetensors"), *_observers(found[0].parent, meta)):
-        state = read_tensors(path) if path.exists() else None
-        if state is not None:
-            load_terms(terms, state[0], torch.device("cpu"))
+    terms = built.active(steps[-1])
+    load_terms(terms, terms_state, torch.device("cpu"))
+    for path in sorted(found[0].parent.glob("observer-*.safetensors")):
+        loaded = read_tensors(path)
+        term = terms.get(loaded[1]["term"]) if loaded and "term" in loaded[1] else None
+        if loaded and term is not None and describe(term) == loaded[1]["is"]:
+            term.load_state_dict(loaded[0])
     model.eval().requires_grad_(False)
 
     @torch.inference_mode()
     def predict(images: Tensor) -> Tensor:
-        prediction: Tensor = method.predict(model(images), (images.shape[-2], images.shape[-1]))
+        prediction: Tensor = built.predict(model(images), (images.shape[-2], images.shape[-1]))
         return prediction
 
     return model, predict
-
-
-def _observers(folder: Path, meta: dict[str, Any]) -> list[Path]:
-    return [folder / f"observer-{key}.safetensors" for key in meta.get("observers", {})]
 
 
 __all__ = ["Config", "grow", "load_step", "load_terms", "normalise", "skeleton", "term_states"]

@@ -6,7 +6,7 @@ trained once. Observers (terms that change no weight) have keys of their own and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,10 @@ class Rider:
 
 @dataclass
 class StepNode:
-    """One training, with the observers that ride on it by key."""
+    """One training, with the observers that ride on it by key.
+
+    ``branch``: an equal training is kept that an observer missed, and that gave other weights when done again.
+    """
 
     key: str
     parent: StepNode | None
@@ -52,6 +55,7 @@ class StepNode:
     view: StepView
     observers: dict[str, Rider] = field(default_factory=dict)
     used_by: list[str] = field(default_factory=list)
+    branch: bool = False
 
     @property
     def step(self) -> Step:
@@ -146,8 +150,11 @@ class Plan:
         return sum(n.images for n in self.nodes.values())
 
 
-def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset]) -> Plan:
-    """Expand the grid. Every mistake that can be known before training raises ``UserError`` here."""
+def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], branches: Collection[str] = ()) -> Plan:
+    """Expand the grid. Every mistake that can be known before training raises ``UserError`` here.
+
+    ``branches``: the observers whose step, trained again for them, gave other weights (``Store.branches``).
+    """
     protocol = parse_protocol(config.protocol)
     check(config.model)
     check_train(config.train)
@@ -156,7 +163,7 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset]) -
     if not config.methods:
         raise UserError("no method: give --methods FT MiB+SDR ... or a --config FILE.toml that names some")
     methods = {m.name: m for text in config.methods for m in map(build_method, expand_methods(text))}
-    builder = _Builder(config, protocol, open_data)
+    builder = _Builder(config, protocol, open_data, branches)
     asked = [builder.scenario(text, seed) for text in config.scenarios for seed in config.seeds]
     runs = {}
     for scenario, seed in asked:
@@ -169,8 +176,14 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset]) -
 class _Builder:
     """Builds runs; equal steps become one node."""
 
-    def __init__(self, config: Config, protocol: Protocol, open_data: Callable[[str], SegmentationDataset]) -> None:
-        self.config, self.protocol, self.open_data = config, protocol, open_data
+    def __init__(
+        self,
+        config: Config,
+        protocol: Protocol,
+        open_data: Callable[[str], SegmentationDataset],
+        branches: Collection[str],
+    ) -> None:
+        self.config, self.protocol, self.open_data, self.branches = config, protocol, open_data, branches
         self.datasets: dict[str, SegmentationDataset] = {}
         self.nodes: dict[str, StepNode] = {}
         self._views: dict[tuple[Scenario, int], StepView] = {}
@@ -190,25 +203,22 @@ class _Builder:
         needed = _needed_observers(method, len(scenario.steps))
         for step in scenario.steps:
             view = self._view(scenario, step.index)
-            key = self._step_key(step, method, seed, view, parent, states)
-            before = states
-            states = {
-                id(term): digest(
-                    {"step": key, "setup": step.setup, "is": describe(term), "before": before.get(id(term))}
-                )
-                for term in method.active(step).values()
-                if term.observes
-            }
+            active = method.active(step)
+            read = needed[step.index] | {id(h) for t in active.values() for h in held(t)}
+            riders = {name: t for name, t in active.items() if t.observes and id(t) in read}
+            key = original = self._step_key(step, method, seed, view, parent, states)
+            before, states = states, _observed(key, step, active, states)
+            while any(states[id(t)] in self.branches for t in riders.values()):
+                key = digest({"branch": key})
+                states = _observed(key, step, active, before)
             node = self.nodes.get(key)
             if node is None:
                 train = self.config.train.at(step.index)
-                node = StepNode(key, parent, scenario, step.index, method.name, seed, train, view)
+                branch = key != original
+                node = StepNode(key, parent, scenario, step.index, method.name, seed, train, view, branch=branch)
                 self.nodes[key] = node
-            active = method.active(step)
-            read = needed[step.index] | {id(h) for t in active.values() for h in held(t)}
-            for name, term in active.items():
-                if term.observes and id(term) in read:
-                    node.observers.setdefault(states[id(term)], Rider(method.name, name, before.get(id(term))))
+            for name, term in riders.items():
+                node.observers.setdefault(states[id(term)], Rider(method.name, name, before.get(id(term))))
             user = f"{scenario.name} {method.name}"
             if user not in node.used_by:
                 node.used_by.append(user)
@@ -281,6 +291,15 @@ def _with_paths(scenario: Scenario, method: str, seed: int, cells: list[Cell]) -
         for t, c in enumerate(cells)
     )
     return Run(scenario, method, seed, placed, key)
+
+
+def _observed(key: str, step: Step, active: dict[str, Term], before: dict[int, str]) -> dict[int, str]:
+    """The keys of the states in which the step ``key`` leaves the observers, by ``id``."""
+    return {
+        id(term): digest({"step": key, "setup": step.setup, "is": describe(term), "before": before.get(id(term))})
+        for term in active.values()
+        if term.observes
+    }
 
 
 def _needed_observers(method: Method, steps: int) -> list[set[int]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from benchmark.store import digest
 from datasets.errors import UserError
 
 Record: TypeAlias = dict[str, Any]
@@ -95,6 +96,8 @@ def read_records(folder: Path | str) -> tuple[list[Record], list[str]]:
             problems.append(f"left out {path}: unreadable or cut short ({error})")
             continue
         why = fault(record)
+        if why is None and record.pop("sha256", None) not in (None, digest(record)):
+            why = "altered since it was written"
         if why is None:
             records.append(record)
         else:

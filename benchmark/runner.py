@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
@@ -16,17 +15,26 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 from torch import Tensor
 
 from benchmark.claims import Claim
-from benchmark.config import Config, identity
+from benchmark.config import Config
 from benchmark.evaluate import evaluate
 from benchmark.load import load_terms, skeleton, term_states
-from benchmark.plan import Cell, Plan, Run, StepNode
+from benchmark.plan import Cell, Plan, StepNode
 from benchmark.processes import any_process, gather
-from benchmark.provenance import provenance, versions
-from benchmark.store import FORMAT, Store, read_meta, read_tensors, write_json, write_tensors
+from benchmark.provenance import provenance
+from benchmark.recorded import describe_step, make_record
+from benchmark.store import (
+    LostStateError,
+    Store,
+    read_sealed,
+    tensors_digest,
+    write_json,
+    write_sealed,
+    write_tensors,
+)
 from benchmark.testset import test_set
 from benchmark.trainer import InterruptedStepError, NonFiniteLossError, StepTrainer
 from datasets.errors import UserError
-from methods.base import Method, Term
+from methods.base import Method, Term, describe
 from methods.registry import build_method
 
 
@@ -37,6 +45,7 @@ class Outcome:
     trained: int = 0
     scored: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    branched: bool = False  # a replay gave other weights: the grid is to be planned again
     interrupted: int = 0  # the signal that was heeded
 
 
@@ -75,19 +84,20 @@ class Runner:
         before = {s: signal.signal(s, self._heed) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._walk(only)
+            while not gather(self._write_records())[0]:
+                self._walk(only)
         except InterruptedStepError:
             self.outcome.interrupted = self._signal or signal.SIGTERM
+            self._write_records()
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
-        if self.accelerator.is_main_process:
-            self._write_records()
         self.accelerator.wait_for_everyone()
         return self.outcome
 
     def _walk(self, only: Collection[str]) -> None:
         """Take a step that nobody has claimed and whose parent is there, or wait; until all is done."""
-        while True:
+        while not self.outcome.branched:
             choice = gather(self._choose(only) if self.accelerator.is_main_process else None)[0]
             if choice is None:
                 return
@@ -155,6 +165,8 @@ class Runner:
             work(node)
         except (InterruptedStepError, UserError):
             raise
+        except LostStateError as error:
+            self.say(f"{error}: its step is done again")  # the plan has it among those to train now
         except NonFiniteLossError as error:
             self._fail(node, str(error))
         except Exception as error:
@@ -191,9 +203,13 @@ class Runner:
         )
         cost = trainer.run()
         weights = trainer.model.state_dict()
-        meta = self._meta(node, cost, trainer.progress.losses)
+        if not gather(self._agrees(node, weights))[0]:
+            self._branch(node)
+            return
+        terms = term_states(_active(method, node))
+        meta = describe_step(plan, node, cost, trainer.progress.losses, bool(terms), self.accelerator)
         if self.accelerator.is_main_process:
-            self._keep(node, weights, term_states(_active(method, node)), observers, meta)
+            self._keep(node, weights, terms, observers, meta)
         self.accelerator.wait_for_everyone()
         self.outcome.trained += 1
         for cell in self._unscored(node):
@@ -208,12 +224,7 @@ class Runner:
             owner = built.setdefault(rider.method, build_method(rider.method))
             observers[key] = owner.active(node.step)[rider.term]
             if node.parent is not None and rider.before is not None:
-                loaded = read_tensors(self.store.observer(node.parent.key, rider.before))
-                if loaded is None:
-                    raise FileNotFoundError(
-                        f"the state of {rider.term} after {node.parent.title} is missing: run again"
-                    )
-                states[key] = loaded[0]
+                states[key] = self.store.read_observer(node.parent.key, rider.before)
         return observers, states
 
     def _keep(
@@ -225,47 +236,35 @@ class Runner:
         meta: dict[str, Any],
     ) -> None:
         store, key = self.store, node.key
-        if store.model(key).exists():
-            self._check_replay(node, weights)
         if terms:
             write_tensors(store.terms(key), terms, {})
         for observer, term in observers.items():
-            write_tensors(store.observer(key, observer), term.state_dict(), {})
+            what = {"term": node.observers[observer].term, "is": describe(term)}
+            write_tensors(store.observer(key, observer), term.state_dict(), what)
         if not store.model(key).exists():
             write_tensors(store.model(key), weights, meta)  # last: its presence says that the step is trained
         store.drop_checkpoint(key)
 
-    def _check_replay(self, node: StepNode, weights: dict[str, Tensor]) -> None:
-        from benchmark.store import tensors_digest
+    def _agrees(self, node: StepNode, weights: dict[str, Tensor]) -> bool:
+        """Whether these weights, trained again for an observer that came late, are those kept, if any are."""
+        try:
+            return bool(self.store.meta(node.key)["sha256"] == tensors_digest(weights))
+        except LostStateError:
+            return True
 
-        if tensors_digest(weights) != read_meta(self.store.model(node.key))["sha256"]:
-            raise RuntimeError(
+    def _branch(self, node: StepNode) -> None:
+        """Give the observers that came late a branch of their own, which the next plan takes."""
+        self.outcome.branched = True
+        if self.accelerator.is_main_process:
+            for observer, rider in node.observers.items():
+                if not self.store.observer(node.key, observer).exists():
+                    what = {"step": node.key, "title": node.title, "method": rider.method, "term": rider.term}
+                    write_json(self.store.branch(observer), what | {"provenance": provenance(self.accelerator)})
+            self.store.drop_checkpoint(node.key)
+            self.say(
                 f"{node.title}: trained again for an observer that came late, it gave other weights than those kept "
-                "(another machine, or another number of threads or processes?); "
-                f"remove {self.store.step(node.key)} to train it and its descendants anew"
+                "(another machine, or another number of threads or processes?); it goes on as a branch of its own"
             )
-
-    def _meta(self, node: StepNode, cost: dict[str, Any], losses: dict[str, list[float]]) -> dict[str, Any]:
-        config = self.plan.config
-        return {
-            "key": node.key,
-            "title": node.title,
-            "method": node.method,
-            "observers": sorted(node.observers),
-            "plugins": list(config.plugins),
-            "model": identity(config.model),
-            "train": identity(node.train),
-            "seed": node.seed,
-            "steps": [
-                {"index": s.index, "setup": s.setup, "old_classes": s.old_classes, "new_classes": s.new_classes}
-                for s in node.scenario.steps[: node.index + 1]
-            ],
-            "sees": {"digest": node.view.digest, "pictures": len(node.view.ids)},
-            "cost": cost,
-            "losses": losses,
-            "versions": versions(),
-            "provenance": provenance(self.accelerator),
-        }
 
     # --- scores ---------------------------------------------------------------------------------------------------
 
@@ -277,10 +276,7 @@ class Runner:
         """Score a step whose weights are in the cache."""
         store = self.store
         model = skeleton(self.plan.config.model, node.scenario.steps[: node.index + 1], build_method(node.method), 0)
-        loaded = read_tensors(store.model(node.key))
-        if loaded is None:
-            raise FileNotFoundError(f"{store.model(node.key)} is damaged: run again, it will be trained anew")
-        model.load_state_dict(loaded[0])
+        model.load_state_dict(store.read_model(node.key)[0])
         model = model.to(self.accelerator.device)
         for cell in self._unscored(node):
             method = build_method(self._run_of[cell.score].method)
@@ -289,15 +285,12 @@ class Runner:
 
     def _load_states(self, cell: Cell, method: Method, node: StepNode) -> None:
         terms = method.active(node.step)
-        kept = read_tensors(self.store.terms(node.key)) if self.store.terms(node.key).exists() else None
-        if kept is not None:
-            load_terms(terms, kept[0], self.accelerator.device)
+        load_terms(terms, self.store.read_terms(node.key), self.accelerator.device)
         for observer in cell.observers:
-            state = read_tensors(self.store.observer(node.key, observer))
-            if state is not None:
-                terms[node.observers[observer].term].load_state_dict(
-                    {k: v.to(self.accelerator.device) for k, v in state[0].items()}
-                )
+            state = self.store.read_observer(node.key, observer)
+            terms[node.observers[observer].term].load_state_dict(
+                {k: v.to(self.accelerator.device) for k, v in state.items()}
+            )
 
     def _method_of(self, cell: Cell, trained: Method, node: StepNode, observers: dict[str, Term]) -> Method:
         """The method whose prediction rule scores this cell; its states are those just trained."""
@@ -329,57 +322,34 @@ class Runner:
         )
         if self.accelerator.is_main_process:
             score = {"matrix": matrix, "seconds": round(time.perf_counter() - began, 3), "pictures": len(pictures)}
-            write_json(self.store.score(node.key, cell.score), score)
+            write_sealed(self.store.score(node.key, cell.score), score)
         self.accelerator.wait_for_everyone()
         self.outcome.scored += 1
 
     # --- records --------------------------------------------------------------------------------------------------
 
-    def _write_records(self) -> None:
-        """A record for every cell that has a score and no record yet."""
+    def _write_records(self) -> bool:
+        """A record for every cell that has a score and no record yet; whether everything for that was there."""
+        if not self.accelerator.is_main_process:
+            return True
+        whole = True
         for run in self.plan.runs:
             for t, cell in enumerate(run.cells):
                 path = self.store.score(cell.node.key, cell.score)
                 old = self.store.record(cell.path)
-                if path.exists() and (old is None or old.get("key") != cell.score):
-                    score = json.loads(path.read_text())
-                    write_json(self.store.records / cell.path, self._record(run, t, cell, score))
-
-    def _record(self, run: Run, t: int, cell: Cell, score: dict[str, Any]) -> dict[str, Any]:
-        plan, scenario = self.plan, run.scenario
-        meta = read_meta(self.store.model(cell.node.key))
-        config = plan.config
-        return {
-            "format": FORMAT,
-            "key": cell.score,
-            "step_key": cell.node.key,
-            "run": run.key,
-            "dataset": scenario.dataset,
-            "task": scenario.task,
-            "setup": scenario.setup,
-            "order": scenario.order,
-            "method": run.method,
-            "seed": run.seed,
-            "step": t,
-            "steps": len(scenario.steps),
-            "split": config.eval.split,
-            "class_names": list(plan.datasets[scenario.dataset].class_names),
-            "groups": [list(g) for g in scenario.groups],
-            "channels": [0, *scenario.steps[t].seen_classes],
-            "protocol": plan.protocol.as_dict(),
-            "matrix": score["matrix"],
-            "config": {
-                "model": meta["model"],
-                "train": meta["train"],
-                "eval": identity(config.eval),
-                "plugins": list(config.plugins),
-            },
-            "sees": meta["sees"],
-            "versions": meta["versions"],
-            "provenance": meta["provenance"],
-            "cost": meta["cost"] | {"evaluation_seconds": score["seconds"]},
-            "losses": meta["losses"],
-        }
+                if not path.exists() or (old is not None and old.get("key") == cell.score):
+                    continue
+                score = read_sealed(path)
+                try:
+                    meta = self.store.meta(cell.node.key)
+                except LostStateError:
+                    path.unlink(missing_ok=True)  # nothing says what was scored
+                    score = None
+                if score is None:
+                    whole = False
+                else:
+                    write_sealed(self.store.records / cell.path, make_record(self.plan, run, t, score, meta))
+        return whole
 
     def _heed(self, number: int, frame: Any) -> None:
         if self._signal is not None:

@@ -2,8 +2,8 @@
 
 ``DIR/cache/<2 digits>/<step key>/`` holds what a step's training left: ``model.safetensors``, ``terms.safetensors``,
 one ``observer-<key>.safetensors`` for each observer that rode along, ``score-<key>.json`` for each evaluation, and
-``checkpoint.safetensors`` while it trains. A tensor file carries its metadata and the SHA-256 of its tensors;
-a file that is cut short or altered is noticed, set aside with a warning, and its work is done again.
+``checkpoint.safetensors`` while it trains. Every file carries a SHA-256 of its content; one that is cut short or
+altered is noticed, set aside with a warning, and its work is done again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
+
+
+class LostStateError(Exception):
+    """Something that the plan took for kept is damaged or gone; the plan has its step to do again."""
 
 
 def digest(value: Any) -> str:
@@ -63,6 +67,36 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object atomically, with the checksum of its content."""
+    write_json(path, {**value, "sha256": digest(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """A JSON object; ``None`` if there is none, or a damaged one, which is set aside with a warning.
+
+    One without a checksum is taken as it is.
+    """
+    try:
+        value: dict[str, Any] = json.loads(path.read_text())
+        intact = value.pop("sha256", None) in (None, digest(value))
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError, TypeError):  # no JSON, or no object
+        intact = False
+    if not intact:
+        _set_aside(path)
+        return None
+    return value
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(f"{path.name}.damaged")
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+        os.replace(path, aside)
+    warnings.warn(f"{path} is damaged: set aside as {aside.name}, its work will be done again", stacklevel=3)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -107,9 +141,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     except Exception:  # safetensors raises a class of its own, JSON another: damaged either way
         intact = False
     if not intact:
-        aside = path.with_name(f"{path.name}.damaged")
-        os.replace(path, aside)
-        warnings.warn(f"{path} is damaged: set aside as {aside.name}, its work will be done again", stacklevel=2)
+        _set_aside(path)
         return None
     return tensors, meta
 
@@ -170,6 +202,14 @@ class Store:
     def score(self, key: str, score: str) -> Path:
         return self.step(key) / f"score-{score}.json"
 
+    def branch(self, observer: str) -> Path:
+        """Says that this observer's step, trained again for it, gave other weights: it has a branch of its own."""
+        return self.out / "branches" / f"{observer}.json"
+
+    def branches(self) -> set[str]:
+        """The observers with a branch of their own."""
+        return {p.stem for p in (self.out / "branches").glob("*.json")}
+
     def checkpoint(self, key: str) -> Path:
         return self.step(key) / "checkpoint.safetensors"
 
@@ -177,17 +217,46 @@ class Store:
         """Whether a step's model and the states of these observers are there."""
         return self.model(key).exists() and all(self.observer(key, o).exists() for o in observers)
 
-    def record(self, cell: Path) -> dict[str, Any] | None:
-        """A record by its path below ``records``; ``None`` if there is none, or an unreadable one."""
-        path = self.records / cell
+    def read_model(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights of a trained step, and what is said of it. Raises ``LostStateError``."""
+        return self._read(self.model(key))
+
+    def read_terms(self, key: str) -> dict[str, Tensor]:
+        """State of the terms that belongs to a step's weights; empty if they have none. Raises ``LostStateError``."""
+        path = self.terms(key)
+        if not path.exists() and not self.meta(key).get("terms"):
+            return {}
         try:
-            record: dict[str, Any] = json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            warnings.warn(f"{path} is not valid JSON: its step will be scored again", stacklevel=2)
-            return None
-        _check_format(path, record.get("format"))
+            return self._read(path)[0]
+        except LostStateError:
+            self.model(key).unlink(missing_ok=True)  # of no use without: the step is to be trained again
+            raise
+
+    def read_observer(self, key: str, observer: str) -> dict[str, Tensor]:
+        """State of an observer that rode on a step. Raises ``LostStateError``."""
+        return self._read(self.observer(key, observer))[0]
+
+    def meta(self, key: str) -> dict[str, Any]:
+        """What is said of a trained step. Raises ``LostStateError``."""
+        try:
+            return read_meta(self.model(key))
+        except UserError:
+            raise
+        except Exception:
+            return self._read(self.model(key))[1]  # sets it aside
+
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        loaded = read_tensors(path)
+        if loaded is None:
+            raise LostStateError(f"{path.relative_to(self.cache)} is lost")
+        return loaded
+
+    def record(self, cell: Path) -> dict[str, Any] | None:
+        """A record by its path below ``records``; ``None`` if there is none, or a damaged one."""
+        path = self.records / cell
+        record = read_sealed(path)
+        if record is not None:
+            _check_format(path, record.get("format"))
         return record
 
     def record_key(self, cell: Path) -> str | None:

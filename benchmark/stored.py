@@ -40,7 +40,7 @@ class Stored:
 
     def network(self, record: Record) -> tuple[Any, Callable[[Tensor], Tensor]]:
         """The network of a record's step, and its prediction: images (B, 3, H, W) -> channels (B, H, W)."""
-        model, predict = load_step(self.out, str(record.get("step_key", record["key"])))
+        model, predict = load_step(self.out, str(record.get("step_key", record["key"])), record["method"])
         return model.to(self.device), predict
 
     def picture(self, record: Record, image_id: str) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from benchmark.load import grow, load_terms, skeleton
 from benchmark.plan import StepNode
 from benchmark.processes import any_process, over_processes
 from benchmark.seeding import derive
-from benchmark.store import Store, read_tensors
+from benchmark.store import Store
 from datasets.base import SegmentationDataset
 from methods.base import Batch, Method, StepContext, Term
 
@@ -91,16 +91,11 @@ class StepTrainer:
             old = None
         else:
             model = skeleton(self.config.model, steps[:t], method, seed)
-            loaded = read_tensors(self.store.model(parent_key))
-            if loaded is None:
-                raise FileNotFoundError(self.store.model(parent_key))
-            model.load_state_dict(loaded[0])
+            model.load_state_dict(self.store.read_model(parent_key)[0])
             old = copy.deepcopy(model).eval().requires_grad_(False) if t > 0 else None
             grow(model, self.step, method)
             method.init(model, self.step)
-            kept = read_tensors(self.store.terms(parent_key)) if self.store.terms(parent_key).exists() else None
-            if kept is not None:
-                load_terms(self.terms, kept[0], self.device)
+            load_terms(self.terms, self.store.read_terms(parent_key), self.device)
         for key, term in self.observers.items():
             if key in parent_states:
                 term.load_state_dict({k: v.to(self.device) for k, v in parent_states[key].items()})
