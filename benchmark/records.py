@@ -77,19 +77,19 @@ def _matrix_fault(matrix: Record, n_rows: int, n_cols: int) -> str | None:
     return None
 
 
-def records_folder(folder: Path) -> Path:
-    """The ``records`` folder of a results folder, or the folder itself where it holds none."""
-    return folder / "records" if (folder / "records").is_dir() else folder
+def record_files(folder: Path) -> list[Path]:
+    """The JSON files below ``folder/records``; without such a one those of all results folders inside, or its own."""
+    nested = [folder / "records"] if (folder / "records").is_dir() else sorted(folder.glob("*/records"))
+    return [path for base in nested or [folder] for path in sorted(base.rglob("*.json"))]
 
 
 def read_records(folder: Path | str) -> tuple[list[Record], list[str]]:
     """All records below a folder, in the order of their paths, and one line for every file that was left out."""
-    base = records_folder(Path(folder))
-    if not base.is_dir():
-        raise UserError(f"no records: {base} is not a folder; run `run_benchmark.py run --out {folder}` first")
+    if not Path(folder).is_dir():
+        raise UserError(f"no records: {folder} is not a folder; run `run_benchmark.py run --out {folder}` first")
     records: list[Record] = []
     problems: list[str] = []
-    for path in sorted(base.rglob("*.json")):
+    for path in record_files(Path(folder)):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

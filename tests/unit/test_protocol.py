@@ -1,6 +1,7 @@
 """The table of protocol fields, and what a row is called when training and scoring disagree."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +81,10 @@ def test_a_record_gives_its_protocol_back() -> None:
 )
 def test_what_a_row_is_called(trained: str, asked: str, words: str) -> None:
     assert scored_as(PROTOCOLS[trained], PROTOCOLS[asked]) == words
+
+
+def test_the_document_holds_the_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = [[c.strip(" `") for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
+    written = [[row[0].removesuffix("` (default)"), *row[1:]] for row in rows if len(row) == 8]
+    assert written == [[c.strip() for c in line.split("|")] for line in TABLE.strip().splitlines()]

@@ -22,6 +22,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert problems == []
 
 
+def test_a_folder_of_results_folders_is_read_as_one(tmp_path: Path) -> None:
+    write_records(tmp_path / "demo", make_run("FT"))
+    write_records(tmp_path / "camvid", make_run("MiB"))
+    (tmp_path / "demo" / "cache").mkdir()
+    (tmp_path / "demo" / "cache" / "score.json").write_text("{}")
+    found, problems = read_records(tmp_path)
+    assert ({r["method"] for r in found}, problems) == ({"FT", "MiB"}, [])
+
+
 def damaged(change: Callable[[Record], object]) -> Record:
     record = copy.deepcopy(make_run()[1])
     change(record)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.board import paired_differences
+from benchmark.cells import COST, METRICS
 from benchmark.protocol import PROTOCOLS
 from benchmark.reporter import Leaderboard, leaderboard, render, write_leaderboard
 from datasets.errors import UserError
@@ -208,3 +209,8 @@ def test_of_two_runs_of_one_cell_and_seed_the_later_is_shown() -> None:
         r["run"], r["provenance"]["time"] = "f" * 64, "2026-03-01"
     frame = leaderboard(late + early, PROTOCOLS["mib"]).frame
     assert (frame["seeds"].tolist(), frame["all"].tolist()) == ([1], [pytest.approx(70)])
+
+
+def test_every_column_is_defined_in_the_document() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert [c for c in [*METRICS, *COST] if f"`{c}`" not in text] == []
