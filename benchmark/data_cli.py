@@ -94,8 +94,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", type=Path, metavar="DIR", help="the folder of the data set")
+    folder = parser.add_mutually_exclusive_group()
+    folder.add_argument("--root", type=Path, metavar="DIR", help="the folder of the data set")
+    folder.add_argument("--data", type=_path_of, dest="root", metavar="NAME=DIR", help="the same, written as for `run`")
     parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="data sets of your own")
+
+
+def _path_of(item: str) -> Path:
+    return Path(item.partition("=")[2] or item)
 
 
 def main(args: argparse.Namespace) -> int:
