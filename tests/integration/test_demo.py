@@ -30,6 +30,10 @@ def test_every_method_starts_from_the_one_step_0() -> None:
     assert sum(node.updates for node in plan.nodes.values()) < 7500  # what fits into five minutes on two cores
 
 
+def test_the_committed_table_tells_it() -> None:
+    check_story(pd.read_csv(ROOT / "results" / "demo" / "leaderboard.csv"))
+
+
 @pytest.mark.slow
 def test_the_story_holds_with_every_seed(tmp_path: Path) -> None:
     command = [sys.executable, "run_benchmark.py", "--config", str(DEMO), "--out", str(tmp_path), "--seeds"]
