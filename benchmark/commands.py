@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from benchmark.config import Config, read_config
+from benchmark.config import Config, check_shares, read_config
 from benchmark.store import Store
 from datasets.errors import UserError, unknown
 from methods.registry import load_plugins
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     while outcome is None or outcome.branched:
         with accelerator.main_process_first():  # the first process reads the label maps, the others its cache
             plan = _plan(config, store.open())
+            check_shares(config, accelerator.num_processes)
         if main:
             print(_summary(plan, store), flush=True)
         outcome = Runner(plan, store, accelerator, _say).run(args.only)

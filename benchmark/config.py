@@ -86,6 +86,24 @@ def check_train(train: TrainConfig) -> TrainConfig:
     return train
 
 
+def check_shares(config: Config, processes: int) -> None:
+    """``UserError`` where a batch cannot be shared out among so many processes."""
+    share = config.train.accumulate * processes
+    for batch in config.train.batch:
+        micro, rest = divmod(batch, share)
+        if rest or micro < 1:
+            raise UserError(
+                f"a batch of {batch} cannot feed {processes} processes with {config.train.accumulate} micro-batches "
+                f"each: choose train.batch as a multiple of {share}"
+            )
+        norm = config.model.norm
+        if micro < 2 and (norm == "batch" or (norm == "sync" and processes == 1)):
+            raise UserError(
+                "a batch of one picture would reach BatchNorm: raise train.batch, lower train.accumulate, "
+                "or set model.norm=group or frozen"
+            )
+
+
 PER_STEP = ("epochs", "updates", "lr", "batch")
 
 

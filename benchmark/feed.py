@@ -17,13 +17,12 @@ from benchmark.load import normalise
 from benchmark.plan import StepNode
 from benchmark.seeding import Order
 from datasets.base import SegmentationDataset
-from datasets.errors import UserError
 from datasets.pictures_of_step import StepPictures, collate
 from datasets.transforms import TrainTransform
 
 
 class Feed:
-    """The training pictures of a step. Raises ``UserError`` where a batch cannot feed all processes."""
+    """The training pictures of a step."""
 
     def __init__(
         self,
@@ -38,7 +37,6 @@ class Feed:
         self.pictures = StepPictures(dataset, node.view, transform, node.seed, node.step.index, config.run.keep_decoded)
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.batch, self.parts = train.batch[0], train.accumulate
-        self._check()
         self.order = Order(len(node.view.ids), self.batch, node.seed, node.step.index)
 
     def updates(self, start: int, total: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -72,21 +70,6 @@ class Feed:
             if self.device.type == "cuda":
                 images = images.contiguous(memory_format=torch.channels_last)
             yield images, labels.to(self.device, non_blocking=True).long()
-
-    def _check(self) -> None:
-        share = self.parts * self.world
-        micro, rest = divmod(self.batch, share)
-        if rest or micro < 1:
-            raise UserError(
-                f"a batch of {self.batch} cannot feed {self.world} processes with {self.parts} micro-batches each: "
-                f"choose train.batch as a multiple of {share}"
-            )
-        norm = self.config.model.norm
-        if micro < 2 and (norm == "batch" or (norm == "sync" and self.world == 1)):
-            raise UserError(
-                "a batch of one picture would reach BatchNorm: raise train.batch, lower train.accumulate, "
-                "or set model.norm=group or frozen"
-            )
 
 
 class _Shares:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,13 +21,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmark.config import LaunchConfig
+from benchmark.config import LaunchConfig, check_shares
 from benchmark.plan import Plan, StepNode
 from benchmark.store import Store, write_json
 from datasets.errors import UserError
 
 PROGRAM = Path(__file__).resolve().parent.parent / "run_benchmark.py"
-POLL = 1.0  # seconds
 
 
 def local(plan: Plan, store: Store, words: tuple[str, ...]) -> int:
@@ -67,38 +67,49 @@ def _local_workers(config: LaunchConfig) -> tuple[int, Callable[[int], dict[str,
 
 def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> int:
     """One job a step, with Slurm's own dependencies. Ctrl-C stops watching, not the jobs; run again to watch on."""
-    import submitit
-
-    folder = store.out / "logs" / "slurm"
-    known = _known_jobs(folder)
-    jobs: dict[str, Any] = {}
+    config = plan.config.launch
+    check_shares(plan.config, config.processes * config.nodes)
+    folder = store.out.absolute() / "logs" / "slurm"
+    known, queue = _known_jobs(folder), _queue()
+    jobs: dict[str, str] = {}
     for node in plan.to_score_or_train(store):
-        job: Any = submitit.SlurmJob(folder, known[node.key]) if node.key in known else None
-        if job is None or job.state.split()[0] not in _ALIVE:
+        job = known.get(node.key)
+        if job is None or (queue is not None and job not in queue):
             after = jobs.get(node.parent.key) if node.parent else None
-            job = _submit(plan.config.launch, folder, node, words, after)
+            job = _submit(config, folder, node, words, after)
         jobs[node.key] = job
-        write_json(folder / "jobs.json", {**known, **{k: j.job_id for k, j in jobs.items()}})
-    print(f"{len(jobs)} jobs: {', '.join(j.job_id for j in jobs.values()) or 'none'}; logs in {folder}", flush=True)
+        write_json(folder / "jobs.json", {**known, **jobs})
+    print(f"{len(jobs)} jobs: {', '.join(jobs.values()) or 'none'}; logs in {folder}", flush=True)
+
+    def alive() -> bool:
+        queue = _queue()
+        return queue is None or any(job in queue for job in jobs.values())
+
     try:
-        _watch(plan, store, lambda: any(j.state.split()[0] in _ALIVE for j in jobs.values()))
+        _watch(plan, store, alive)
     except KeyboardInterrupt:
         print("no longer watching; the jobs go on: run the same command to watch them, scancel to end them")
         return 128 + signal.SIGINT
-    return _failures(plan, store, jobs)
+    left = [n for n in plan.to_score_or_train(store) if n.key in jobs]
+    for node in left:
+        log = folder / f"{jobs[node.key]}_0_log.out"
+        print(f"failed: {node.title}: job {jobs[node.key]} ended; the end of {log}:\n{_tail(log)}", file=sys.stderr)
+    return 1 if left else 0
 
 
-_ALIVE = {
-    "PENDING",
-    "RUNNING",
-    "REQUEUED",
-    "COMPLETING",
-    "CONFIGURING",
-    "SUSPENDED",
-    "UNKNOWN",
-    "PREEMPTED",
-    "REQUEUE_HOLD",
-}
+def _queue() -> set[str] | None:
+    """This user's jobs that wait or run; ``None`` if Slurm does not answer.
+
+    Asked of the queue and not of the accounting, which many a Slurm has not.
+    """
+    try:
+        call = ["squeue", "--me", "--noheader", "--format=%A"]
+        answer = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True)
+    except FileNotFoundError:
+        raise UserError("there is no Slurm here: squeue is not installed; use --launcher local") from None
+    except subprocess.SubprocessError:
+        return None
+    return set(answer.stdout.split())
 
 
 @dataclass
@@ -119,7 +130,8 @@ class RunStep:
         if environment.num_tasks > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         call = [sys.executable, str(PROGRAM), *self.words, "--launcher", "inline", "--only", self.key]
-        self.child = subprocess.Popen(call)
+        # Slurm signals every process of the job: what USR2 means is decided here, and told the step by SIGTERM
+        self.child = subprocess.Popen(call, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))
         code: int = self.child.wait()
         if code:
             raise RuntimeError(f"exit code {code}: {' '.join(call)}")
@@ -129,19 +141,21 @@ class RunStep:
         """Let the step write its checkpoint, then ask to be requeued."""
         import submitit
 
-        if self.child is not None and self.child.poll() is None:
-            self.child.send_signal(signal.SIGTERM)
-            self.child.wait()
+        if self.child is not None:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.child.pid, signal.SIGTERM)
+                # not child.wait(): this runs in a signal handler that has interrupted it, lock in hand
+                os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(RunStep(self.words, self.key))
 
 
-def _submit(config: LaunchConfig, folder: Path, node: StepNode, words: tuple[str, ...], after: Any) -> Any:
+def _submit(config: LaunchConfig, folder: Path, node: StepNode, words: tuple[str, ...], after: str | None) -> str:
+    """Hand a step to Slurm, to be run after a job; the new job's number."""
     import submitit
 
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=1000, python=sys.executable)
     extra: dict[str, Any] = dict(o.partition("=")[::2] for o in config.options)
     if after is not None:
-        extra |= {"dependency": f"afterok:{after.job_id}", "kill-on-invalid-dep": "yes"}
+        extra |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
     asked = {
         "job_name": f"contseg-{node.key[:8]}",
         "partition": config.partition or None,
@@ -155,12 +169,15 @@ def _submit(config: LaunchConfig, folder: Path, node: StepNode, words: tuple[str
         "signal_delay_s": config.signal_seconds,
         "additional_parameters": extra,
         "stderr_to_stdout": True,
+        "setup": [f"export PYTHONPATH={shlex.quote(str(PROGRAM.parent))}:$PYTHONPATH"],  # for RunStep
     }
-    executor.update_parameters(**{k: v for k, v in asked.items() if v is not None})
     try:
-        return executor.submit(RunStep(words, node.key))
-    except (submitit.core.utils.FailedJobError, FileNotFoundError, subprocess.CalledProcessError) as error:
-        raise UserError(f"Slurm does not take the job: {' '.join(str(error).split())[-300:]}") from None
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=1000, python=shlex.quote(sys.executable))
+        executor.update_parameters(**{k: v for k, v in asked.items() if v is not None})
+        return str(executor.submit(RunStep(words, node.key)).job_id)
+    except (submitit.core.utils.FailedJobError, RuntimeError, FileNotFoundError) as error:
+        lines = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()[-1:]
+        raise UserError(f"Slurm does not take the job: {' '.join(lines)}") from None
 
 
 def _known_jobs(folder: Path) -> dict[str, str]:
@@ -168,17 +185,6 @@ def _known_jobs(folder: Path) -> dict[str, str]:
         known: dict[str, str] = json.loads((folder / "jobs.json").read_text())
         return known
     return {}
-
-
-def _failures(plan: Plan, store: Store, jobs: dict[str, Any]) -> int:
-    left = {n.key for n in plan.to_score_or_train(store)}
-    for key in left & jobs.keys():
-        job = jobs[key]
-        print(
-            f"failed: {plan.nodes[key].title}: job {job.job_id} is {job.state}\n{_tail(job.paths.stdout)}",
-            file=sys.stderr,
-        )
-    return 1 if left else 0
 
 
 def _watch(plan: Plan, store: Store, alive: Callable[[], bool]) -> None:
@@ -190,7 +196,7 @@ def _watch(plan: Plan, store: Store, alive: Callable[[], bool]) -> None:
             bar.refresh()
             if not working:
                 return
-            time.sleep(POLL)
+            time.sleep(min(30.0, max(1.0, bar.format_dict["elapsed"] / 20)))  # seldom, where it takes hours
 
 
 def _tail(log: Path, lines: int = 15) -> str:

@@ -5,7 +5,6 @@ What is refused is refused with every reason. A run is accepted or refused as a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +14,7 @@ import numpy as np
 from benchmark.config import TrainConfig
 from benchmark.protocol import from_record, parse_protocol
 from benchmark.records import Record, Run, gather_runs
-from benchmark.store import cell_path, digest, write_json
+from benchmark.store import cell_path, digest, read_sealed, write_sealed
 from datasets.errors import UserError
 
 # the keys (of training, of evaluation) that a run's steps should have; raises UserError where they cannot be known
@@ -135,10 +134,10 @@ def merge(run: Run, records: Path) -> list[str]:
     """Copy an accepted run below ``records``, all of it or nothing; why not, if other numbers are there already."""
     places = {records / record_path(r): r for r in run.records}
     for place, record in places.items():
-        if place.exists() and json.loads(place.read_text(encoding="utf-8")) != record:
+        if place.exists() and read_sealed(place) != record:
             return [f"{place} is there already, with other numbers"]
     for place, record in places.items():
-        write_json(place, record)
+        write_sealed(place, record)
     return []
 
 
