@@ -21,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmark.claims import Claim
 from benchmark.config import LaunchConfig, check_shares
 from benchmark.plan import Plan, StepNode
 from benchmark.store import Store, write_json
@@ -43,7 +44,7 @@ def local(plan: Plan, store: Store, words: tuple[str, ...]) -> int:
             call = [sys.executable, str(PROGRAM), *words, "--launcher", "inline"]
             processes.append((subprocess.Popen(call, stdout=file, stderr=file, env=environment), log))
         try:
-            _watch(plan, store, lambda: any(p.poll() is None for p, _ in processes))
+            _watch(plan, store, lambda: any(p.poll() is None for p, _ in processes), pause=1)
         except KeyboardInterrupt:
             for process, _ in processes:
                 process.send_signal(signal.SIGTERM)
@@ -86,7 +87,7 @@ def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> int:
         return queue is None or any(job in queue for job in jobs.values())
 
     try:
-        _watch(plan, store, alive)
+        _watch(plan, store, alive, pause=30)  # a busy queue is not to be asked too often
     except KeyboardInterrupt:
         print("no longer watching; the jobs go on: run the same command to watch them, scancel to end them")
         return 128 + signal.SIGINT
@@ -187,16 +188,19 @@ def _known_jobs(folder: Path) -> dict[str, str]:
     return {}
 
 
-def _watch(plan: Plan, store: Store, alive: Callable[[], bool]) -> None:
-    """A bar over the plan's steps for as long as somebody works on them."""
-    with tqdm(total=len(plan.nodes), desc="steps", unit="step") as bar:
+def _watch(plan: Plan, store: Store, alive: Callable[[], bool], pause: float) -> None:
+    """A bar over the plan's steps for as long as somebody works on them; looks every ``pause`` seconds at most."""
+    left = [k for k in plan.nodes if not store.trained(k)]
+    with tqdm(total=len(plan.nodes), initial=len(plan.nodes) - len(left), desc="steps", unit="step") as bar:
         while True:
             working = alive()
-            bar.n = sum(store.trained(k) for k in plan.nodes)
-            bar.refresh()
+            left = [k for k in left if not store.trained(k)]
+            bar.n = len(plan.nodes) - len(left)
+            at_work = [plan.nodes[k].title for k in left if Claim(store.step(k)).path.exists()]
+            bar.set_postfix_str("; ".join(at_work[:2]) + (f" and {n} more" if (n := len(at_work) - 2) > 0 else ""))
             if not working:
                 return
-            time.sleep(min(30.0, max(1.0, bar.format_dict["elapsed"] / 20)))  # seldom, where it takes hours
+            time.sleep(min(pause, max(1.0, bar.format_dict["elapsed"] / 20)))
 
 
 def _tail(log: Path, lines: int = 15) -> str:
