@@ -122,7 +122,7 @@ class Stage:
         """Let the terms begin, and make the optimiser."""
         for term in self.terms.values():
             term.begin_step(self.context)
-        groups = [g for g in self.method.trainable(self.model, self.step) if len(g["params"])]
+        groups = [g for g in self.method.door("trainable", self.step)(self.model, self.step) if len(g["params"])]
         trained = {id(p) for g in groups for p in g["params"]}
         for p in self.model.parameters():
             p.requires_grad_(id(p) in trained)
@@ -178,7 +178,7 @@ class Stage:
     def end(self) -> Parent:
         """After the last update."""
         self.model.eval()
-        for fuse in self.method.end_step:
+        for fuse in self.method.endings(self.step):
             fuse(self.context)
         for term in self.terms.values():
             term.end_step(self.context)

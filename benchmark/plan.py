@@ -242,13 +242,10 @@ class _Builder:
         self, step: Step, method: Method, seed: int, view: StepView, parent: StepNode | None, states: dict[int, str]
     ) -> str:
         terms = {n: t for n, t in method.active(step).items() if not t.observes}
-        doors = {
-            name: describe(getattr(method, name))
-            for name in ("build", "trainable", *(("init",) if step.index else ()))
-            if getattr(method, name) is not DOORS[name]
-        }
+        doors = {name: method.door(name, step) for name in ("build", "trainable", *(("init",) if step.index else ()))}
+        doors = {name: describe(door) for name, door in doors.items() if door is not DOORS[name]}
         reads = [states[id(h)] for t in terms.values() for h in held(t) if id(h) in states]
-        uses_setup = bool(doors) or bool(method.end_step) or any(t.uses_setup for t in terms.values())
+        uses_setup = bool(doors) or bool(method.endings(step)) or any(t.uses_setup for t in terms.values())
         return digest(
             {
                 "revision": REVISION,
@@ -262,7 +259,7 @@ class _Builder:
                 "seed": seed,
                 "terms": [[n if t.state else None, describe(t)] for n, t in terms.items()],
                 "doors": doors,
-                "end_step": describe(method.end_step),
+                "end_step": describe(method.endings(step)),
             }
         )
 

@@ -111,7 +111,7 @@ class StepTrainer:
         self._optimiser()
 
     def _optimiser(self) -> None:
-        groups = [g for g in self.method.trainable(self.model, self.step) if len(g["params"])]
+        groups = [g for g in self.method.door("trainable", self.step)(self.model, self.step) if len(g["params"])]
         trained = {id(p) for g in groups for p in g["params"]}
         for p in self.model.parameters():
             p.requires_grad_(id(p) in trained)
@@ -149,7 +149,7 @@ class StepTrainer:
         if self.progress.update < self.total:
             self._loop()
         self.model.eval()
-        for fuse in self.method.end_step:
+        for fuse in self.method.endings(self.step):
             fuse(self.context)
         for term in self._all_terms():
             term.end_step(self.context)

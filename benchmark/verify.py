@@ -106,6 +106,8 @@ def _first(here: Sequence[int], there: Sequence[int], record: Record) -> str:
 
 def _planned_updates(record: Record) -> int | None:
     """The last update of the schedule, from the record's own configuration and number of pictures."""
+    if record["cost"].get("trained_parameters") == 0:
+        return 0
     pictures = record.get("sees", {}).get("pictures")
     if pictures is None:
         return None

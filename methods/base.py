@@ -40,6 +40,7 @@ __all__ = [
     "describe",
     "full_precision",
     "held",
+    "later",
     "resize",
     "shrink_labels",
 ]
@@ -186,6 +187,18 @@ def argmax(out: SegOutput, size: tuple[int, int]) -> Tensor:
 
 
 Door: TypeAlias = Callable[..., Any]
+
+
+def later(door: Door) -> Door:
+    """Mark a door that opens at steps >= 1 only: at step 0 the plain one stands, and that step is shared."""
+    door.later = True  # type: ignore[attr-defined]
+    return door
+
+
+def _open(door: Door, step: Step) -> bool:
+    return step.index > 0 or not getattr(door, "later", False)
+
+
 DOORS: dict[str, Door] = {
     "scenario": same_scenario,
     "build": same_model,
@@ -210,6 +223,7 @@ class Method:
     without parameters, stays in evaluation mode. No parameter at all: the step has no update.
     ``predict(out, size)`` gives the class map (B, H, W).
     ``end_step`` functions of a ``StepContext`` run in order after the last update and before evaluation (fusion).
+    What a door does at later steps only is marked ``@later``; ``door`` and ``endings`` give what holds at a step.
     A door is a function, or an object with ``__call__`` whose dataclass fields are its parameters.
     """
 
@@ -245,6 +259,15 @@ class Method:
     def active(self, step: Step) -> dict[str, Term]:
         """The terms of this step, in the order of evaluation."""
         return self.first if step.index == 0 else self.terms
+
+    def door(self, name: str, step: Step) -> Door:
+        """The door as it stands at this step."""
+        mine: Door = getattr(self, name)
+        return mine if _open(mine, step) else DOORS[name]
+
+    def endings(self, step: Step) -> list[Door]:
+        """The ``end_step`` functions of this step."""
+        return [f for f in self.end_step if _open(f, step)]
 
     def uses_old(self, step: Step) -> bool:
         """Whether the previous model has to run along."""

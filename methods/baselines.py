@@ -22,9 +22,9 @@ from methods.base import (
     StepContext,
     Term,
     full_precision,
+    later,
     resize,
     shrink_labels,
-    train_all,
 )
 from methods.losses import class_sums, hot
 from methods.registry import register_method
@@ -52,7 +52,7 @@ def nearest_prototype() -> Method:
         "NearestPrototype",
         first={"ce": CrossEntropy(), "means": means},
         terms={"means": means},
-        trainable=train_step_0,
+        trainable=train_nothing,
         predict=NearestMean(means),
     )
 
@@ -60,22 +60,23 @@ def nearest_prototype() -> Method:
 # --- what trains ---------------------------------------------------------------------------------------------------
 
 
+@later
 def train_head(model: Any, step: Step) -> list[dict[str, Any]]:
-    """Everything at step 0, then all that comes after the encoder."""
-    if step.index == 0:
-        return train_all(model, step)
+    """All that comes after the encoder."""
     encoder = {id(p) for p in model.encoder.parameters()}
     return [{"params": [p for p in model.parameters() if id(p) not in encoder]}]
 
 
+@later
 def train_classifier(model: Any, step: Step) -> list[dict[str, Any]]:
-    """Everything at step 0, then the classifier."""
-    return train_all(model, step) if step.index == 0 else [{"params": list(model.classifier.parameters())}]
+    """The classifier alone."""
+    return [{"params": list(model.classifier.parameters())}]
 
 
-def train_step_0(model: Any, step: Step) -> list[dict[str, Any]]:
-    """Everything at step 0, then nothing."""
-    return train_all(model, step) if step.index == 0 else []
+@later
+def train_nothing(model: Any, step: Step) -> list[dict[str, Any]]:
+    """No update."""
+    return []
 
 
 # --- nearest prototype ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from datasets.scenario import Step
-from methods.base import Method, StepContext
+from methods.base import Method, StepContext, later
 from methods.registry import register_addon
 
 
@@ -39,13 +39,14 @@ def fuse_(state: Mapping[str, Tensor], old_state: Mapping[str, Tensor], alpha: f
             state[name].lerp_(old.to(state[name]), 1 - alpha)
 
 
+@later
 def fuse_with_previous(ctx: StepContext) -> None:
-    """Fuse the trained network with the previous, already fused one; nothing at step 0."""
-    if ctx.old_model is not None:
-        alpha = fusion_weight(ctx.step.n_old, ctx.step.n_new)
-        fuse_(ctx.model.state_dict(), ctx.old_model.state_dict(), alpha)
+    """Fuse the trained network with the previous, already fused one."""
+    assert ctx.old_model is not None
+    fuse_(ctx.model.state_dict(), ctx.old_model.state_dict(), fusion_weight(ctx.step.n_old, ctx.step.n_new))
 
 
+@later
 def freeze_old_rows(model: Any, step: Step) -> list[dict[str, Any]]:
     """Everything trains but the classifiers of earlier steps, background's row included."""
     frozen = {id(p) for block in list(model.classifier.blocks)[: step.index] for p in block.parameters()}

@@ -25,7 +25,7 @@ def test_what_trains_after_step_0(name: str, parts: set[str]) -> None:
     method = build_method(name)
     for t, expected in enumerate(({"encoder", "aspp", "classifier"}, parts)):
         model = taught(method, *STEPS[: t + 1])
-        groups = method.trainable(model, STEPS[t])
+        groups = method.door("trainable", STEPS[t])(model, STEPS[t])
         trained = {id(p) for g in groups for p in g["params"]}
         names = {n for n, p in model.named_parameters() if id(p) in trained}
         assert names == {n for n, _ in model.named_parameters() if n.partition(".")[0] in expected}

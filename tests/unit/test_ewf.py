@@ -23,7 +23,7 @@ def test_every_old_tensor_is_fused_and_no_new_one() -> None:
         for tensor in model.state_dict().values():
             tensor += 1
     trained = {k: v.clone() for k, v in model.state_dict().items()}
-    for fuse in method.end_step:
+    for fuse in method.endings(step):
         fuse(StepContext(step, model, old, list))
     alpha, before = (2 / 6) ** 0.5, old.state_dict()
     assert any("running_var" in k for k in before)
@@ -38,12 +38,7 @@ def test_every_old_tensor_is_fused_and_no_new_one() -> None:
 
 def test_nothing_is_fused_at_step_0() -> None:
     (step,) = make_steps(3)
-    method = build_method("FT+EWF")
-    model = taught(method, step)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    for fuse in method.end_step:
-        fuse(StepContext(step, model, None, list))
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert build_method("FT+EWF").endings(step) == []
 
 
 def test_only_classifiers_of_earlier_steps_are_frozen() -> None:
@@ -51,7 +46,7 @@ def test_only_classifiers_of_earlier_steps_are_frozen() -> None:
     method = build_method("FT+EWF")
     for t, step in enumerate(steps):
         model = taught(method, *steps[: t + 1])
-        (group,) = method.trainable(model, step)
+        (group,) = method.door("trainable", step)(model, step)
         trained = {id(p) for p in group["params"]}
         frozen = {name for name, p in model.named_parameters() if id(p) not in trained}
         assert frozen == {f"classifier.blocks.{b}.{kind}" for b in range(t) for kind in ("weight", "bias")}

@@ -340,7 +340,8 @@ def test_a_first_step_that_reads_the_setup_is_not_shared(monkeypatch: pytest.Mon
 
 
 def test_plain_first_steps_are_one() -> None:
-    plain = ("FT", "LwF", "ILT", "CIL", "MiB", "SDR", "MiB+SDR", "PLOP", "PLOP+SDR", "EWC", "PI", "RW", "REMINDER")
+    plain = ("FT", "LwF", "ILT", "CIL", "MiB", "SDR", "MiB+SDR", "PLOP", "PLOP+SDR", "EWC", "PI", "RW", "REMINDER",
+             "MiB+EWF", "MiB+UCD", "FrozenBackbone", "LinearProbe", "NearestPrototype")  # fmt: skip
     plan = grid(method=(*plain, "LwF-MC"))
     assert len({keys(plan, method=m)[0] for m in plain}) == 1
     assert keys(plan, method="LwF-MC")[0] != keys(plan, method="FT")[0]

@@ -64,6 +64,14 @@ def test_steps_with_one_fault_are_named_together() -> None:
     assert faults == ["step 0, 1: its matrix does not count the data set's pixels (void: 7 instead of 8)"]
 
 
+def test_a_step_of_which_nothing_trains_makes_no_update() -> None:
+    records = make_run()
+    records[1]["cost"].update(updates=0, trained_parameters=0)
+    assert reasons(records) == []
+    records[1]["cost"].update(updates=100)
+    assert reasons(records) == ["step 1: evaluated after 100 updates, not after the last of 0"]
+
+
 def test_a_run_with_a_step_missing_is_refused() -> None:
     assert reasons(make_run()[1:]) == ["incomplete: steps [1] of 2"]
 
