@@ -203,7 +203,7 @@ def _from_table(table: dict[str, Any], where: str) -> Config:
         if key in SECTIONS:
             if not isinstance(value, dict):
                 raise UserError(f"{where}: [{key}] must be a table")
-            values[key] = _section(SECTIONS[key], key, value, where)
+            values[key] = read_section(SECTIONS[key], key, value, where)
         elif key == "data":
             values[key] = {k: str(v) for k, v in value.items()}
         elif key in hints:
@@ -213,7 +213,7 @@ def _from_table(table: dict[str, Any], where: str) -> Config:
     return Config(**values)
 
 
-def _section(kind: type[Any], name: str, table: dict[str, Any], where: str) -> Any:
+def read_section(kind: type[Any], name: str, table: dict[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(kind)
     for key in table:
         if key not in hints:

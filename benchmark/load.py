@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark.config import Config, _section
+from benchmark.config import read_section
 from benchmark.model import Segmenter, build_model
 from benchmark.model_config import ModelConfig
 from benchmark.store import LostStateError, Store, read_tensors
@@ -33,12 +33,16 @@ def normalise(images: Tensor) -> Tensor:
     return (images.float() - mean) / std
 
 
+def fresh(config: ModelConfig, step: Step, method: Method, seed: int) -> Segmenter:
+    """The network in which step 0 begins, with the configured weights of its encoder."""
+    model = build_model(config, [step.n_new], seed)
+    method.build(model, step)
+    return model
+
+
 def skeleton(config: ModelConfig, steps: Sequence[Step], method: Method, seed: int) -> Segmenter:
-    """The network after these steps, grown and built step by step, with initial weights."""
-    if len(steps) > 1:
-        config = replace(config, weights="none")  # a parent's weights take their place
-    model = build_model(config, [steps[0].n_new], seed)
-    method.build(model, steps[0])
+    """The network after these steps, grown and built step by step, for weights that are kept: none are fetched."""
+    model = fresh(replace(config, weights="none"), steps[0], method, seed)
     for step in steps[1:]:
         grow(model, step, method)
     return model
@@ -85,8 +89,8 @@ def load_step(out: str | Path, key: str, method: str = "") -> tuple[Segmenter, C
     load_plugins(*meta["plugins"])
     built = build_method(method or meta["method"])
     steps = [Step(s["index"], s["setup"], tuple(s["old_classes"]), tuple(s["new_classes"])) for s in meta["steps"]]
-    config = _section(ModelConfig, "model", meta["model"], str(found[0]))
-    model = skeleton(replace(config, weights="none"), steps, built, 0)
+    config = read_section(ModelConfig, "model", meta["model"], str(found[0]))
+    model = skeleton(config, steps, built, 0)
     model.load_state_dict(tensors)
     terms = built.active(steps[-1])
     load_terms(terms, terms_state, torch.device("cpu"))
@@ -103,6 +107,3 @@ def load_step(out: str | Path, key: str, method: str = "") -> tuple[Segmenter, C
         return prediction
 
     return model, predict
-
-
-__all__ = ["Config", "grow", "load_step", "load_terms", "normalise", "skeleton", "term_states"]

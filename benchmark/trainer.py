@@ -20,7 +20,7 @@ from tqdm import tqdm
 from benchmark import checkpoint
 from benchmark.config import Config
 from benchmark.feed import Feed
-from benchmark.load import grow, load_terms, skeleton
+from benchmark.load import fresh, grow, load_terms, skeleton
 from benchmark.plan import StepNode
 from benchmark.processes import any_process, over_processes
 from benchmark.seeding import derive
@@ -87,7 +87,7 @@ class StepTrainer:
         t, steps, method = self.step.index, self.node.scenario.steps, self.method
         seed = derive(self.node.seed, "init")
         if parent_key is None:
-            model = skeleton(self.config.model, steps[:1], method, seed)
+            model = fresh(self.config.model, steps[0], method, seed)
             old = None
         else:
             model = skeleton(self.config.model, steps[:t], method, seed)
