@@ -43,12 +43,19 @@ def class_sums(features: Tensor, membership: Tensor) -> Tensor:
     return torch.bmm(features, membership.transpose(1, 2)).sum(0).T
 
 
-def image_groups(x: Tensor) -> Iterator[slice]:
-    """Cut x (B, ...) into runs of whole images, few enough that what is computed of them stays small beside x.
+def tiles(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cut x (B, C, P) into pieces (images, positions) that stay small beside x, and on a CPU in its caches.
 
-    On a CPU a run also has to fit its caches; the fewer runs, the fewer calls.
+    Whole images as long as one fits, else runs of positions of one image; each position comes with all its channels,
+    so that what is summed over channels does not depend on the cut.
     """
-    limit = 2**22 if x.device.type == "cpu" else 2**27
-    size = max(limit * len(x) // max(x.numel(), 1), 1)
-    for start in range(0, len(x), size):
-        yield slice(start, start + size)
+    limit = 2**18 if x.device.type == "cpu" else 2**27
+    images, channels, positions = x.shape
+    run = max(limit // (channels * LANES) * LANES, LANES)
+    group = max(run // max(positions, 1), 1)
+    for i in range(0, images, group):
+        for p in range(0, positions, run):
+            yield slice(i, i + group), slice(p, p + run)
+
+
+LANES = 64  # a run begins where the vectors of an uncut loop begin: the same bits, however it is cut

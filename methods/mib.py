@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from datasets.scenario import VOID, Step
 from methods.base import Batch, Method, Term
-from methods.losses import image_groups
+from methods.losses import tiles
 from methods.registry import register_method
 
 
@@ -73,7 +73,7 @@ def unbiased_losses(
 
 
 class _Unbiased(torch.autograd.Function):
-    """The pass over the logits, a few images at a time: beyond inputs and gradient three maps of one channel stay."""
+    """The pass over the logits, tile by tile: beyond inputs and gradient three maps of one channel stay."""
 
     @staticmethod
     def forward(
@@ -84,16 +84,16 @@ class _Unbiased(torch.autograd.Function):
         # maps (B, HW): lse over the old foreground, over the new classes, and over the teacher's channels
         foreground, new, teacher = (z.new_empty(y.shape) for _ in range(3))
         ce, kd = z.new_zeros(()), z.new_zeros(())
-        for b in image_groups(z):
-            tile, label = z[b], y[b]
-            foreground[b] = _scaled_exp(tile[:, 1:n_old])[2]
-            new[b] = _scaled_exp(tile[:, n_old:])[2]
-            parts = _Parts(tile[:, 0], foreground[b], new[b])
+        for b, p in tiles(z):
+            tile, label = z[b, :, p], y[b, p]
+            foreground[b, p] = _scaled_exp(tile[:, 1:n_old])[2]
+            new[b, p] = _scaled_exp(tile[:, n_old:])[2]
+            parts = _Parts(tile[:, 0], foreground[b, p], new[b, p])
             own, own_class = _own(label, n_old, keeps_old)
             log_p = torch.where(own, tile.gather(1, own_class[:, None])[:, 0], parts.old)
             ce += ((parts.all - log_p) * (label != VOID)).sum()
             if old is not None:
-                q, total, teacher[b] = _scaled_exp(old[b])  # q times its sum
+                q, total, teacher[b, p] = _scaled_exp(old[b, :, p])  # q times its sum
                 weighted = q[:, 0] * parts.background + q[:, 1:].mul_(tile[:, 1:n_old]).sum(1)
                 kd += (parts.all - weighted / total).sum()
         ctx.save_for_backward(logits, old_logits, labels, foreground, new, teacher)
@@ -108,9 +108,9 @@ class _Unbiased(torch.autograd.Function):
         old = None if old_logits is None else old_logits.flatten(2)
         grad_kd = grad_kd / n_old
         grad = torch.empty_like(z)
-        for b in image_groups(z):
-            tile, label, out = z[b], y[b], grad[b]
-            parts = _Parts(tile[:, 0], foreground[b], new[b])
+        for b, p in tiles(z):
+            tile, label, out = z[b, :, p], y[b, p], grad[b, :, p]
+            parts = _Parts(tile[:, 0], foreground[b, p], new[b, p])
             own, own_class = _own(label, n_old, ctx.keeps_old)
             supervised = grad_ce * (label != VOID)
             folded = supervised.masked_fill(own, 0)
@@ -122,7 +122,7 @@ class _Unbiased(torch.autograd.Function):
             d_new = whole * (parts.new - parts.all).exp_()
             _softmax_times(tile[:, 1:n_old], parts.foreground, d_foreground, out[:, 1:n_old])
             if old is not None:
-                q = (old[b] - teacher[b][:, None]).exp_().mul_(grad_kd)
+                q = (old[b, :, p] - teacher[b, None, p]).exp_().mul_(grad_kd)
                 out[:, 1:n_old] -= q[:, 1:]
                 d_background -= q[:, 0] * (parts.z0 - parts.background).exp_()
                 d_new -= q[:, 0] * (parts.new - parts.background).exp_()

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from datasets.scenario import Step
 from methods.base import Batch, CrossEntropy, Method, StepContext, Term
-from methods.losses import class_sums, hot, image_groups
+from methods.losses import class_sums, hot, tiles
 from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
 from methods.registry import register_addon, register_method
 
@@ -212,15 +212,15 @@ def scaled_sums(features: Tensor, membership: Tensor, scale: Tensor) -> tuple[Te
 
 
 class _SquaredGap(torch.autograd.Function):
-    """sum_i w_i |f_i - mu_{y_i}|^2, a few images at a time: no second map of the features' size is kept."""
+    """sum_i w_i |f_i - mu_{y_i}|^2, tile by tile: no second map of the features' size is kept."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, prototypes: Tensor, membership: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(features, prototypes, membership, weights)
         total = features.new_zeros(())
-        for b in image_groups(features):
-            gap = torch.baddbmm(features[b], _each(prototypes.T, membership[b]), membership[b], alpha=-1)
-            total += (gap.square_().sum(1) * weights[b]).sum()
+        for b, p in tiles(features):
+            gap = features[b, :, p] - prototypes.T @ membership[b, :, p]
+            total += (gap.square_().sum(1) * weights[b, p]).sum()
         return total
 
     @staticmethod
@@ -228,35 +228,35 @@ class _SquaredGap(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, prototypes, membership, weights = ctx.saved_tensors
         out = torch.empty_like(features)
-        for b in image_groups(features):
-            torch.baddbmm(features[b], _each(prototypes.T, membership[b]), membership[b], alpha=-1, out=out[b])
-            out[b].mul_((2 * grad * weights[b])[:, None])
+        for b, p in tiles(features):
+            here = torch.sub(features[b, :, p], prototypes.T @ membership[b, :, p], out=out[b, :, p])
+            here.mul_((2 * grad * weights[b, p])[:, None])
         return out, None, None, None
 
 
-def _each(matrix: Tensor, images: Tensor) -> Tensor:
-    """The same matrix for every image."""
-    return matrix.expand(len(images), -1, -1)
-
-
 class _ExpSums(torch.autograd.Function):
-    """sum_j exp(s f_j) and sum_j f_j, a few images at a time: f (B, D, P), s (B, P) -> two maps (B, P)."""
+    """sum_j exp(s f_j) and sum_j f_j, tile by tile: f (B, D, P), s (B, P) -> two maps (B, P)."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(features, scale)
-        groups = image_groups(features)
-        return torch.cat([(features[b] * scale[b, None]).exp_().sum(1) for b in groups]), features.sum(1)
+        exponentials, sums = torch.empty_like(scale), torch.empty_like(scale)
+        for b, p in tiles(features):
+            tile = features[b, :, p]
+            torch.sum(tile, 1, out=sums[b, p])
+            torch.sum((tile * scale[b, None, p]).exp_(), 1, out=exponentials[b, p])
+        return exponentials, sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_exponentials: Tensor, d_sums: Tensor) -> tuple[Tensor, Tensor]:
         features, scale = ctx.saved_tensors
         out, out_scale = torch.empty_like(features), torch.empty_like(scale)
-        for b in image_groups(features):
-            torch.mul(features[b], scale[b, None], out=out[b]).exp_()
-            out_scale[b] = (features[b] * out[b]).sum(1) * d_exponentials[b]
-            out[b].mul_((d_exponentials[b] * scale[b])[:, None]).add_(d_sums[b, None])
+        for b, p in tiles(features):
+            tile, s, d = features[b, :, p], scale[b, p], d_exponentials[b, p]
+            exponentials = (tile * s[:, None]).exp_()
+            out_scale[b, p] = (tile * exponentials).sum(1) * d
+            torch.add(exponentials.mul_((d * s)[:, None]), d_sums[b, None, p], out=out[b, :, p])
         return out, out_scale
 
 
