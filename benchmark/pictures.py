@@ -111,6 +111,8 @@ def draw(
                 axes[line, step].set_title(f"step {step}", fontsize=8)
     shown = sorted({int(k) for m in (label, *panels.values()) for k in np.unique(m)} - {0})
     handles = [Patch(color=colours[k] / 255, label="void" if k == VOID else names[k]) for k in shown]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), fontsize=7)
+    longest = max((len(str(h.get_label())) for h in handles), default=0)
+    fit = int(figure.get_figwidth() / (0.6 + 0.06 * longest))  # inches: the patch, a letter
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(len(handles), fit)), fontsize=7)
     figure.suptitle(title(key), fontsize=9)
     return figure

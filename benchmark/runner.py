@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from benchmark.claims import Claim
 from benchmark.config import Config
 from benchmark.evaluate import evaluate
 from benchmark.load import load_terms, skeleton, term_states
-from benchmark.plan import Cell, Plan, StepNode
+from benchmark.plan import Cell, Plan, Run, StepNode
 from benchmark.processes import any_process, gather
 from benchmark.provenance import provenance
 from benchmark.recorded import describe_step, make_record
@@ -75,6 +75,10 @@ class Runner:
         self._failed_keys: set[str] = set()
         self._said = ""
         self._run_of = {c.score: r for r in plan.runs for c in r.cells}
+        self._places: dict[str, list[tuple[Run, int]]] = {key: [] for key in plan.nodes}  # runs through a step
+        for run in plan.runs:
+            for t, cell in enumerate(run.cells):
+                self._places[cell.node.key].append((run, t))
 
     def run(self, only: Collection[str] = ()) -> Outcome:
         """Train and score everything that is missing, or only the steps with these keys.
@@ -84,11 +88,10 @@ class Runner:
         before = {s: signal.signal(s, self._heed) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._walk(only)
-            while not gather(self._write_records())[0]:
+            while not gather(self._write_records(self.plan.nodes))[0]:
                 self._walk(only)
         except InterruptedStepError:
             self.outcome.interrupted = self._signal or signal.SIGTERM
-            self._write_records()
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
@@ -111,6 +114,7 @@ class Runner:
                 self._guarded(
                     self.plan.nodes[key], f"[{left} left]", self._train if work == "train" else self._score_kept
                 )
+                self._write_records([key])
             finally:
                 if self.accelerator.is_main_process:
                     self._claim.release()
@@ -328,27 +332,27 @@ class Runner:
 
     # --- records --------------------------------------------------------------------------------------------------
 
-    def _write_records(self) -> bool:
-        """A record for every cell that has a score and no record yet; whether everything for that was there."""
+    def _write_records(self, keys: Iterable[str]) -> bool:
+        """Records of these steps' cells that have a score and no record yet; whether everything for that was there."""
         if not self.accelerator.is_main_process:
             return True
         whole = True
-        for run in self.plan.runs:
-            for t, cell in enumerate(run.cells):
-                path = self.store.score(cell.node.key, cell.score)
-                old = self.store.record(cell.path)
-                if not path.exists() or (old is not None and old.get("key") == cell.score):
-                    continue
-                score = read_sealed(path)
-                try:
-                    meta = self.store.meta(cell.node.key)
-                except LostStateError:
-                    path.unlink(missing_ok=True)  # nothing says what was scored
-                    score = None
-                if score is None:
-                    whole = False
-                else:
-                    write_sealed(self.store.records / cell.path, make_record(self.plan, run, t, score, meta))
+        for run, t in (place for key in keys for place in self._places[key]):
+            cell = run.cells[t]
+            path = self.store.score(cell.node.key, cell.score)
+            old = self.store.record(cell.path)
+            if not path.exists() or (old is not None and old.get("key") == cell.score):
+                continue
+            score = read_sealed(path)
+            try:
+                meta = self.store.meta(cell.node.key)
+            except LostStateError:
+                path.unlink(missing_ok=True)  # nothing says what was scored
+                score = None
+            if score is None:
+                whole = False
+            else:
+                write_sealed(self.store.records / cell.path, make_record(self.plan, run, t, score, meta))
         return whole
 
     def _heed(self, number: int, frame: Any) -> None:
