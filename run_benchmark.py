@@ -7,6 +7,7 @@ Parses arguments, then plan -> runner -> reporter. No logic of its own.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: the disk is full: {error}; nothing earlier was harmed", file=sys.stderr)
+        return 2
 
 
 def parser() -> argparse.ArgumentParser:

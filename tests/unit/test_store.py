@@ -1,0 +1,146 @@
+"""Files of the cache: whole, or noticed, set aside and named; a full disk harms nothing that was there."""
+
+import errno
+import json
+import os
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmark.store import (
+    LostStateError,
+    Store,
+    read_meta,
+    read_sealed,
+    read_tensors,
+    write_json,
+    write_sealed,
+    write_tensors,
+)
+from datasets.errors import UserError
+
+TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor([3, 250]), "none": torch.zeros(0)}
+META = {"title": "shapes step 0", "progress": {"update": 20, "seconds": 1.5}}
+SCORE = {"matrix": {"seen": [[12, 3], [4, 50]]}, "pictures": 7}
+
+
+def same_tensors(path: Path) -> bool:
+    """Whether the file is read as it was written; ``False`` if it is noticed to be damaged."""
+    loaded = read_tensors(path)
+    if loaded is None:
+        return False
+    tensors, meta = loaded
+    assert tensors.keys() == TENSORS.keys() and all(torch.equal(tensors[k], v) for k, v in TENSORS.items())
+    assert META.items() <= meta.items()
+    return True
+
+
+def same_score(path: Path) -> bool:
+    value = read_sealed(path)
+    assert value is None or SCORE.items() <= value.items()
+    return value is not None
+
+
+KINDS: list[tuple[str, Callable[[Path], None], Callable[[Path], bool]]] = [
+    ("state.safetensors", lambda p: write_tensors(p, TENSORS, META), same_tensors),
+    ("score.json", lambda p: write_sealed(p, SCORE), same_score),
+]
+
+
+@pytest.mark.parametrize(("name", "write", "same"), KINDS)
+def test_a_flipped_bit_is_noticed_or_does_no_harm(
+    name: str, write: Callable[[Path], None], same: Callable[[Path], bool], tmp_path: Path
+) -> None:
+    """One bit of every byte. Only what means nothing may change unnoticed: padding, the name of a checksum."""
+    path, draw = tmp_path / name, random.Random(0)
+    write(path)
+    content, unnoticed = path.read_bytes(), []
+    for i in range(len(content)):
+        flipped = bytearray(content)
+        flipped[i] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            if same(path):
+                unnoticed.append(i)
+        assert len(said) == (i not in unnoticed) and all("is damaged: set aside" in str(w.message) for w in said)
+    assert len(unnoticed) < 0.15 * len(content)
+
+
+@pytest.mark.parametrize(("name", "write", "same"), KINDS)
+def test_a_file_cut_short_is_set_aside(
+    name: str, write: Callable[[Path], None], same: Callable[[Path], bool], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    write(path)
+    content = path.read_bytes()
+    for size in (0, 1, 7, 8, 9, len(content) // 2, len(content) - 2):
+        path.write_bytes(content[:size])
+        with pytest.warns(UserWarning, match=rf"{name} is damaged: set aside as {name}.damaged"):
+            assert not same(path)
+        assert not path.exists() and (tmp_path / f"{name}.damaged").read_bytes() == content[:size]
+    write(path)
+    assert same(path)
+
+
+def test_a_file_without_a_seal_is_taken_as_it_is(tmp_path: Path) -> None:
+    """Earlier caches have none over their metadata."""
+    from safetensors.torch import save_file
+
+    path = tmp_path / "old.safetensors"
+    write_tensors(path, TENSORS, META)
+    header = {"format": "1", "sha256": read_meta(path)["sha256"], "meta": json.dumps(META)}
+    save_file(TENSORS, path, metadata=header)
+    assert same_tensors(path)
+
+
+def test_another_format_is_said(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(TENSORS, tmp_path / "new.safetensors", metadata={"format": "2"})
+    with pytest.raises(UserError, match=r"new.safetensors was written by an incompatible version"):
+        read_tensors(tmp_path / "new.safetensors")
+    write_sealed(tmp_path / "records/a.json", {"format": 2})
+    with pytest.raises(UserError, match=r"a.json was written by an incompatible version"):
+        Store(tmp_path).record(Path("a.json"))
+
+
+def test_lost_terms_have_their_step_done_again(tmp_path: Path) -> None:
+    """A model is of no use without the state of its terms."""
+    store = Store(tmp_path)
+    write_tensors(store.terms("k"), TENSORS, {})
+    write_tensors(store.model("k"), TENSORS, {"terms": True})
+    assert store.trained("k") and store.read_terms("k").keys() == TENSORS.keys()
+    store.terms("k").write_bytes(b"cut")
+    with pytest.warns(UserWarning, match=r"terms.safetensors is damaged"), pytest.raises(LostStateError):
+        store.read_terms("k")
+    assert not store.trained("k")
+
+
+@pytest.mark.parametrize(
+    ("number", "wanted"),
+    [
+        (errno.ENOSPC, "the disk is full: .* was not written; nothing earlier was harmed"),
+        (errno.EDQUOT, "the disk is full"),
+        (errno.EROFS, "cannot write .*; choose another folder with --out"),
+        (errno.EACCES, "cannot write"),
+    ],
+)
+@pytest.mark.parametrize("write", [lambda p: write_json(p, {"a": 2}), lambda p: write_tensors(p, TENSORS, META)])
+def test_a_full_disk_harms_nothing(
+    number: int, wanted: str, write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("what was there")
+
+    def fail(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match=wanted):
+        write(path)
+    assert path.read_text() == "what was there" and [*tmp_path.iterdir()] == [path]
