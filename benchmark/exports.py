@@ -70,10 +70,10 @@ def as_latex(board: Leaderboard) -> str:
         if beside:
             lines = [" & ".join([*map(latex_number, r[:-1]), escape(r[-1])]) + r" \\" for r in beside]
             tables.append(_table(f"{title(key)}: beside the literature", LITERATURE_HEAD, lines, LITERATURE_SPANS))
-    notes = "\n\n".join(escape(line) for line in foot(board))
+    notes = "\n\n".join(escape(line).replace(",", r",\allowbreak{}") for line in foot(board))  # long method names
     return (
         f"{PREAMBLE}\n"
-        + "\n\n".join([*tables, f"{{\\footnotesize\\parindent=0pt\n{notes}\n\n}}", r"\end{document}"])
+        + "\n\n".join([*tables, f"{{\\footnotesize\\raggedright\\parindent=0pt\n{notes}\n\n}}", r"\end{document}"])
         + "\n"
     )
 
