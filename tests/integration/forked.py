@@ -1,0 +1,94 @@
+"""Processes that start at once: forked from one that has imported everything and done nothing.
+
+They are processes like any other - signals, exit codes, claims and gloo are real - and save the seconds of every start.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_IMPORTED = ("runner", "reporter", "encoders", "course")
+_CONTEXT.set_forkserver_preload(
+    ["run_benchmark", *(f"benchmark.{m}" for m in _IMPORTED), "datasets.shapes", "torch._dynamo"]
+)
+
+
+def start(log: Path, *words: object, **environment: str) -> BaseProcess:
+    """The real command; both streams are added to ``log``."""
+    return _start(log, environment, _program, [*map(str, words)])
+
+
+def call(log: Path, *words: object, **environment: str) -> tuple[int | None, str]:
+    """The real command to its end, five minutes at most; its exit code and all that ``log`` holds."""
+    process = start(log, *words, **environment)
+    process.join(300)
+    kill(process)
+    return process.exitcode, log.read_text().replace("\r", "\n")
+
+
+def start_together(processes: int, log: Path, *words: object) -> list[BaseProcess]:
+    """The real command in several processes (gloo); logs ``log0``, ``log1``, ..."""
+    return _start_together(processes, log, _program, [*map(str, words)])
+
+
+def call_together(processes: int, log: Path, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of a module in several processes (gloo); ``AssertionError`` with the logs if one fails."""
+    together = _start_together(processes, log, function, *arguments)
+    for process in together:
+        process.join(300)
+    kill(*together)
+    said = "\n".join(p.read_text() for p in sorted(log.parent.glob(f"{log.name}?")))
+    assert [p.exitcode for p in together] == [0] * processes, said
+
+
+def kill(*processes: BaseProcess, number: int = signal.SIGKILL) -> None:
+    """Send a signal and wait for the end."""
+    for process in processes:
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, number)
+    for process in processes:
+        process.join(120)
+
+
+def _start_together(processes: int, log: Path, function: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
+    """As torch.distributed.run does it: by the environment."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"LOCAL_WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "true"}
+    return [
+        _start(log.with_name(f"{log.name}{r}"), {**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, function, *arguments)
+        for r in range(processes)
+    ]
+
+
+def _start(log: Path, environment: dict[str, str], function: Callable[..., None], *arguments: Any) -> BaseProcess:
+    process = _CONTEXT.Process(target=_forked, args=(log, environment, function, arguments))
+    process.start()
+    return process
+
+
+def _forked(log: Path, environment: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(environment, OMP_NUM_THREADS="1")
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    import torch
+
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def _program(words: list[str]) -> None:
+    from run_benchmark import main
+
+    sys.argv = ["run_benchmark.py", *words]
+    sys.exit(main(words))

@@ -1,0 +1,157 @@
+"""One global batch and its split over 2 and 3 real processes (gloo) train the same, for every registered method.
+
+float64, frozen normalisation, one update of step 0 and of step 1, from a student that
+was moved away from its teacher: states after ``begin_step``, losses, gradients as DDP averages them (1e-9), states and
+weights at the end of the step. And evaluation counts every picture exactly once.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+
+from benchmark import course as course_module
+from benchmark.course import Course, Parent, Pictures, Stage
+from benchmark.evaluate import evaluate
+from benchmark.load import term_states
+from benchmark.processes import over_processes
+from datasets.scenario import VOID, Step
+from methods.base import Method, SegOutput, argmax
+from methods.registry import addons, build_method, methods
+from tests.integration.forked import call_together
+
+PICTURES = 6  # a batch that 2 and 3 processes can share
+
+
+@dataclass(frozen=True)
+class Share(Course):
+    """What one process sees: every P-th picture of each batch, as the trainer shares it out."""
+
+    rank: int = 0
+    world: int = 1
+
+    def pictures(self, step: Step, number: int) -> Pictures:
+        images, labels = super().pictures(step, number)
+        return images[self.rank :: self.world], labels[self.rank :: self.world]
+
+
+def same(name: str, what: str, one: dict[str, Tensor], share: dict[str, Tensor]) -> None:
+    assert one.keys() == share.keys(), (name, what)
+    for key, value in one.items():
+        scale = float(value.detach().double().nan_to_num().abs().max()) if value.numel() else 0.0
+        assert torch.allclose(value, share[key], rtol=1e-9, atol=1e-9 * scale + 1e-15, equal_nan=True), (
+            name,
+            what,
+            key,
+        )
+
+
+def gradients(stage: Stage, split: bool) -> dict[str, Tensor]:
+    """Of a batch; averaged over the processes as DDP does it, and handed to the terms."""
+    batch = stage.batch(0)
+    if split:
+        batch.reduce = over_processes
+    losses = stage.method.losses(batch)
+    stage.model.zero_grad()
+    torch.stack([*losses.values()]).sum().backward()
+    trained = {n: p for n, p in stage.model.named_parameters() if p.requires_grad}
+    for p in trained.values():
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if split:
+            dist.all_reduce(p.grad)
+            p.grad /= dist.get_world_size()
+    for observes in (True, False):
+        for term in stage.terms.values():
+            if term.observes is observes:
+                term.after_backward(stage.model)
+    found = {f"gradient of {n}": p.grad.clone() for n, p in trained.items()}
+    found |= {f"loss {k!r}": v.detach() for k, v in losses.items()}
+    stage.optimizer.step()
+    return found
+
+
+def one_step(name: str, method_course: Course, share: Share, index: int, parent: Parent | None) -> Parent:
+    whole, part = (
+        Stage.ready(c, lambda: build_method(name), index, parent, moved=index > 0) for c in (method_course, share)
+    )
+    part.context = part.context._replace(reduce=over_processes)
+    for stage in (whole, part):
+        stage.start()
+    where = f"step {index}"
+    same(name, f"state after begin_step of {where}", term_states(whole.terms), term_states(part.terms))
+    if whole.optimizer is not None:
+        same(name, where, gradients(whole, split=False), gradients(part, split=True))
+    one, other = whole.end(), part.end()
+    same(name, f"state after {where}", one.terms, other.terms)
+    same(name, f"weights after {where}", one.model, other.model)
+    return one
+
+
+def every_method(names: list[str]) -> None:
+    """In each process."""
+    Accelerator(cpu=True)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    course_module.NETWORK = replace(course_module.NETWORK, norm="frozen")
+    whole = Course(sizes=(2, 1), batch=PICTURES, dtype=torch.float64)
+    share = Share(sizes=(2, 1), batch=PICTURES, dtype=torch.float64, rank=rank, world=world)
+    for name in names:
+        parent = None
+        for step in whole.steps(build_method(name)):
+            parent = one_step(name, whole, share, step.index, parent)
+            print(name, step.index, flush=True)
+
+
+def splits(method: Method) -> bool:
+    return all(t.splits for t in (*method.terms.values(), *method.first.values()))
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_every_method_trains_in_several_processes_what_it_trains_in_one(processes: int, tmp_path: Path) -> None:
+    names = [n for n in (*methods(), *(f"FT+{a}" for a in addons())) if n != "FT+UCD"]  # its pairs are of one process
+    assert all(splits(build_method(n)) for n in names) and not splits(build_method("FT+UCD"))
+    call_together(processes, tmp_path / "log", every_method, names)
+
+
+class Drawn:
+    """13 pictures of two sizes with labels of 4 classes and void; the number of each picture is its colour."""
+
+    def __len__(self) -> int:
+        return 13
+
+    def __getitem__(self, i: int) -> Pictures:
+        height, width = ((4, 6), (5, 3))[i % 3 == 0]
+        labels = torch.randint(5, (height, width), generator=torch.Generator().manual_seed(i))
+        return torch.full((3, height, width), i, dtype=torch.uint8), torch.where(labels == 4, VOID, labels).byte()
+
+
+class Guess(torch.nn.Module):
+    """Predicts a class by the picture's number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> SegOutput:
+        numbers = (images[:, 0] * 0.229 + 0.485).mul(255).round().long()
+        logits = torch.nn.functional.one_hot(numbers % 3, 3).movedim(-1, 1).float()
+        return SegOutput(logits, logits, logits, ())
+
+
+def count_everything() -> None:
+    """In each process: against counts by hand."""
+    seen = torch.arange(13) % 2 == 0
+    matrix = evaluate(Guess(), argmax, Drawn(), seen, 4, 3, Accelerator(cpu=True), batch=2)
+    expected = torch.zeros(2, 5, 3, dtype=torch.int64)
+    for i in range(13):
+        for label in Drawn()[i][1].flatten().tolist():
+            expected[int(not seen[i]), 4 if label == VOID else label, i % 3] += 1
+    assert matrix == {"seen": expected[0].tolist(), "unseen": expected[1].tolist()}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_evaluation_counts_every_picture_once(processes: int, tmp_path: Path) -> None:
+    call_together(processes, tmp_path / "log", count_everything)
