@@ -40,7 +40,10 @@ flag
 
 @register_dataset("ade")
 class Ade(PairedFiles):
-    """``root``: ``ADEChallengeData2016``, or the folder above it. Other data in this layout have an objectInfo*.txt."""
+    """ADE20K SceneParse150, 150 classes: --data ade=FOLDER, ADEChallengeData2016 or the one above it.
+
+    Other data in this layout have an ``objectInfo*.txt``.
+    """
 
     class_names = ("background", *(name.strip() for name in NAMES.replace("\n", " ").split(",")))
 

@@ -19,7 +19,7 @@ from datasets.scenario import VOID
 
 @register_dataset("folder")
 class Folder(PairedFiles):
-    """``root`` is the folder that holds ``class_names.txt``."""
+    """Any folder in VOC layout: --data folder=FOLDER with a class_names.txt; `data init FOLDER` helps to make it."""
 
     def __init__(self, name: str, root: Path | None = None, cache: Path | None = None) -> None:
         super().__init__(name, root, cache)

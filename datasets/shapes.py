@@ -134,7 +134,10 @@ def _rgb(hue: float, saturation: float, value: float) -> Array:
 
 @register_dataset("shapes")
 class Shapes(SegmentationDataset):
-    """Pictures by id: ``train_0000`` ..., ``val_0000`` ..."""
+    """Six drawn shapes, 6 classes: part of the suite, nothing to download.
+
+    Pictures by id: ``train_0000`` ..., ``val_0000`` ...
+    """
 
     class_names = ("background", *(kind[0] for kind in KINDS))
 

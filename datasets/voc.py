@@ -25,7 +25,10 @@ TRAIN_NAMES = ("train_aug", "trainaug")
 
 @register_dataset("voc")
 class Voc(PairedFiles):
-    """``root`` is the folder of ``JPEGImages``, or one above it. A reduced copy in this layout will do."""
+    """Pascal VOC 2012 with augmented labels, 20 classes: --data voc=FOLDER of JPEGImages, or a folder above it.
+
+    A reduced copy in this layout will do.
+    """
 
     class_names = (
         "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
