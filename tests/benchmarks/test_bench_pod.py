@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.plop import local_pod
-from tests.benchmarks.test_bench_losses import peak, threads  # noqa: F401  (a fixture)
+from tests.benchmarks.ratios import Against, peak
 
 pytest.importorskip("pytest_benchmark")
 
@@ -38,21 +38,18 @@ def by_window(old: Tensor, new: Tensor) -> Tensor:
     return (embeddings[0] - embeddings[1]).norm(dim=1)
 
 
-@pytest.mark.parametrize("side", ["suite", "plain"])
-def test_pod_forward_and_backward(benchmark: Callable, maps: list[tuple[Tensor, Tensor]], side: str) -> None:
-    distance, reference = (local_pod, by_window) if side == "suite" else (by_window, local_pod)
-
-    def run() -> Tensor:
+def test_pod_forward_and_backward(against: Against, maps: list[tuple[Tensor, Tensor]]) -> None:
+    def run(distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         for _, new in maps:
             new.grad = None
         total = torch.stack([distance(old, new).mean() for old, new in maps]).sum()
         total.backward()
         return total.detach()
 
-    benchmark.group = "POD"
-    value = benchmark.pedantic(run, rounds=5, warmup_rounds=1)
-    expected = torch.stack([reference(old, new).mean() for old, new in maps]).sum().detach()
-    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
     inputs = sum(old.nbytes + new.nbytes for old, new in maps)
     gradients = sum(new.nbytes for _, new in maps)
-    benchmark.extra_info["peak over inputs and gradient"] = (inputs + peak(run)) / (inputs + gradients)
+    memory = (inputs + peak(lambda: run(local_pod))) / (inputs + gradients)
+    remark = f"memory {memory:.2f} of 1.5"
+    value = against("POD", lambda: run(local_pod), lambda: run(by_window), "10", rounds=4, remark=remark)
+    expected = torch.stack([by_window(old, new).mean() for old, new in maps]).sum().detach()
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,78 @@
+"""Two sides of a benchmark in turns.
+
+Both run in one process, one after the other in every round, so that what else the machine does meets both. Times are
+the fastest round's, by pytest-benchmark's timer: the processor's own (``make bench``), which a busy machine changes
+little. Nothing is asserted of a time.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Row(NamedTuple):
+    """A line of the table: what was compared, both sides as they are to be read, their ratio and its target."""
+
+    what: str
+    ours: str
+    reference: str
+    ratio: str
+    target: str
+    remark: str = ""
+
+
+ROWS: list[Row] = []
+
+
+class Against:
+    """``against(what, ours, reference, target)`` times both and writes a row of the table.
+
+    ``faster``: the ratio is how many times less than the reference ours takes; otherwise how many times more it takes.
+    """
+
+    def __init__(self, benchmark: Any) -> None:
+        self.benchmark = benchmark
+
+    def __call__(
+        self,
+        what: str,
+        ours: Callable[[], Any],
+        reference: Callable[[], Any],
+        target: str,
+        *,
+        faster: bool = True,
+        rounds: int = 5,
+        per: float = 1,
+        unit: str = "ms",
+        remark: str = "",
+    ) -> Any:
+        timer, times = self.benchmark._timer, []
+
+        def other() -> None:
+            began = timer()
+            reference()
+            times.append(timer() - began)
+
+        value = self.benchmark.pedantic(ours, setup=other, rounds=rounds, warmup_rounds=1)
+        mine, theirs = self.benchmark.stats.stats.min, min(times)
+        ratio = theirs / mine if faster else mine / theirs
+        self.benchmark.extra_info |= {"reference_seconds": theirs, "ratio": ratio, "target": target}
+
+        def shown(seconds: float) -> str:
+            return f"{per / seconds:.0f} {unit}" if unit.endswith("/s") else f"{seconds / per * 1e3:.4g} ms"
+
+        ROWS.append(Row(what, shown(mine), shown(theirs), f"{ratio:.2f}", target, remark))
+        return value
+
+
+def peak(run: Callable[[], object]) -> int:
+    """Bytes that are held beyond what was there before, at most."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    held = most = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
