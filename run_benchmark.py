@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; the exit code is 0, 1 if a cell failed or a check found something, 2 for a user's mistake."""
     from datasets.errors import UserError
 
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large pages for large tensors on a CPU
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["run", *arguments]

@@ -9,6 +9,8 @@ import torch
 
 from tests.benchmarks.ratios import ROWS, Against, Row
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as run_benchmark.py does; read at the first large tensor
+
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
