@@ -13,6 +13,8 @@ from datasets.errors import UserError, unknown
 from methods.registry import load_plugins
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from benchmark.plan import Plan
     from datasets.base import SegmentationDataset
 
@@ -30,9 +32,7 @@ def run(args: argparse.Namespace) -> int:
         accelerator.init_trackers("contseg", init_kwargs={})
     outcome = None
     while outcome is None or outcome.branched:
-        with accelerator.main_process_first():  # the first process reads the label maps, the others its cache
-            plan = _plan(config, store.open())
-            check_shares(config, accelerator.num_processes)
+        plan = _plan_together(config, store, accelerator)
         if main:
             print(_summary(plan, store), flush=True)
         outcome = Runner(plan, store, accelerator, _say).run(args.only)
@@ -48,6 +48,19 @@ def run(args: argparse.Namespace) -> int:
     for title, reason in outcome.failed.items():
         print(f"failed: {title}: {reason}", file=sys.stderr)
     return 1 if outcome.failed else 0
+
+
+def _plan_together(config: Config, store: Store, accelerator: Accelerator) -> Plan:
+    """The plan of every process: the first one reads the label maps, the others its cache; a mistake is everyone's."""
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+    try:
+        plan = _plan(config, store.open())
+        check_shares(config, accelerator.num_processes)
+        return plan
+    finally:
+        if accelerator.is_main_process:
+            accelerator.wait_for_everyone()
 
 
 def _launch(args: argparse.Namespace, config: Config, store: Store) -> int:
@@ -188,16 +201,16 @@ def _summary(plan: Plan, store: Store) -> str:
 
 
 def _print_table(plan: Plan, store: Store) -> None:
-    from benchmark.reporter import load_records, render, write_leaderboard
+    from benchmark.reporter import leaderboard, load_records, render, write_leaderboard
 
-    if plan.config.eval.split == "tune":
-        print("scored on the held-out fifth of the training images: such records enter no leaderboard")
-        return
-    records = load_records(store.records)
+    tune = plan.config.eval.split == "tune"
+    records = [r for r in load_records(store.records) if (r.get("split") == "tune") is tune]
     order = [r.method for r in plan.runs]
-    board = write_leaderboard(store.out, records, plan.protocol, order)
-    print()
-    print(render(board, "text"))
+    if tune:
+        print(f"\n{render(leaderboard(records, plan.protocol, order))}")
+        print("\nscored on the held-out fifth of the training images: such records enter no leaderboard")
+        return
+    print(f"\n{render(write_leaderboard(store.out, records, plan.protocol, order))}")
     print(f"\nwritten: {store.out / 'leaderboard.md'}, {store.out / 'leaderboard.csv'}")
 
 
