@@ -1,11 +1,15 @@
-"""Four programs walk one grid over one folder, one is killed while it trains: every step is trained exactly once."""
+"""Several programs on one folder: each step is trained exactly once; who waits, dies or does not fit says so."""
 
 import json
 import re
 import time
+from os import getpid
 from pathlib import Path
+from socket import gethostname
 
-from tests.integration.forked import kill, start
+from benchmark.claims import Claim
+from benchmark.store import Store
+from tests.integration.forked import call, kill, start, start_together
 from tests.integration.grid import numbers, records, small, weights
 
 METHODS = ("FT", "MiB+SDR", "EWC[weight=1]")
@@ -35,3 +39,43 @@ def test_four_walk_one_grid_and_one_dies(tmp_path: Path) -> None:
     assert max(r["cost"]["resumed"] for r in records(out).values()) == 1
     assert numbers(out) == numbers(alone) and weights(out) == weights(alone)
     assert not [*out.rglob("claim*"), *out.rglob("*.tmp"), *out.rglob("checkpoint*")]
+
+
+def test_a_step_that_a_live_process_claims_is_waited_for_and_said(tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    words = small(out, "Joint", sets=SETS)
+    code, planned = call(tmp_path / "plan", "plan", "--json", *words)
+    assert code == 0
+    claim = Claim(Store(out).step(json.loads(planned)["steps"][0]["key"]))
+    assert claim.acquire()
+    walker = start(log, "run", *words)
+    began = time.monotonic()
+    while "waiting:" not in (log.read_text() if log.exists() else "") and time.monotonic() - began < 200:
+        time.sleep(0.05)
+    assert walker.is_alive()
+    claim.release()
+    walker.join(300)
+    assert walker.exitcode == 0
+    (line,) = [x for x in log.read_text().splitlines() if x.startswith("waiting:")]
+    assert line.endswith(f"is being trained by {gethostname()}:{getpid()}")
+
+
+def test_a_worker_that_dies_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "import os, sys\nif 'inline' in sys.argv:\n    print('no device left', flush=True)\n    os._exit(7)\n"
+    )
+    words = ["run", *small(tmp_path / "out", "FT", sets=(*SETS, "launch.workers=1"))]
+    code, said = call(tmp_path / "log", *words, "--plugin", plugin, "--launcher", "local")
+    assert code == 7 and "worker0 ended with exit code 7" in said and "  no device left" in said
+    assert "Traceback" not in said
+
+
+def test_more_processes_than_a_batch_can_feed(tmp_path: Path) -> None:
+    processes = start_together(3, tmp_path / "log", "run", *small(tmp_path / "out", "FT", sets=SETS))
+    for process in processes:
+        process.join(300)
+    kill(*processes)
+    assert [p.exitcode for p in processes] == [2, 2, 2]
+    assert "error: a batch of 4 cannot feed 3 processes" in (tmp_path / "log0").read_text()
+    assert not [*tmp_path.rglob("*.safetensors")]
