@@ -96,3 +96,9 @@ def test_names_are_known_without_anything_heavy(module: str) -> None:
 
 def test_methods_load_no_torchvision() -> None:
     assert loaded_by("from methods.registry import methods\nmethods()", {"torchvision", "accelerate"}) == set()
+
+
+def test_a_plan_loads_no_torchvision(tmp_path: Path) -> None:
+    words = ["plan", "--scenarios", "shapes/3-3/overlapped", "--methods", "FT", "MiB+SDR", "--out", str(tmp_path)]
+    run = f"import run_benchmark\nassert run_benchmark.main({words!r}) == 0"
+    assert loaded_by(run, {"torchvision", "accelerate", "sklearn", "matplotlib"}) == set()
