@@ -44,12 +44,12 @@ def class_sums(features: Tensor, membership: Tensor) -> Tensor:
 
 
 def tiles(x: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cut x (B, C, P) into pieces (images, positions) that stay small beside x, and on a CPU in its caches.
+    """Cut x (B, C, P) into pieces (images, positions): what is computed of them stays small beside a large x.
 
     Whole images as long as one fits, else runs of positions of one image; each position comes with all its channels,
     so that what is summed over channels does not depend on the cut.
     """
-    limit = 2**18 if x.device.type == "cpu" else 2**27
+    limit = 2**22 if x.device.type == "cpu" else 2**27
     images, channels, positions = x.shape
     run = max(limit // (channels * LANES) * LANES, LANES)
     group = max(run // max(positions, 1), 1)
