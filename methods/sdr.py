@@ -219,7 +219,8 @@ class _SquaredGap(torch.autograd.Function):
         ctx.save_for_backward(features, prototypes, membership, weights)
         total = features.new_zeros(())
         for b, p in tiles(features):
-            gap = features[b, :, p] - prototypes.T @ membership[b, :, p]
+            here = membership[b, :, p]
+            gap = torch.baddbmm(features[b, :, p], _each(prototypes.T, here), here, alpha=-1)
             total += (gap.square_().sum(1) * weights[b, p]).sum()
         return total
 
@@ -229,9 +230,15 @@ class _SquaredGap(torch.autograd.Function):
         features, prototypes, membership, weights = ctx.saved_tensors
         out = torch.empty_like(features)
         for b, p in tiles(features):
-            here = torch.sub(features[b, :, p], prototypes.T @ membership[b, :, p], out=out[b, :, p])
-            here.mul_((2 * grad * weights[b, p])[:, None])
+            here = membership[b, :, p]
+            torch.baddbmm(features[b, :, p], _each(prototypes.T, here), here, alpha=-1, out=out[b, :, p])
+            out[b, :, p].mul_((2 * grad * weights[b, p])[:, None])
         return out, None, None, None
+
+
+def _each(matrix: Tensor, images: Tensor) -> Tensor:
+    """The same matrix for every image."""
+    return matrix.expand(len(images), -1, -1)
 
 
 class _ExpSums(torch.autograd.Function):
@@ -253,10 +260,10 @@ class _ExpSums(torch.autograd.Function):
         features, scale = ctx.saved_tensors
         out, out_scale = torch.empty_like(features), torch.empty_like(scale)
         for b, p in tiles(features):
-            tile, s, d = features[b, :, p], scale[b, p], d_exponentials[b, p]
-            exponentials = (tile * s[:, None]).exp_()
-            out_scale[b, p] = (tile * exponentials).sum(1) * d
-            torch.add(exponentials.mul_((d * s)[:, None]), d_sums[b, None, p], out=out[b, :, p])
+            tile, s, d, here = features[b, :, p], scale[b, p], d_exponentials[b, p], out[b, :, p]
+            torch.mul(tile, s[:, None], out=here).exp_()
+            out_scale[b, p] = (tile * here).sum(1) * d
+            here.mul_((d * s)[:, None]).add_(d_sums[b, None, p])
         return out, out_scale
 
 
