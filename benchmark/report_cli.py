@@ -19,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, default=Path("results"), metavar="DIR", help="where reports are written (default: results)")
     add("--records", type=Path, nargs="+", metavar="DIR", help="records to read (default: those of --out)")
-    add("--protocol", nargs="+", default=["sdr"], help='sdr, mib, plop, strict; or "sdr[background_in_mean=no]"')
+    add(
+        "--protocol",
+        nargs="+",
+        help='sdr, mib, plop, strict; or "sdr[background_in_mean=no]" (default: the records\' own)',
+    )
     add(
         "--format",
         nargs="+",
@@ -57,12 +61,12 @@ def main(args: argparse.Namespace) -> int:
             raise unknown("format", form, FORMATS)
     if (args.predictions or args.latent) and not args.figures:
         raise UserError("--predictions and --latent need --figures DIR, the folder that they are written to")
-    protocols = [parse_protocol(text) for text in args.protocol]
+    asked = [parse_protocol(text) for text in args.protocol or ()]  # a wrong word stops before anything is done
     problems = _verify(args) if args.verify else []
     records, unread = _read(args.records or [args.out])
     problems += unread
     boards = []
-    for protocol in protocols:
+    for protocol in asked or map(parse_protocol, dict.fromkeys(r["protocol"]["name"] for r in records)):
         pool = records
         if args.re_evaluate:
             from benchmark.recompute import reevaluate

@@ -181,6 +181,8 @@ class Runner:
         else:
             if self.accelerator.is_main_process:
                 self.say(f"{count} {node.title}: {time.perf_counter() - began:.0f} s")
+        finally:
+            self.accelerator.free_memory()  # it keeps every model and optimiser that it has prepared
 
     def _fail(self, node: StepNode, reason: str) -> None:
         self.outcome.failed[node.title] = reason

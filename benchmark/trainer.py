@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -144,6 +145,7 @@ class StepTrainer:
 
         Raises ``NonFiniteLossError`` (names the term) and ``InterruptedStepError`` (after writing a checkpoint).
         """
+        _watch_memory(self.device)
         torch.manual_seed(derive(self.node.seed, self.step.index, "train", self.accelerator.process_index))
         checkpoint.resume(self)
         if self.progress.update < self.total:
@@ -267,7 +269,7 @@ class StepTrainer:
 
     def _show(self, bar: Any, losses: dict[str, float]) -> None:
         for name, value in losses.items():
-            self.progress.losses.setdefault(name, []).append(round(value, 6))
+            self.progress.losses.setdefault(name, []).append(float(f"{value:.8g}"))  # all that float32 holds
         bar.set_postfix({n: f"{v:.3g}" for n, v in losses.items()}, refresh=False)
         if self.config.run.tracker != "none":
             values = {f"{self.node.title}/{n}": v for n, v in losses.items()}
@@ -303,10 +305,21 @@ def _raise_if_bad(first: dict[str, float], node: StepNode) -> None:
         )
 
 
+def _watch_memory(device: torch.device) -> None:
+    """Let the peak begin anew; on a CPU Linux's ``VmHWM`` of this process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_memory(device: torch.device) -> float:
-    """MiB: of the device's allocator on a GPU, of this process on a CPU."""
+    """MiB since ``_watch_memory``: of the device's allocator on a GPU, of this process on a CPU; 0 where unknown."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 2**10, 1)
+    return 0.0

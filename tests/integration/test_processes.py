@@ -45,7 +45,7 @@ def test_twenty_losses_agree(both: tuple[Path, Path]) -> None:
     assert one.keys() == two.keys() and len(one) == 2 * 4 + 1
     for path in one:
         for name, values in one[path]["losses"].items():
-            assert values == pytest.approx(two[path]["losses"][name], rel=1e-5, abs=2e-6), (path, name)
+            assert values == pytest.approx(two[path]["losses"][name], rel=1e-6), (path, name)
 
 
 def test_matrices_are_equal(both: tuple[Path, Path]) -> None:

@@ -1,10 +1,15 @@
 """The whole way, by the real command: plan, train, score, table; again; with observers; with a failing cell."""
 
+import gc
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from benchmark import runner
+from run_benchmark import main
 from tests.integration.grid import call, numbers, records, small, weights
 
 
@@ -92,3 +97,28 @@ def test_a_cell_that_diverges_is_named_and_the_others_finish(tmp_path: Path) -> 
     assert "loss 'ce' is not finite at update" in done.stderr
     assert {r["method"] for r in records(tmp_path).values() if r["step"] == r["steps"] - 1} == {"Joint"}
     assert "Joint" in done.stdout
+
+
+def test_a_finished_step_leaves_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = []
+
+    class Watched(runner.StepTrainer):
+        def run(self) -> dict[str, Any]:
+            networks.extend(weakref.ref(m) for m in (self.model, self.old) if m is not None)
+            return super().run()
+
+    monkeypatch.setattr(runner, "StepTrainer", Watched)
+    assert main(["run", *map(str, small(tmp_path, "FT", "LwF"))]) == 0
+    gc.collect()
+    assert len(networks) == 5  # step 0, and two later steps with the previous network beside
+    assert not any(ref() for ref in networks)
+
+
+def test_report_takes_the_records_own_protocol(tmp_path: Path) -> None:
+    done = call("run", *small(tmp_path, "FT"), "--protocol", "strict")
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = (tmp_path / "leaderboard.csv").read_text()
+    assert ",strict," in table
+    (tmp_path / "leaderboard.csv").unlink()
+    assert main(["report", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "leaderboard.csv").read_text() == table
