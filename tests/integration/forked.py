@@ -26,9 +26,9 @@ def start(log: Path, *words: object, **environment: str) -> BaseProcess:
 
 
 def call(log: Path, *words: object, **environment: str) -> tuple[int | None, str]:
-    """The real command to its end, five minutes at most; its exit code and all that ``log`` holds."""
+    """The real command to its end, ten minutes at most; its exit code and all that ``log`` holds."""
     process = start(log, *words, **environment)
-    process.join(300)
+    process.join(600)
     kill(process)
     return process.exitcode, log.read_text().replace("\r", "\n")
 
