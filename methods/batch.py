@@ -118,7 +118,7 @@ class Batch:
     @cached_property
     def old_feature_prediction(self) -> Tensor:
         """(B, h, w): arg max of the previous model at label size, brought to feature size by nearest neighbour."""
-        return shrink_labels(self.old_logits.argmax(1), self._feature_size)
+        return shrink_labels(self.old_logits.max(1).indices, self._feature_size)
 
     @cached_property
     def n_valid(self) -> Tensor:

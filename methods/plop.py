@@ -179,7 +179,7 @@ class PseudoLabelCrossEntropy(Term):
         assert self.thresholds is not None, "begin_step comes first"
         old, labels = batch.old_logits, batch.labels
         unlabelled = labels < batch.step.n_old if self.formulation == "released" else labels == BACKGROUND
-        prediction = old.argmax(1)
+        prediction = old.max(1).indices
         sure = unlabelled & (self.uncertainty(old, batch.step.n_classes) < self.thresholds[prediction])
         kept, asked = (mask.sum((1, 2)).to(old.dtype) for mask in (sure, unlabelled))
         return torch.where(sure, prediction, torch.where(unlabelled, VOID, labels)), kept / (asked + 1e-6)
