@@ -109,15 +109,27 @@ def test_a_job_that_is_signalled_is_requeued_and_one_that_is_cancelled_is_contin
 
 @pytest.mark.slow
 def test_the_time_limit_requeues(slurm: Slurm, tmp_path: Path) -> None:
-    """One minute is the least that Slurm can limit: the step takes longer, in two or more goes."""
-    sets = (*JOBS[:2], "launch.minutes=1", "launch.signal_seconds=15", "train.updates=6000,3")
-    launcher = start(tmp_path / "log", "run", *small(tmp_path, "Joint", sets=sets), "--launcher", "slurm",
-                     **slurm.environment)  # fmt: skip
-    launcher.join(890)
-    kill(launcher)
-    assert launcher.exitcode == 0
-    (record,) = records(tmp_path).values()
-    assert record["cost"]["resumed"] >= 1 and record["cost"]["updates"] == 6000
+    """One minute is the least that Slurm can limit; the step would take far longer."""
+    sets = (*JOBS[:2], "launch.minutes=1", "launch.signal_seconds=15", "train.updates=100000,3")
+    out, log = tmp_path / "slurm", tmp_path / "log"
+    launcher = start(log, "run", *small(out, "Joint", sets=sets), "--launcher", "slurm", **slurm.environment)
+    try:
+        wait_for("the job", lambda: log.exists() and " jobs: " in log.read_text())
+        (job,) = re.findall(r"1 jobs: (\d+)", log.read_text())
+        wait_for("the requeue", lambda: slurm.jobs()[job]["Restarts"] == "1", seconds=300)
+        assert "goes on from there" in (out / f"logs/slurm/{job}_0_log.out").read_text()
+        (checkpoint,) = out.rglob("checkpoint.safetensors")
+        before = checkpoint.stat().st_mtime_ns
+
+        def goes_on() -> bool:
+            slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+            return checkpoint.stat().st_mtime_ns > before
+
+        wait_for("its next checkpoint", goes_on, seconds=300)  # that of the second time limit
+        wait_for("the second requeue", lambda: slurm.jobs()[job]["Restarts"] == "2")
+    finally:
+        kill(launcher)
+        slurm("scancel", "--me")
 
 
 @pytest.mark.parametrize(
