@@ -195,7 +195,7 @@ class Runner:
     def _fail(self, node: StepNode, reason: str) -> None:
         self.outcome.failed[node.title] = reason
         self._failed_keys.add(node.key)
-        self.say(f"failed: {reason}")
+        self.say(f"failed: {node.title}: {reason}")
 
     def _train(self, node: StepNode) -> None:
         plan, store, config = self.plan, self.store, self.plan.config

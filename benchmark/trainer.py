@@ -185,7 +185,7 @@ class StepTrainer:
             bar.update()
             if p.update % LOOK and p.update < self.total:
                 continue
-            _raise_if_bad(dict(zip(names, bad.tolist(), strict=True)), self.node)
+            _raise_if_bad(dict(zip(names, bad.tolist(), strict=True)))
             shown = dict(zip(names, (window / (p.update % LOOK or LOOK)).tolist(), strict=True))
             window.zero_()
             self._show(bar, shown)
@@ -295,12 +295,12 @@ def _is_fixed_norm(module: nn.Module) -> bool:
     return batch_norm and not any(p.requires_grad for p in module.parameters())
 
 
-def _raise_if_bad(first: dict[str, float], node: StepNode) -> None:
+def _raise_if_bad(first: dict[str, float]) -> None:
     bad = {n: int(u) for n, u in first.items() if u}
     if bad:
         name = min(bad, key=lambda n: bad[n])
         raise NonFiniteLossError(
-            f"{node.title}: the loss {name!r} is not finite at update {bad[name]} "
+            f"the loss {name!r} is not finite at update {bad[name]} "
             "(lower train.lr, or set train.clip=1); nothing earlier is lost"
         )
 
