@@ -56,7 +56,7 @@ def unpack(
             e, (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile)
         ):
             raise UserError(f"{archive} is damaged ({e}): delete it and run this again") from e
-        if isinstance(e, (NotImplementedError, RuntimeError)):  # zipfile's words for other compressions and encryption
+        if isinstance(e, RuntimeError):  # zipfile's, for encryption and for compressions that it does not know
             raise UserError(f"{archive} cannot be unpacked here ({e}): unpack it and pack it again") from e
         if isinstance(e, FileExistsError):
             raise UserError(f"{archive} holds {Path(e.filename).relative_to(into)} twice: not unpacked") from e

@@ -64,6 +64,25 @@ def test_two_processes_a_job(slurm: Slurm, tmp_path: Path) -> None:
     assert sum(map(sum, record["matrix"]["seen"] + record["matrix"]["unseen"])) == 200 * 48 * 48
 
 
+def is_requeued(slurm: Slurm, job: str, out: Path) -> None:
+    """Wait for it; the step has written its checkpoint."""
+    wait_for("the requeue", lambda: slurm.jobs()[job]["Restarts"] == "1", seconds=300)
+    assert "goes on from there" in (out / f"logs/slurm/{job}_0_log.out").read_text()
+
+
+def goes_on(slurm: Slurm, job: str, out: Path) -> None:
+    """Start a requeued job at once, and wait for its next checkpoint."""
+    (checkpoint,) = out.rglob("checkpoint.safetensors")
+    before = checkpoint.stat().st_mtime_ns
+
+    def later() -> bool:
+        """Slurm would let it wait for two minutes, and hears this only once the job has left the node."""
+        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+        return checkpoint.stat().st_mtime_ns > before
+
+    wait_for("its next checkpoint", later, seconds=300)
+
+
 def test_a_job_that_is_signalled_is_requeued_and_one_that_is_cancelled_is_continued(
     slurm: Slurm, tmp_path: Path
 ) -> None:
@@ -80,18 +99,9 @@ def test_a_job_that_is_signalled_is_requeued_and_one_that_is_cancelled_is_contin
         wait_for("a checkpoint", lambda: [*out.rglob("checkpoint.safetensors")])
 
         slurm("scancel", "--signal=USR2", base)  # what Slurm does before the time limit
-        wait_for("the requeue", lambda: slurm.jobs()[base]["Restarts"] == "1")
+        is_requeued(slurm, base, out)
         assert slurm.jobs()[child]["JobState"] == "PENDING"
-        assert "goes on from there" in (out / f"logs/slurm/{base}_0_log.out").read_text()
-        (checkpoint,) = out.rglob("checkpoint.safetensors")
-        before = checkpoint.stat().st_mtime_ns
-
-        def goes_on() -> bool:
-            """Slurm would let it wait for two minutes, and hears this only once the job has left the node."""
-            slurm("scontrol", "update", f"JobId={base}", "StartTime=now")
-            return checkpoint.stat().st_mtime_ns > before
-
-        wait_for("its next checkpoint", goes_on)
+        goes_on(slurm, base, out)
 
         slurm("scancel", base)
         launcher.join(300)
@@ -116,16 +126,8 @@ def test_the_time_limit_requeues(slurm: Slurm, tmp_path: Path) -> None:
     try:
         wait_for("the job", lambda: log.exists() and " jobs: " in log.read_text())
         (job,) = re.findall(r"1 jobs: (\d+)", log.read_text())
-        wait_for("the requeue", lambda: slurm.jobs()[job]["Restarts"] == "1", seconds=300)
-        assert "goes on from there" in (out / f"logs/slurm/{job}_0_log.out").read_text()
-        (checkpoint,) = out.rglob("checkpoint.safetensors")
-        before = checkpoint.stat().st_mtime_ns
-
-        def goes_on() -> bool:
-            slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
-            return checkpoint.stat().st_mtime_ns > before
-
-        wait_for("its next checkpoint", goes_on, seconds=300)  # that of the second time limit
+        is_requeued(slurm, job, out)
+        goes_on(slurm, job, out)  # to the checkpoint of the second time limit
         wait_for("the second requeue", lambda: slurm.jobs()[job]["Restarts"] == "2")
     finally:
         kill(launcher)
