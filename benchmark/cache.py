@@ -13,13 +13,13 @@ from benchmark.store import LostStateError, Store
 def listing(store: Store) -> str:
     """A line for each trained step: first digits of its key, size, title."""
     rows = []
-    for folder in _folders(store):
+    for folder in map(store.step, store.steps()):
         try:
             title = store.meta(folder.name)["title"]
         except LostStateError:
             title = "(under way)" if store.checkpoint(folder.name).exists() else "(not finished)"
         rows.append([folder.name[:8], f"{_size(folder) / 2**20:,.1f}", title])
-    total = sum(_size(f) for f in _folders(store))
+    total = sum(_size(store.step(key)) for key in store.steps())
     return (
         tabulate(rows, ["step", "MiB", "trained first as"], disable_numparse=True)
         + f"\n{total / 2**20:,.1f} MiB in {store.cache}"
@@ -37,18 +37,15 @@ def prune(store: Store, plan: Plan | None, really: bool) -> str:
             needed.add(node.key)
             if node.parent is not None:
                 needed.add(node.parent.key)
-    folders = [f for f in _folders(store) if f.name not in needed and not (f / "checkpoint.safetensors").exists()]
-    freed = sum(_size(f) for f in folders)
+    steps = store.steps()
+    going = [key for key in steps if key not in needed and not store.checkpoint(key).exists()]
+    freed = sum(_size(store.step(key)) for key in going)
     if really:
-        for folder in folders:
-            store.remove(folder.name)
+        for key in going:
+            store.remove(key)
     verb = "removed" if really else "would remove (add --yes)"
-    kept = len(_folders(store)) - (0 if really else len(folders))
-    return f"{verb} {len(folders)} steps, {freed / 2**20:,.1f} MiB; kept {kept}"
-
-
-def _folders(store: Store) -> list[Path]:
-    return sorted(f for f in store.cache.glob("??/*") if f.is_dir() and len(f.name) == 64)
+    kept = len(steps) - (len(going) if really else 0)
+    return f"{verb} {len(going)} steps, {freed / 2**20:,.1f} MiB; kept {kept}"
 
 
 def _size(folder: Path) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from benchmark.config import identity
 from benchmark.plan import Plan, StepNode
 from benchmark.store import LostStateError, Store
 
@@ -124,12 +125,16 @@ def _state(node: StepNode, store: Store, todo: set[str]) -> str:
 
 
 def _hours(todo: list[StepNode], plan: Plan, store: Store) -> float | None:
-    """From the mean seconds an image of the steps that are kept; ``None`` if there are none."""
-    costs = []
-    for node in plan.nodes.values():
+    """From the mean seconds an image of all kept steps of this network and picture size; ``None`` without any."""
+    if not todo:
+        return 0.0
+    config, costs = plan.config, []
+    for key in store.steps():
         with contextlib.suppress(LostStateError):
-            costs.append(store.meta(node.key)["cost"])
+            meta = store.meta(key)
+            if meta["model"] == identity(config.model) and meta["train"]["crop"] == [*config.train.crop]:
+                costs.append(meta["cost"])
     images = sum(c["images"] for c in costs)
     if not images:
-        return None if todo else 0.0
+        return None
     return float(sum(c["seconds"] for c in costs) / images * sum(n.images for n in todo) / 3600)

@@ -198,6 +198,10 @@ class Store:
         """The folder of a trained step."""
         return self.cache / key[:2] / key
 
+    def steps(self) -> list[str]:
+        """The keys of all steps that have a folder, finished or not."""
+        return sorted(f.name for f in self.cache.glob("??/*") if f.is_dir() and len(f.name) == 64)
+
     def model(self, key: str) -> Path:
         return self.step(key) / "model.safetensors"
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmark.config import Config, identity
 from benchmark.drawing import as_json, as_mermaid, as_table, totals
 from benchmark.store import Store, write_json, write_tensors
 from tests.unit.probe import grid, keys
@@ -22,9 +23,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def train(store: Store, *nodes: Any, observers: bool = True, seconds: float = 3600.0) -> None:
-    """Leave what a training leaves."""
+    """Leave what a training of the default network leaves."""
     for node in nodes:
-        meta = {"title": node.title, "cost": {"images": node.images, "seconds": seconds}}
+        cost = {"images": node.images, "seconds": seconds}
+        meta = {"title": node.title, "model": identity(Config().model), "train": identity(node.train), "cost": cost}
         write_tensors(store.model(node.key), {"w": torch.zeros(1)}, meta)
         for key in node.observers if observers else ():
             write_tensors(store.observer(node.key, key), {"seen": torch.zeros(1)}, {})
@@ -98,6 +100,9 @@ def test_time_is_estimated_from_recorded_costs(store: Store) -> None:
     assert totals(plan, store)["hours_estimated"] is None
     train(store, plan.runs[0].cells[0].node, seconds=1800.0)
     assert totals(plan, store)["hours_estimated"] == pytest.approx(1.0)  # two more steps of that size
+    elsewhere = grid("train.updates=10", method="FT", seeds=(1,))
+    assert totals(elsewhere, store)["hours_estimated"] == pytest.approx(1.5)  # steps that share none with those kept
+    assert totals(grid("train.crop=64", method="FT"), store)["hours_estimated"] is None  # another size of picture
 
 
 def test_table_json_and_drawing_tell_the_same_plan(store: Store) -> None:
