@@ -28,7 +28,7 @@ format: $(INSTALLED)  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)  ## time the hot paths against their references; BENCH="--benchmark-json=bench.json" for a file
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-timer=time.process_time --benchmark-columns=min,median,rounds $(BENCH)
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds $(BENCH)
 
 install: $(INSTALLED)  ## only the environment
 

@@ -69,9 +69,11 @@ def _launch(args: argparse.Namespace, config: Config, store: Store) -> int:
 
     plan = _plan(config, store.open())
     print(_summary(plan, store), flush=True)
-    code = LAUNCHERS[args.launcher](plan, store, _inline_words())
+    code, wrong = LAUNCHERS[args.launcher](plan, store, _inline_words())
     if any(store.records.glob("**/*.json")):
         _print_table(plan, store)
+    for line in wrong:
+        print(line, file=sys.stderr)
     return code
 
 

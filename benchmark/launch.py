@@ -1,7 +1,7 @@
 """Where steps run: several local processes, or Slurm jobs by submitit. The steps' claims and Slurm do the scheduling.
 
 Each launcher takes a plan, the store, and the words of the command line that the processes run ``inline``; it watches
-them and gives the exit code.
+them and gives the exit code, and what went wrong in lines.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ from benchmark.store import Store, write_json
 from datasets.errors import UserError
 
 
-def local(plan: Plan, store: Store, words: tuple[str, ...]) -> int:
-    """Some processes side by side on this machine, spread over its GPUs; each takes steps as they come free."""
+def local(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[str]]:
+    """Some processes side by side on this machine, spread over its GPUs; each takes steps as they come free.
+
+    A step that fails may be tried by every worker; what they say of it is given once.
+    """
     workers, visible = _local_workers(plan.config.launch)
     logs = store.out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -47,10 +50,13 @@ def local(plan: Plan, store: Store, words: tuple[str, ...]) -> int:
             for process, _ in processes:
                 process.send_signal(signal.SIGTERM)
         codes = [p.wait() for p, _ in processes]
+    wrong: dict[str, None] = {}
     for code, (_, log) in zip(codes, processes, strict=True):
-        if code:
-            print(f"{log.stem} ended with exit code {code}; the end of {log}:\n{_tail(log)}", file=sys.stderr)
-    return max((abs(c) for c in codes), default=0)
+        failed = [line for line in _lines(log) if line.startswith("failed: ")]
+        wrong |= dict.fromkeys(failed)
+        if code and not failed:
+            wrong[f"{log.stem} ended with exit code {code}; the end of {log}:\n{_tail(log)}"] = None
+    return max((abs(c) for c in codes), default=0), [*wrong]
 
 
 def _local_workers(config: LaunchConfig) -> tuple[int, Callable[[int], dict[str, str]]]:
@@ -64,7 +70,7 @@ def _local_workers(config: LaunchConfig) -> tuple[int, Callable[[int], dict[str,
     return workers, lambda i: {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
 
 
-def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> int:
+def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[str]]:
     """One job a step, with Slurm's own dependencies. Ctrl-C stops watching, not the jobs; run again to watch on."""
     config = plan.config.launch
     check_shares(plan.config, config.processes * config.nodes)
@@ -87,13 +93,14 @@ def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> int:
     try:
         _watch(plan, store, alive, pause=30)  # a busy queue is not to be asked too often
     except KeyboardInterrupt:
-        print("no longer watching; the jobs go on: run the same command to watch them, scancel to end them")
-        return 128 + signal.SIGINT
-    left = [n for n in plan.to_score_or_train(store) if n.key in jobs]
-    for node in left:
-        log = folder / f"{jobs[node.key]}_0_log.out"
-        print(f"failed: {node.title}: job {jobs[node.key]} ended; the end of {log}:\n{_tail(log)}", file=sys.stderr)
-    return 1 if left else 0
+        line = "no longer watching; the jobs go on: run the same command to watch them, scancel to end them"
+        return 128 + signal.SIGINT, [line]
+    wrong = []
+    for node in plan.to_score_or_train(store):
+        if node.key in jobs:
+            log = folder / f"{jobs[node.key]}_0_log.out"
+            wrong.append(f"failed: {node.title}: job {jobs[node.key]} ended; the end of {log}:\n{_tail(log)}")
+    return int(bool(wrong)), wrong
 
 
 def _queue() -> set[str] | None:
@@ -164,15 +171,17 @@ def _watch(plan: Plan, store: Store, alive: Callable[[], bool], pause: float) ->
             time.sleep(min(pause, max(1.0, bar.format_dict["elapsed"] / 20)))
 
 
-def _tail(log: Path, lines: int = 15) -> str:
+def _tail(log: Path) -> str:
+    return "\n".join(f"  {line}" for line in _lines(log)[-15:] or [f"(no {log})"])
+
+
+def _lines(log: Path) -> list[str]:
+    """What a log shows on a screen: of lines written over one another, the last; no empty ones."""
     try:
-        return "\n".join("  " + line for line in _last(log.read_text(errors="replace").splitlines(), lines))
+        lines = log.read_bytes().decode(errors="replace").split("\n")
     except OSError:
-        return f"  (no {log})"
+        return []
+    return [shown for line in lines if (shown := line.rstrip().rpartition("\r")[2])]
 
 
-def _last(lines: list[str], n: int) -> Iterable[str]:
-    return [line.rpartition("\r")[2] for line in lines if line.strip()][-n:]
-
-
-LAUNCHERS: dict[str, Callable[[Plan, Store, tuple[str, ...]], int]] = {"local": local, "slurm": slurm}
+LAUNCHERS: dict[str, Callable[[Plan, Store, tuple[str, ...]], tuple[int, list[str]]]] = {"local": local, "slurm": slurm}

@@ -43,14 +43,16 @@ def class_sums(features: Tensor, membership: Tensor) -> Tensor:
     return torch.bmm(features, membership.transpose(1, 2)).sum(0).T
 
 
-def tiles(x: Tensor) -> Iterator[tuple[slice, slice]]:
+def tiles(x: Tensor, limit: int = 2**22) -> Iterator[tuple[slice, slice]]:
     """Cut x (B, C, P) into pieces (images, positions): what is computed of them stays small beside a large x.
 
     Whole images as long as one fits, else runs of positions of one image; each position comes with all its channels,
-    so that what is summed over channels does not depend on the cut.
+    so that what is summed over channels does not depend on the cut. ``limit``: numbers in a piece on a CPU.
     """
-    limit = 2**22 if x.device.type == "cpu" else 2**27
     images, channels, positions = x.shape
+    if not channels:
+        return
+    limit = limit if x.device.type == "cpu" else 2**27
     run = max(limit // (channels * LANES) * LANES, LANES)
     group = max(run // max(positions, 1), 1)
     for i in range(0, images, group):

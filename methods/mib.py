@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,89 +73,123 @@ def unbiased_losses(
 
 
 class _Unbiased(torch.autograd.Function):
-    """The pass over the logits, tile by tile: beyond inputs and gradient three maps of one channel stay."""
+    """The pass over the logits: beyond inputs and gradient only maps of one channel are made.
+
+    Three groups of channels have a log-sum-exp each: background (its logit), the old foreground, the new classes.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, old_logits: Tensor | None, labels: Tensor, n_old: int, keeps_old: bool
     ) -> tuple[Tensor, Tensor]:
         z, y = logits.flatten(2), labels.flatten(1)
-        old = None if old_logits is None else old_logits.flatten(2)
-        # maps (B, HW): lse over the old foreground, over the new classes, and over the teacher's channels
-        foreground, new, teacher = (z.new_empty(y.shape) for _ in range(3))
-        ce, kd = z.new_zeros(()), z.new_zeros(())
-        for b, p in tiles(z):
-            tile, label = z[b, :, p], y[b, p]
-            foreground[b, p] = _scaled_exp(tile[:, 1:n_old])[2]
-            new[b, p] = _scaled_exp(tile[:, n_old:])[2]
-            parts = _Parts(tile[:, 0], foreground[b, p], new[b, p])
-            own, own_class = _own(label, n_old, keeps_old)
-            log_p = torch.where(own, tile.gather(1, own_class[:, None])[:, 0], parts.old)
-            ce += ((parts.all - log_p) * (label != VOID)).sum()
-            if old is not None:
-                q, total, teacher[b, p] = _scaled_exp(old[b, :, p])  # q times its sum
-                weighted = q[:, 0] * parts.background + q[:, 1:].mul_(tile[:, 1:n_old]).sum(1)
-                kd += (parts.all - weighted / total).sum()
-        ctx.save_for_backward(logits, old_logits, labels, foreground, new, teacher)
+        parts = _Parts.of(z, n_old)
+        own, own_class = _own(y, n_old, keeps_old)
+        log_p = torch.where(own, z.gather(1, own_class[:, None])[:, 0], parts.old)
+        ce, kd = ((parts.all - log_p) * (y != VOID)).sum(), z.new_zeros(())
+        teacher = None
+        if old_logits is not None:
+            old = old_logits.flatten(2)
+            teacher, expected = _expected(old, z)
+            expected += _exp(old[:, 0], teacher).mul_(parts.background)
+            kd = (parts.all - expected).sum()
+        ctx.save_for_backward(logits, old_logits, labels, teacher, *parts[1:])
         ctx.n_old, ctx.keeps_old = n_old, keeps_old
         return ce, kd / n_old
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ce: Tensor, grad_kd: Tensor) -> tuple[Tensor | None, ...]:
-        logits, old_logits, labels, foreground, new, teacher = ctx.saved_tensors
+        logits, old_logits, labels, teacher, *maps = ctx.saved_tensors
         z, y, n_old = logits.flatten(2), labels.flatten(1), ctx.n_old
-        old = None if old_logits is None else old_logits.flatten(2)
+        parts, grad = _Parts(z[:, 0], *maps), torch.empty_like(z)
+        own, own_class = _own(y, n_old, ctx.keeps_old)
         grad_kd = grad_kd / n_old
-        grad = torch.empty_like(z)
-        for b, p in tiles(z):
-            tile, label, out = z[b, :, p], y[b, p], grad[b, :, p]
-            parts = _Parts(tile[:, 0], foreground[b, p], new[b, p])
-            own, own_class = _own(label, n_old, ctx.keeps_old)
-            supervised = grad_ce * (label != VOID)
-            folded = supervised.masked_fill(own, 0)
-            whole = supervised if old is None else supervised + grad_kd
-            # the gradient of each group's lse, then the softmax inside the group
-            d_background = whole * (parts.z0 - parts.all).exp_() - folded * (parts.z0 - parts.old).exp_()
-            d_foreground = whole * (parts.foreground - parts.all).exp_()
-            d_foreground -= folded * (parts.foreground - parts.old).exp_()
-            d_new = whole * (parts.new - parts.all).exp_()
-            _softmax_times(tile[:, 1:n_old], parts.foreground, d_foreground, out[:, 1:n_old])
-            if old is not None:
-                q = (old[b, :, p] - teacher[b, None, p]).exp_().mul_(grad_kd)
-                out[:, 1:n_old] -= q[:, 1:]
-                d_background -= q[:, 0] * (parts.z0 - parts.background).exp_()
-                d_new -= q[:, 0] * (parts.new - parts.background).exp_()
-            _softmax_times(tile[:, n_old:], parts.new, d_new, out[:, n_old:])
-            out[:, 0] = d_background
-            out.scatter_add_(1, own_class[:, None], (folded - supervised)[:, None])
+        supervised = grad_ce * (y != VOID)
+        folded = supervised.masked_fill(own, 0)
+        whole = supervised if old_logits is None else supervised + grad_kd
+        # the gradient of each group's lse, then the softmax inside the group
+        d_background = whole * _exp(parts.z0, parts.all) - folded * _exp(parts.z0, parts.old)
+        d_foreground = whole * _exp(parts.foreground, parts.all) - folded * _exp(parts.foreground, parts.old)
+        d_new = whole * _exp(parts.new, parts.all)
+        _softmax_times(z[:, 1:n_old], parts.foreground, d_foreground, grad[:, 1:n_old])
+        if old_logits is not None:
+            old = old_logits.flatten(2)
+            _less_softmax(old[:, 1:], teacher, grad_kd, grad[:, 1:n_old])
+            pull = _exp(old[:, 0], teacher).mul_(grad_kd)
+            d_background -= pull * _exp(parts.z0, parts.background)
+            d_new -= pull * _exp(parts.new, parts.background)
+        _softmax_times(z[:, n_old:], parts.new, d_new, grad[:, n_old:])
+        grad[:, 0] = d_background
+        grad.scatter_add_(1, own_class[:, None], (folded - supervised)[:, None])
         return grad.view_as(logits), None, None, None, None
 
 
-def _scaled_exp(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x (b, c, n) -> exp(x - max) (b, c, n), its sum over c (b, n), and the log-sum-exp of x (b, n)."""
-    if not x.shape[1]:  # no old class but background
-        nothing = x.sum(1)
-        return x, nothing, nothing.log()
+class _Parts(NamedTuple):
+    """Log-sum-exps of the groups {0}, old foreground, new, and of their unions; maps (B, P)."""
+
+    z0: Tensor
+    foreground: Tensor
+    new: Tensor
+    old: Tensor
+    background: Tensor
+    all: Tensor
+
+    @classmethod
+    def of(cls, z: Tensor, n_old: int) -> _Parts:
+        """From z (B, C, P)."""
+        z0, foreground, new = z[:, 0], _logsumexp(z[:, 1:n_old]), _logsumexp(z[:, n_old:])
+        old = torch.logaddexp(z0, foreground)
+        return cls(z0, foreground, new, old, torch.logaddexp(z0, new), torch.logaddexp(old, new))
+
+
+# What follows makes nothing as large as its input: a piece that stays in the processor's cache is gone over several
+# times. Maps (B, P) are log-sum-exps or factors.
+PIECE = 2**19
+
+
+def _exp(x: Tensor, logsumexp: Tensor) -> Tensor:
+    """exp(x - logsumexp), maps: the share of one group in another."""
+    return (x - logsumexp).exp_()
+
+
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x (b, c, n) -> exp(x - max) (b, c, n), its sum over c and the maximum (b, n)."""
     highest = x.amax(1)
     scaled = (x - highest[:, None]).exp_()
-    total = scaled.sum(1)
-    return scaled, total, total.log().add_(highest)
+    return scaled, scaled.sum(1), highest
+
+
+def _logsumexp(x: Tensor) -> Tensor:
+    """x (B, c, P) -> (B, P); -inf where c = 0: no old class but background."""
+    out = x.new_full((x.shape[0], x.shape[2]), -math.inf)
+    for b, p in tiles(x, PIECE):
+        _, total, highest = _scaled(x[b, :, p])
+        torch.add(total.log_(), highest, out=out[b, p])
+    return out
+
+
+def _expected(old: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's log-sum-exp (B, P), and the sum over its foreground of q_c z_c (B, P)."""
+    logsumexp, expected = (old.new_empty(old.shape[0], old.shape[2]) for _ in range(2))
+    for b, p in tiles(old, PIECE):
+        scaled, total, highest = _scaled(old[b, :, p])  # q times its sum
+        weighted = scaled[:, 1:].mul_(z[b, 1 : old.shape[1], p]).sum(1)
+        torch.div(weighted, total, out=expected[b, p])
+        torch.add(total.log_(), highest, out=logsumexp[b, p])
+    return logsumexp, expected
 
 
 def _softmax_times(x: Tensor, logsumexp: Tensor, factor: Tensor, out: Tensor) -> None:
-    """Write softmax(x) * factor, maps (b, n), into ``out`` (b, c, n)."""
-    torch.sub(x, logsumexp[:, None], out=out).exp_().mul_(factor[:, None])
+    """Write softmax(x) * factor into ``out`` (B, c, P)."""
+    for b, p in tiles(x, PIECE):
+        torch.sub(x[b, :, p], logsumexp[b, None, p], out=out[b, :, p]).exp_().mul_(factor[b, None, p])
 
 
-class _Parts:
-    """Log-sum-exps of the groups {0}, old foreground, new, and of their unions; maps (b, n)."""
-
-    def __init__(self, z0: Tensor, foreground: Tensor, new: Tensor) -> None:
-        self.z0, self.foreground, self.new = z0, foreground, new
-        self.old = torch.logaddexp(z0, foreground)
-        self.background = torch.logaddexp(z0, new)
-        self.all = torch.logaddexp(self.old, new)
+def _less_softmax(x: Tensor, logsumexp: Tensor, factor: Tensor, out: Tensor) -> None:
+    """Take softmax(x) times one factor from ``out`` (B, c, P)."""
+    for b, p in tiles(x, PIECE):
+        out[b, :, p].addcmul_((x[b, :, p] - logsumexp[b, None, p]).exp_(), factor, value=-1)
 
 
 def _own(label: Tensor, n_old: int, keeps_old: bool) -> tuple[Tensor, Tensor]:

@@ -101,19 +101,19 @@ class _LocalPod(torch.autograd.Function):
         new, rows, columns, ph, pw, distance = ctx.saved_tensors
         scale = torch.where(distance > 0, -2 * grad / distance, 0).repeat_interleave(new.shape[1])[:, None, None]
         b = new.flatten(0, 1)
-        out = torch.empty_like(b)
+        out, product = torch.empty_like(b), torch.empty_like(b[next(_tiles(b))], dtype=rows.dtype)
         for i in _tiles(b):
             n = len(b[i])
             # rows^T P_w + P_h^T columns, as one product
             left = torch.cat([rows[i] * scale[i], ph.expand(n, *ph.shape)], 1)
             right = torch.cat([pw.expand(n, *pw.shape), columns[i] * scale[i]], 1)
-            torch.mul(torch.bmm(left.transpose(1, 2), right), b[i], out=out[i])
+            torch.mul(torch.bmm(left.transpose(1, 2), right, out=product[:n]), b[i], out=out[i])
         return None, out.view_as(new), None
 
 
 def _tiles(planes: Tensor) -> Iterator[slice]:
     """Cut planes (P, h, w) into pieces that fit a processor's cache."""
-    limit = 2**18 if planes.device.type == "cpu" else 2**27
+    limit = 2**19 if planes.device.type == "cpu" else 2**27
     size = max(limit // (planes.shape[1] * planes.shape[2]), 1)
     for i in range(0, len(planes), size):
         yield slice(i, i + size)

@@ -50,6 +50,6 @@ def test_pod_forward_and_backward(against: Against, maps: list[tuple[Tensor, Ten
     gradients = sum(new.nbytes for _, new in maps)
     memory = (inputs + peak(lambda: run(local_pod))) / (inputs + gradients)
     remark = f"memory {memory:.2f} of 1.5"
-    value = against("POD", lambda: run(local_pod), lambda: run(by_window), "10", rounds=4, remark=remark)
+    value = against("POD", lambda: run(local_pod), lambda: run(by_window), "10", remark=remark)
     expected = torch.stack([by_window(old, new).mean() for old, new in maps]).sum().detach()
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)

@@ -71,6 +71,14 @@ def test_a_worker_that_dies_shows_the_end_of_its_log(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+def test_a_step_that_fails_in_both_workers_is_said_once(tmp_path: Path) -> None:
+    sets = ("train.lr=0.05,1e30", "train.updates=4,12")
+    code, said = call(tmp_path / "log", "run", *small(tmp_path / "out", "FT", sets=sets), "--launcher", "local")
+    assert code == 1
+    (line,) = [x for x in said.splitlines() if "step 1 FT" in x and x.startswith("failed: ")]
+    assert "the loss 'ce' is not finite at update" in line and said.rstrip().endswith(line)
+
+
 def test_more_processes_than_a_batch_can_feed(tmp_path: Path) -> None:
     processes = start_together(3, tmp_path / "log", "run", *small(tmp_path / "out", "FT", sets=SETS))
     for process in processes:
