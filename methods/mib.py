@@ -89,9 +89,7 @@ class _Unbiased(torch.autograd.Function):
         ce, kd = ((parts.all - log_p) * (y != VOID)).sum(), z.new_zeros(())
         teacher = None
         if old_logits is not None:
-            old = old_logits.flatten(2)
-            teacher, expected = _expected(old, z)
-            expected += _exp(old[:, 0], teacher).mul_(parts.background)
+            teacher, expected = _expected(old_logits.flatten(2), z, parts.background)
             kd = (parts.all - expected).sum()
         ctx.save_for_backward(logits, old_logits, labels, teacher, *parts[1:])
         ctx.n_old, ctx.keeps_old = n_old, keeps_old
@@ -169,12 +167,12 @@ def _logsumexp(x: Tensor) -> Tensor:
     return out
 
 
-def _expected(old: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The teacher's log-sum-exp (B, P), and the sum over its foreground of q_c z_c (B, P)."""
+def _expected(old: Tensor, z: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's log-sum-exp, and q_0 background + sum over its foreground of q_c z_c; maps."""
     logsumexp, expected = (old.new_empty(old.shape[0], old.shape[2]) for _ in range(2))
     for b, p in tiles(old, PIECE):
         scaled, total, highest = _scaled(old[b, :, p])  # q times its sum
-        weighted = scaled[:, 1:].mul_(z[b, 1 : old.shape[1], p]).sum(1)
+        weighted = scaled[:, 0] * background[b, p] + scaled[:, 1:].mul_(z[b, 1 : old.shape[1], p]).sum(1)
         torch.div(weighted, total, out=expected[b, p])
         torch.add(total.log_(), highest, out=logsumexp[b, p])
     return logsumexp, expected
@@ -189,7 +187,7 @@ def _softmax_times(x: Tensor, logsumexp: Tensor, factor: Tensor, out: Tensor) ->
 def _less_softmax(x: Tensor, logsumexp: Tensor, factor: Tensor, out: Tensor) -> None:
     """Take softmax(x) times one factor from ``out`` (B, c, P)."""
     for b, p in tiles(x, PIECE):
-        out[b, :, p].addcmul_((x[b, :, p] - logsumexp[b, None, p]).exp_(), factor, value=-1)
+        out[b, :, p] -= (x[b, :, p] - logsumexp[b, None, p]).exp_().mul_(factor)
 
 
 def _own(label: Tensor, n_old: int, keeps_old: bool) -> tuple[Tensor, Tensor]:

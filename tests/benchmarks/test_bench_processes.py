@@ -17,8 +17,8 @@ SETS = (
     "model.backbone=resnet18",
     "model.weights=none",
     "model.norm=group",
-    "train.updates=12",
-    "train.batch=8",
+    "train.updates=10",
+    "train.batch=32",
     "train.crop=96",
 )
 

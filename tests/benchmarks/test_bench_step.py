@@ -74,5 +74,5 @@ def _compare(against: Against, grid: Grid, method: str, what: str, updates: int)
         train(trainer, updates)
         wait()
 
-    against(what, ours, reference, TARGETS[method], faster=False, rounds=3, per=updates)
+    against(what, ours, reference, TARGETS[method], faster=False, per=updates)
     assert all(torch.isfinite(torch.tensor(v)).all() for v in trainer.progress.losses.values())
