@@ -128,11 +128,11 @@ def _hours(todo: list[StepNode], plan: Plan, store: Store) -> float | None:
     """From the mean seconds an image of all kept steps of this network and picture size; ``None`` without any."""
     if not todo:
         return 0.0
-    config, costs = plan.config, []
+    network, crop, costs = identity(plan.config.model), [*plan.config.train.crop], []
     for key in store.steps():
         with contextlib.suppress(LostStateError):
             meta = store.meta(key)
-            if meta["model"] == identity(config.model) and meta["train"]["crop"] == [*config.train.crop]:
+            if meta["model"] == network and meta["train"]["crop"] == crop:
                 costs.append(meta["cost"])
     images = sum(c["images"] for c in costs)
     if not images:

@@ -168,7 +168,10 @@ def _logsumexp(x: Tensor) -> Tensor:
 
 
 def _expected(old: Tensor, z: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
-    """The teacher's log-sum-exp, and q_0 background + sum over its foreground of q_c z_c; maps."""
+    """old (B, O, P), z (B, C, P), background (B, P) -> the teacher's log-sum-exp, and q_0 background + sum_c>0 q_c z_c.
+
+    Both (B, P); ``background`` is the student's log-sum-exp of background and new classes.
+    """
     logsumexp, expected = (old.new_empty(old.shape[0], old.shape[2]) for _ in range(2))
     for b, p in tiles(old, PIECE):
         scaled, total, highest = _scaled(old[b, :, p])  # q times its sum
@@ -185,9 +188,9 @@ def _softmax_times(x: Tensor, logsumexp: Tensor, factor: Tensor, out: Tensor) ->
 
 
 def _less_softmax(x: Tensor, logsumexp: Tensor, factor: Tensor, out: Tensor) -> None:
-    """Take softmax(x) times one factor from ``out`` (B, c, P)."""
+    """Take softmax(x) times a factor () from ``out`` (B, c, P)."""
     for b, p in tiles(x, PIECE):
-        out[b, :, p] -= (x[b, :, p] - logsumexp[b, None, p]).exp_().mul_(factor)
+        out[b, :, p].sub_((x[b, :, p] - logsumexp[b, None, p]).exp_().mul_(factor))
 
 
 def _own(label: Tensor, n_old: int, keeps_old: bool) -> tuple[Tensor, Tensor]:
