@@ -1,4 +1,7 @@
-"""Score a network on the test images: the full confusion matrix, every image counted exactly once."""
+"""Score a network on the test images: the full confusion matrix, every image counted exactly once.
+
+The one evaluation loop of the suite: ``run``, ``report --verify`` and ``report --re-evaluate`` all count here.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from benchmark.confusion import confusion
+from benchmark.confusion import count_pairs, void_last
 from benchmark.load import normalise
 from benchmark.processes import several
-from datasets.scenario import VOID
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.inference_mode()
@@ -26,36 +29,38 @@ def evaluate(
     seen: Tensor,
     n_labels: int,
     n_channels: int,
-    accelerator: Accelerator,
+    device: torch.device,
+    precision: str = "no",
     batch: int = 8,
     workers: int = 0,
     title: str = "evaluation",
 ) -> dict[str, list[list[int]]]:
     """``{"seen": ..., "unseen": ...}``, each ``n_labels + 1`` rows (the last is void) of ``n_channels`` counts.
 
-    ``pictures`` gives (image (3, H, W) uint8, raw labels (H, W) uint8) by position; ``seen`` (N,) bool parts the test
-    images with at least one seen class from the others. Each process takes every P-th picture; batches hold pictures of
-    one size, and no prediction leaves the device.
+    ``predict(out, (H, W))`` gives channels (B, H, W). ``pictures`` gives (image (3, H, W) uint8, raw labels (H, W)
+    uint8) by position; ``seen`` (N,) bool parts the test images with at least one seen class from the others.
+    ``precision``: that of training; the forward pass runs in it. Each process takes every P-th image; batches hold
+    images of one size, and no prediction leaves the device.
     """
-    device = accelerator.device
-    own = range(accelerator.process_index, len(pictures), accelerator.num_processes)
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if several() else (0, 1)
+    own = range(rank, len(pictures), processes)
     counts = torch.zeros(2, n_labels + 1, n_channels, dtype=torch.int64, device=device)
     loader: Iterable[tuple[int, Tensor, Tensor]] = DataLoader(
         _Numbered(pictures, own), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
     )
-    bar = tqdm(loader, total=len(own), desc=title, leave=False, disable=not accelerator.is_main_process)
+    bar = tqdm(loader, total=len(own), desc=title, leave=False, disable=rank > 0)
     for positions, images, labels in _equal_sizes(bar, batch):
         images = normalise(images.to(device, non_blocking=True)).to(_dtype(model))
         if device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
         labels = labels.to(device, non_blocking=True)
-        with accelerator.autocast():
+        with torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF):
             out = model(images)
         prediction = predict(out, (labels.shape[-2], labels.shape[-1]))
         group = seen[positions].to(device, non_blocking=True)
-        # the two groups of pictures are two blocks of rows: labels of the second are shifted past the first's
-        rows = torch.where(labels == VOID, n_labels, labels.long()) + (~group).long()[:, None, None] * (n_labels + 1)
-        counts += confusion(rows, prediction, 2 * (n_labels + 1), n_channels).view_as(counts)
+        # the two groups of images are two blocks of rows: those of the second come after the first's void
+        rows = void_last(labels, n_labels) + (~group).long()[:, None, None] * (n_labels + 1)
+        counts += count_pairs(rows, prediction, 2 * (n_labels + 1), n_channels).view_as(counts)
     if several():
         dist.all_reduce(counts)
     return {"seen": counts[0].tolist(), "unseen": counts[1].tolist()}

@@ -62,7 +62,7 @@ def test_pass_over_full_pictures(against: Against, backbone: str) -> None:
         _wait(accelerator)
 
     def suite() -> Any:
-        return evaluate(model, argmax, pictures, seen, CLASSES, CLASSES, accelerator, BATCH)
+        return evaluate(model, argmax, pictures, seen, CLASSES, CLASSES, accelerator.device, batch=BATCH)
 
     what = f"evaluation / forward, {backbone}"
     matrix = against(what, suite, forward, "1.10", faster=False, rounds=4, per=len(pictures))

@@ -144,7 +144,7 @@ class Guess(torch.nn.Module):
 def count_everything() -> None:
     """In each process: against counts by hand."""
     seen = torch.arange(13) % 2 == 0
-    matrix = evaluate(Guess(), argmax, Drawn(), seen, 4, 3, Accelerator(cpu=True), batch=2)
+    matrix = evaluate(Guess(), argmax, Drawn(), seen, 4, 3, Accelerator(cpu=True).device, batch=2)
     expected = torch.zeros(2, 5, 3, dtype=torch.int64)
     for i in range(13):
         for label in Drawn()[i][1].flatten().tolist():
