@@ -148,9 +148,19 @@ def _natural(text: str) -> tuple[Any, ...]:
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", text) if p)
 
 
+def marked_name(method: str) -> str:
+    """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR (2)``: without its parameters, with the mark of its configuration."""
+    return re.sub(r"\[[^\]]*\]", "", method)
+
+
+def unmarked(method: str) -> str:
+    """``MiB[kd=10]+SDR (2)`` -> ``MiB[kd=10]+SDR``: without the mark of its configuration."""
+    return re.sub(r" \(\d+\)$", "", method)
+
+
 def plain_name(method: str) -> str:
-    """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR``: the method without its parameters."""
-    return re.sub(r"\[[^\]]*\]| \(\d+\)$", "", method)
+    """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR``: what kind of method it is, to look it up; no name of a row."""
+    return marked_name(unmarked(method))
 
 
 def _method_rank(name: str, order: Sequence[str]) -> tuple[Any, ...]:

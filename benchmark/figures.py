@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmark.board import Contest, Leaderboard
-from benchmark.cells import CONTEST, Scored, plain_name
+from benchmark.cells import CONTEST, Scored
 from benchmark.metrics import mean, scored_counts
 from benchmark.tables import short_names, title
 
@@ -171,7 +171,8 @@ def published(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
     x = np.arange(len(here))
     ax.bar(x - 0.2, here["all"], 0.4, label="measured", color=COLOURS[0])
     ax.bar(x + 0.2, here["published_all"], 0.4, label="published", color="white", edgecolor=COLOURS[1], hatch="///")
-    ax.set_xticks(x, [plain_name(m) for m in here["method"]], rotation=30, ha="right")
+    short = short_names(board, key[0])
+    ax.set_xticks(x, [short[m] for m in here["method"]], rotation=30, ha="right")
     ax.set(ylabel="all mIoU (%)", title=title(key))
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))

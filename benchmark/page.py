@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from benchmark.board import Contest, Leaderboard
-from benchmark.cells import CONTEST, COST, METRICS, Scored, plain_name
+from benchmark.cells import CONTEST, COST, METRICS, Scored
 from benchmark.metrics import mean
 from benchmark.records import Run, flat_config
 from benchmark.svg import Series, bar_chart, line_chart
@@ -73,7 +73,7 @@ def _contest(board: Leaderboard, key: Contest) -> dict[str, Any]:
             for c in TITLES
         ]
         rows.append({"kind": "measured", "name": cell["method"], "cells": cells, "detail": _detail(cell, runs)})
-    rows += [_published(row) for row in _literature(board, key)]
+    rows += [_published(row, short[row["method"]]) for row in _literature(board, key)]
     lines = [_curve(short[m], board.of((*key, m)), "all") for m in part["method"]]
     chart = Markup(line_chart(lines, f"mIoU of all classes over steps, {title(key)}", 640, 260))
     return {"key": key, "title": title(key), "rows": rows, "chart": chart}
@@ -96,8 +96,8 @@ def _literature(board: Leaderboard, key: Contest) -> list[dict[str, Any]]:
     return [{**row, "citation": feet[f"[{row['foot']}"]} for row in rows]
 
 
-def _published(row: dict[str, Any]) -> dict[str, Any]:
-    name, cells = plain_name(row["method"]), list[dict[str, Any]]()
+def _published(row: dict[str, Any], name: str) -> dict[str, Any]:
+    cells = list[dict[str, Any]]()
     for c in TITLES:
         value = row[f"published_{c}"] if c in ("old", "new", "all") else float("nan")
         text = name if c == "method" else number(value) if c in ("old", "new", "all") else ""

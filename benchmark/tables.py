@@ -11,7 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from benchmark.board import Contest, Leaderboard
-from benchmark.cells import CONTEST, COST, METRICS, WITH_STD, plain_name
+from benchmark.cells import CONTEST, COST, METRICS, WITH_STD, marked_name, plain_name, unmarked
 
 # column -> title; mIoU in per cent
 TITLES = {
@@ -73,10 +73,13 @@ def title(key: Sequence[str]) -> str:
 
 
 def short_names(board: Leaderboard, dataset: str) -> dict[str, str]:
-    """Method -> what a table calls it: without its parameters, where no other method on this data set has that name."""
+    """Method -> what a table calls it, one name a row: without its parameters, where no other method of this data set
+    differs in them alone; the mark of its configuration stays, the foot speaks of it."""
     full = board.frame["method"][board.frame["dataset"] == dataset].drop_duplicates()
-    plain = full.map(plain_name)
-    return dict(zip(full, plain.where(~plain.duplicated(keep=False), full), strict=True))
+    alike: dict[str, set[str]] = {}
+    for method in full:
+        alike.setdefault(plain_name(method), set()).add(unmarked(method))
+    return {m: marked_name(m) if len(alike[plain_name(m)]) == 1 else m for m in full}
 
 
 def contest_rows(board: Leaderboard, part: pd.DataFrame, bold: Callable[[str], str] = str) -> list[list[str]]:
@@ -93,9 +96,10 @@ def literature_rows(board: Leaderboard, key: Contest) -> list[list[str]]:
     if board.literature.empty:
         return []
     here = board.literature[(board.literature[CONTEST] == list(key)).all(axis=1)]
+    short = short_names(board, key[0])
     return [
         [
-            plain_name(row["method"]),
+            short[row["method"]],
             *(number(row[c]) for c in ("old", "new", "all")),
             *(number(row[f"published_{c}"]) for c in ("old", "new", "all")),
             "-" if pd.isna(row["difference"]) else f"{row['difference']:+.1f}",

@@ -1,5 +1,6 @@
 """Tables as literal text, and what they refuse to rank."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,33 @@ def test_two_configurations_are_two_rows_and_the_foot_says_what_differs() -> Non
         "toy: rows marked (2) have another configuration than the others: "
         "step 0 train.epochs [1.0] / [30.0]; step 1 train.epochs [1.0] / [30.0]"
     )
+
+
+def named(board: Leaderboard, form: str) -> list[str]:
+    """The names of the rows as a format prints them."""
+    text = render(board, form)
+    if form == "html":
+        return re.findall(r'<button type="button" aria-expanded="false">(.*?)</button>', text)
+    if form == "csv":
+        return [line.split(",")[4] for line in text.splitlines()[1:]]
+    rows = {"markdown": r"^\| (\S.*?) +\| +1 ", "text": r"^(\S.*?) +1  ", "latex": r"^(\S.*?) & 1 & "}[form]
+    return re.findall(rows, text, re.M)
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "csv", "latex", "html"])
+def test_rows_of_two_configurations_keep_their_marks_in_every_format(form: str) -> None:
+    short, long = ({"model": {}, "train": {"epochs": [e]}, "eval": {}} for e in (1.0, 30.0))
+    records = [r for c in (short, long) for m in ("FT", "MiB[kd=3]") for r in make_run(m, config=c)]
+    board = leaderboard(records, SDR)
+    mib = "MiB[kd=3]" if form == "csv" else "MiB"
+    assert named(board, form) == ["FT", "FT (2)", mib, f"{mib} (2)"]
+    assert form == "csv" or "rows marked (2) have another configuration" in render(board, form)
+
+
+def test_parameters_stay_where_they_alone_tell_two_methods_apart() -> None:
+    short, long = ({"model": {}, "train": {"epochs": [e]}, "eval": {}} for e in (1.0, 30.0))
+    records = make_run("FT", config=short) + make_run("MiB[kd=1]", config=short) + make_run("MiB[kd=3]", config=long)
+    assert named(leaderboard(records, SDR), "markdown") == ["FT", "MiB[kd=1]", "MiB[kd=3] (2)"]
 
 
 def test_what_changes_no_number_does_not_part_the_seeds() -> None:
