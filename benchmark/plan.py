@@ -18,7 +18,7 @@ from benchmark.store import Store, cell_path, digest
 from datasets.base import SegmentationDataset
 from datasets.errors import UserError
 from datasets.scenario import Scenario, Step, parse_scenario
-from datasets.view import StepView, step_view, val_view
+from datasets.view import StepView, step_view, tune_view, val_view
 from methods.base import DOORS, Method, Term, describe, held
 from methods.registry import build_method, expand_methods
 
@@ -187,7 +187,7 @@ class _Builder:
         self.datasets: dict[str, SegmentationDataset] = {}
         self.nodes: dict[str, StepNode] = {}
         self._views: dict[tuple[Scenario, int], StepView] = {}
-        self._tests: dict[str, dict[str, Any]] = {}
+        self._tests: dict[Any, dict[str, Any]] = {}  # by data set; for tuning by scenario and step
         self._model = model_identity(config.model)
 
     def scenario(self, text: str, seed: int) -> tuple[Scenario, int]:
@@ -224,7 +224,7 @@ class _Builder:
                 node.used_by.append(user)
             shown = tuple(states[id(t)] for t in _read_by(method.predict) if id(t) in states)
             score = digest(
-                {"step": key, "predict": describe(method.predict), "reads": shown, **self._test(scenario.dataset)}
+                {"step": key, "predict": describe(method.predict), "reads": shown, **self._test(scenario, step.index)}
             )
             cells.append(Cell(node, score, Path(), shown))
             parent = node
@@ -263,17 +263,21 @@ class _Builder:
             }
         )
 
-    def _test(self, dataset: str) -> dict[str, Any]:
+    def _test(self, scenario: Scenario, index: int) -> dict[str, Any]:
         """What an evaluation depends on beside the network."""
-        evaluation = self.config.eval
-        if dataset not in self._tests:
-            self._tests[dataset] = {
+        evaluation, dataset = self.config.eval, self.datasets[scenario.dataset]
+        tune = evaluation.split == "tune"
+        place = (scenario, index) if tune else scenario.dataset
+        if place not in self._tests:
+            self._tests[place] = {
                 "view": self.protocol.eval_view,
                 "crop": (evaluation.crop or self.config.train.crop) if self.protocol.eval_view == "crop" else None,
                 "split": evaluation.split,
-                "test": val_view(self.datasets[dataset]).digest if evaluation.split == "val" else None,
+                "test": (tune_view(dataset, scenario, index) if tune else val_view(dataset)).digest,
+                # rows of more than 127 labels were counted wrongly once
+                **({"counted": 2} if len(dataset.class_names) > 127 else {}),
             }
-        return self._tests[dataset]
+        return self._tests[place]
 
 
 def _with_paths(scenario: Scenario, method: str, seed: int, cells: list[Cell]) -> Run:

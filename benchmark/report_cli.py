@@ -169,7 +169,10 @@ def _warn(lines: list[str]) -> list[str]:
 
 
 def _read(folders: list[Path]) -> tuple[list[Record], list[str]]:
-    """All records below the folders; what had to be left out is named on stderr."""
+    """All records of the test set below the folders; what had to be left out is named on stderr.
+
+    Records of ``eval.split=tune`` choose a configuration: they enter no leaderboard, which is no mistake.
+    """
     from benchmark.records import read_records
     from datasets.errors import UserError
 
@@ -179,10 +182,21 @@ def _read(folders: list[Path]) -> tuple[list[Record], list[str]]:
         records += found
         problems += wrong
     _warn(problems)
+    where = ", ".join(map(str, folders))
     if not records:
-        where = ", ".join(map(str, folders))
         raise UserError(f"no records yet below {where}: run `run_benchmark.py run --out {folders[0]}` first")
-    return records, problems
+    tested = [r for r in records if r.get("split", "val") == "val"]
+    if not tested:
+        raise UserError(
+            f"all records below {where} are scored on held-out training images (eval.split=tune): they enter no "
+            "leaderboard; `run` prints their table"
+        )
+    if len(tested) < len(records):
+        print(
+            f"left out: {len(records) - len(tested)} records scored on held-out training images (eval.split=tune)",
+            file=sys.stderr,
+        )
+    return tested, problems
 
 
 def _lint(args: argparse.Namespace) -> int:

@@ -319,7 +319,7 @@ class Runner:
     def _score(self, cell: Cell, model: Any, method: Method) -> None:
         node, plan = cell.node, self.plan
         dataset = plan.datasets[node.scenario.dataset]
-        pictures, known = test_set(plan, node)
+        pictures, known = test_set(plan, self._run_of[cell.score].scenario, node.index)
         model.eval()
         began = time.perf_counter()
         matrix = evaluate(

@@ -57,9 +57,16 @@ def step_view(
     """
     if void not in VOID_RULES or split not in SPLITS:
         raise ValueError(f"void {void!r} must be one of {VOID_RULES}, split {split!r} one of {SPLITS}")
-    step = scenario.steps[index]
-    present = dataset.presence("train")
-    chosen = listed(dataset, scenario, index) if scenario.lists else selection(present, scenario, index)
+    chosen = _chosen(dataset, scenario, index, split)
+    return _view(dataset, "train", chosen, label_table(scenario.steps[index], void))
+
+
+def _chosen(dataset: SegmentationDataset, scenario: Scenario, index: int, split: str) -> np.ndarray:
+    """(N,) bool: the training images of a split that step ``index`` sees; ``UserError`` where there is none."""
+    if scenario.lists:
+        chosen = listed(dataset, scenario, index)
+    else:
+        chosen = selection(dataset.presence("train"), scenario, index)
     if split != "train":
         chosen = chosen & (held_out(dataset.ids("train")) == (split == "tune"))
     if not chosen.any():
@@ -68,12 +75,18 @@ def step_view(
             f"{scenario.name}: step {index} has no training picture{part} in setup {scenario.setup!r}; "
             "take another task or setup"
         )
-    return _view(dataset, "train", chosen, label_table(step, void))
+    return chosen
 
 
 def val_view(dataset: SegmentationDataset) -> StepView:
     """Every validation picture with its raw labels."""
     return _view(dataset, "val", np.ones(len(dataset.ids("val")), bool), np.arange(256, dtype=np.uint8))
+
+
+def tune_view(dataset: SegmentationDataset, scenario: Scenario, index: int) -> StepView:
+    """The held-out training images of steps 0..``index``, with their raw labels: what scores a step for tuning."""
+    chosen = np.any([_chosen(dataset, scenario, t, "tune") for t in range(index + 1)], axis=0)
+    return _view(dataset, "train", chosen, np.arange(256, dtype=np.uint8))
 
 
 def seen(dataset: SegmentationDataset, step: Step, split: str = "val") -> np.ndarray:

@@ -32,6 +32,19 @@ def test_the_table_of_report_is_that_of_run(finished: Path, tmp_path: Path) -> N
         assert (tmp_path / name).read_text() == (finished / name).read_text()
 
 
+def test_tuning_records_enter_no_leaderboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = write_records(tmp_path / "both", make_run("FT") + make_run("MiB", split="tune"))
+    assert main(["report", "--out", str(both)]) == 0
+    assert pd.read_csv(both / "leaderboard.csv")["method"].tolist() == ["FT"]
+    line = "left out: 2 records scored on held-out training images (eval.split=tune)\n"
+    assert capsys.readouterr().err == line
+    tune = write_records(tmp_path / "tune", make_run("MiB", split="tune"))
+    assert main(["report", "--out", str(tune)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: all records below ") and "they enter no leaderboard" in error
+    assert [p.name for p in tune.iterdir()] == ["records"]
+
+
 def test_every_format_is_written(synthetic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     forms = ["text", "markdown", "csv", "latex", "json", "model-index", "html"]
     assert main(["report", "--out", str(synthetic), "--format", *forms, "--protocol", "sdr", "plop"]) == 0

@@ -7,13 +7,24 @@ import numpy as np
 import pytest
 
 from benchmark import plan as plan_module
+from benchmark import testset
 from benchmark.config import Config
 from datasets.scenario import VOID
 from methods import registry
 from methods.base import CrossEntropy, Method, Term
+from tests.told import Told
 from tests.unit.probe import Pull, Watch, grid, mini, moved
 
 pytestmark = pytest.mark.usefixtures("probe_is_known")
+
+# ids of which the hash holds out the pictures of classes 1 and 2, of 3 and 4, of 3 alone, of 4 alone
+NAMES = ("train000a", *(f"train{i:03d}" for i in range(1, 10)))
+
+
+def held(**changed: Any) -> Told:
+    """``mini`` with a held-out picture in every step."""
+    return mini(names={"train": NAMES, "val": tuple(f"val{i:03d}" for i in range(10))}, **changed)
+
 
 # an observer's state is that of its training: it moves with the weights
 EVERYTHING = {"weights": [0, 1, 2], "observers": [0, 1, 2], "scores": [0, 1, 2]}
@@ -62,7 +73,7 @@ NOTHING = {"weights": [], "observers": [], "scores": []}
         ("model.norm=frozen", EVERYTHING),
         ("model.pooling=0", EVERYTHING),
         ("seeds=1", EVERYTHING),
-        ("eval.split=tune", {**LATER, "scores": [0, 1, 2]}),  # held out: the picture of classes 3 and 4
+        ("eval.split=tune", EVERYTHING),
         ("eval.crop=256", SCORES),
         ("protocol=sdr[eval_view=full]", SCORES),
         ("protocol=sdr[void_in_training=ignore]", EVERYTHING),
@@ -97,11 +108,12 @@ NOTHING = {"weights": [], "observers": [], "scores": []}
 def test_which_keys_move(change: str, expected: dict[str, list[int]] | None) -> None:
     name, _, value = change.partition("=")
     chosen: dict[str, Any] = {name: (int(value),) if name == "seeds" else value}
-    other = grid(change) if "." in name else grid(**chosen)
+    data = held()
+    before, other = grid(data=data), grid(change, data=data) if "." in name else grid(data=data, **chosen)
     if expected is None:  # two steps instead of three: only step 0 is the same
-        assert {n.key for n in grid().nodes.values()} & {*other.nodes} == {grid().runs[0].cells[0].node.key}
+        assert {*before.nodes} & {*other.nodes} == {before.runs[0].cells[0].node.key}
     else:
-        assert moved(grid(), other) == expected
+        assert moved(before, other) == expected
 
 
 def test_every_value_of_the_configuration_stands_in_the_table() -> None:
@@ -134,6 +146,32 @@ def test_100_and_100_0_are_one_value(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_content_of_a_picture_moves_what_sees_it(picture: str, expected: dict[str, list[int]]) -> None:
     assert moved(grid(), grid(data=mini(contents={picture: 1}))) == expected
+
+
+@pytest.mark.parametrize(
+    ("picture", "steps"), [("train000a", [0, 1, 2]), ("train005", [1, 2]), ("train009", [2]), ("val000", [])]
+)
+def test_the_content_of_a_held_out_picture_moves_the_scores_of_the_steps_from_its_own_on(
+    picture: str, steps: list[int]
+) -> None:
+    before, after = (grid("eval.split=tune", data=held(contents={picture: v})) for v in (0, 1))
+    assert moved(before, after) == {**NOTHING, "scores": steps}
+
+
+def test_one_training_of_two_setups_is_scored_on_the_held_out_pictures_of_each() -> None:
+    classes = {"train000a": (1, 2), "train001": (1, 2), "train002": (3,), "train005": (1, 3)}  # 0 and 5 are held out
+    present = np.zeros((4, 256), bool)
+    for row, labels in zip(present, classes.values(), strict=True):
+        row[list(labels)] = True
+    names = {"train": tuple(classes), "val": tuple("wxyz")}
+    data = Told("mini", ("background", "a", "b", "c"), {"train": present, "val": present}, names)
+    scenarios = ("mini/2-1/overlapped", "mini/2-1/disjoint")
+    plan = grid("eval.split=tune", scenario=scenarios, method="FT", data=data)
+    first, second = (run.cells[0] for run in plan.runs)
+    assert first.node is second.node and first.score != second.score
+    sets = [testset.test_set(plan, run.scenario, 0) for run in plan.runs]
+    assert [images.view.ids for images, _ in sets] == [("train000a", "train005"), ("train000a",)]
+    assert [known.tolist() for _, known in sets] == [[True, True], [True]]
 
 
 def test_a_picture_more_moves_what_sees_it() -> None:

@@ -9,7 +9,7 @@ from datasets.base import SegmentationDataset, open_dataset
 from datasets.errors import UserError
 from datasets.index import Index, gather, row
 from datasets.scenario import VOID, Scenario, parse_scenario
-from datasets.view import held_out, label_table, partition, seen, selection, step_view, val_view
+from datasets.view import held_out, label_table, partition, seen, selection, step_view, tune_view, val_view
 from tests.material import material
 
 SETUPS = ("sequential", "disjoint", "overlapped", "partitioned")
@@ -336,6 +336,8 @@ def test_a_picture_is_held_out_in_every_step_or_in_none():
     held = set().union(*(step_view(dataset, scenario, t, split="tune").ids for t in range(6)))
     kept = set().union(*(step_view(dataset, scenario, t, split="tune-train").ids for t in range(6)))
     assert not held & kept
+    assert tune_view(dataset, scenario, 5).ids == tuple(i for i in dataset.ids("train") if i in held)
+    assert tune_view(dataset, scenario, 5).table.tolist() == list(range(256))
 
 
 def test_validation_sees_everything_raw():
