@@ -16,14 +16,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+VERSION = "0.1.0"  # of contseg; pyproject.toml and CITATION.cff say the same, under test
 HOME = Path(__file__).resolve().parent.parent
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Python and the packages whose version can move a number."""
+    """contseg, Python and the packages whose version can move a number."""
     names = ("torch", "torchvision", "accelerate", "numpy", "pillow")
-    return {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}
+    return {
+        "contseg": VERSION,
+        "python": platform.python_version(),
+        **{n: importlib.metadata.version(n) for n in names},
+    }
 
 
 def provenance(accelerator: Accelerator) -> dict[str, Any]:

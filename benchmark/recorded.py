@@ -8,8 +8,8 @@ from accelerate import Accelerator
 
 from benchmark.config import identity
 from benchmark.plan import Plan, Run, StepNode
-from benchmark.provenance import provenance, versions
-from benchmark.store import FORMAT
+from benchmark.provenance import VERSION, provenance, versions
+from benchmark.store import RECORD_FORMAT
 
 
 def describe_step(
@@ -47,7 +47,7 @@ def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[
     """The record of step ``t`` of a run, from its score and what is said of its training."""
     scenario, cell = run.scenario, run.cells[t]
     return {
-        "format": FORMAT,
+        "format": RECORD_FORMAT,
         "key": cell.score,
         "step_key": cell.node.key,
         "run": run.key,
@@ -72,7 +72,7 @@ def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[
             "plugins": list(plan.config.plugins),
         },
         "sees": meta["sees"],
-        "versions": meta["versions"],
+        "versions": {"contseg": VERSION, **meta["versions"]},  # weights of earlier caches do not name it
         "provenance": meta["provenance"],
         "cost": meta["cost"] | {"evaluation_seconds": score["seconds"]},
         "losses": meta["losses"],

@@ -27,7 +27,8 @@ from datasets.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 1  # of the cache
+RECORD_FORMAT = 2  # of records: sealed, and naming the version of contseg
 
 
 class LostStateError(Exception):
@@ -85,11 +86,11 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """A JSON object; ``None`` if there is none, or a damaged one, which is set aside with a warning.
 
-    One without a checksum is taken as it is.
+    One without a checksum is damaged.
     """
     try:
         value: dict[str, Any] = json.loads(path.read_text())
-        intact = value.pop("sha256", None) in (None, digest(value))
+        intact = value.pop("sha256", None) == digest(value)
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError, TypeError):  # no JSON, or no object
@@ -264,11 +265,13 @@ class Store:
         return loaded
 
     def record(self, cell: Path) -> dict[str, Any] | None:
-        """A record by its path below ``records``; ``None`` if there is none, or a damaged one."""
+        """A record by its path below ``records``; ``None`` if there is none, or a damaged one, or one of format 1:
+        it is written again."""
         path = self.records / cell
         record = read_sealed(path)
-        if record is not None:
-            _check_format(path, record.get("format"))
+        if record is None or record.get("format") == 1:
+            return None
+        _check_format(path, record.get("format"), RECORD_FORMAT)
         return record
 
     def record_key(self, cell: Path) -> str | None:
@@ -294,9 +297,9 @@ def cell_path(dataset: str, task: str, order: str, setup: str, method: str, run:
     return Path(dataset, task + (f"@{order}" if order else ""), setup, name, run[:8], f"seed{seed}", f"step{step}.json")
 
 
-def _check_format(path: Path, found: Any) -> None:
-    if str(found) != str(FORMAT):
+def _check_format(path: Path, found: Any, wanted: int = FORMAT) -> None:
+    if str(found) != str(wanted):
         raise UserError(
-            f"{path} was written by an incompatible version of contseg (format {found}, this one reads {FORMAT}): "
+            f"{path} was written by an incompatible version of contseg (format {found}, this one reads {wanted}): "
             "choose another folder with --out"
         )

@@ -1,6 +1,5 @@
 """Synthetic records: a run whose matrices are drawn from a seed, or given by a rule that a reader can check by hand."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.protocol import PROTOCOLS, Protocol
-from benchmark.store import digest
+from benchmark.store import digest, write_sealed
 
 Record = dict[str, Any]
 PIXELS = 100  # labelled pixels of every class in the synthetic test set
@@ -49,7 +48,7 @@ def make_run(
         empty = [[0] * len(channels) for _ in range(n_labels + 1)]
         records.append(
             {
-                "format": 1,
+                "format": 2,
                 "key": keys[step],
                 "run": digest(keys),
                 "dataset": dataset,
@@ -68,7 +67,7 @@ def make_run(
                 "matrix": {"seen": matrix(n_labels, channels, lambda k, t=step: hit(t, k)), "unseen": empty},
                 "config": config,
                 "sees": {"digest": "0", "pictures": 800},
-                "versions": {"torch": "2.15.0"},
+                "versions": {"contseg": "0.1.0", "torch": "2.15.0"},
                 "provenance": {
                     "device": "cpu",
                     "processes": 1,
@@ -94,8 +93,7 @@ def write_records(folder: Path, records: Sequence[Record]) -> Path:
     for r in records:
         place = folder / "records" / r["dataset"] / r["task"] / r["setup"] / r["method"] / r["run"][:8]
         path = place / f"seed{r['seed']}" / f"step{r['step']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(r))
+        write_sealed(path, r)
     return folder
 
 

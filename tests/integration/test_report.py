@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from benchmark.records import read_records
+from benchmark.store import write_sealed
 from run_benchmark import main
 from tests.integration.grid import call, records, small
 from tests.records import make_run, write_records
@@ -120,8 +121,8 @@ def test_a_tampered_submission_is_refused_with_the_reason(
             row[1] += 100
         else:  # longer than it says
             record["config"]["train"]["lr"] = [0.2]
-        del record["sha256"]  # as a forger would
-        path.write_text(json.dumps(record))
+        del record["sha256"]
+        write_sealed(path, record)  # as a forger would
     assert main(["report", "--out", str(out), "--verify", str(theirs)]) == 2
     printed = capsys.readouterr().out
     refused = (
@@ -165,12 +166,12 @@ def test_records_cut_short_and_of_other_versions_are_named_and_the_rest_is_repor
 ) -> None:
     cut, old = sorted((synthetic / "records").rglob("MiB/**/step*.json"))
     cut.write_text(cut.read_text()[:300])
-    old.write_text(json.dumps({**json.loads(old.read_text()), "format": 0}))
+    old.write_text(json.dumps({**json.loads(old.read_text()), "format": 1}))
     assert main(["report", "--out", str(synthetic)]) == 2
     named = capsys.readouterr().err.splitlines()
     assert len(named) == 2
     assert f"left out {cut}: unreadable or cut short" in named[0]
-    assert f"left out {old}: written in record format 0, this version reads format 1" in named[1]
+    assert f"left out {old}: written in record format 1, this version reads format 2: make it again" in named[1]
     assert "FT" in (synthetic / "leaderboard.csv").read_text()
 
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmark.config import Config, identity
 from benchmark.drawing import as_json, as_mermaid, as_table, totals
-from benchmark.store import Store, write_json, write_tensors
+from benchmark.store import Store, write_json, write_sealed, write_tensors
 from tests.unit.probe import grid, keys
 
 pytestmark = pytest.mark.usefixtures("probe_is_known")
@@ -34,7 +34,7 @@ def train(store: Store, *nodes: Any, observers: bool = True, seconds: float = 36
 
 def record(store: Store, *cells: Any) -> None:
     for cell in cells:
-        write_json(store.records / cell.path, {"format": 1, "key": cell.score})
+        write_sealed(store.records / cell.path, {"format": 2, "key": cell.score})
 
 
 def test_parents_come_first_and_what_is_kept_is_left_out(store: Store) -> None:

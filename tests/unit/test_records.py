@@ -2,11 +2,13 @@
 
 import copy
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmark.provenance import VERSION, versions
 from benchmark.records import differing, fault, flat_config, gather_runs, read_records
 from benchmark.reporter import load_records
 from datasets.errors import UserError
@@ -41,7 +43,12 @@ def damaged(change: Callable[[Record], object]) -> Record:
     ("change", "reason"),
     [
         (lambda r: r.pop("format"), "not a record of this suite"),
-        (lambda r: r.update(format=2), "written in record format 2, this version reads format 1"),
+        (
+            lambda r: r.update(format=1),
+            "written in record format 1, this version reads format 2: make it again with the command that made it "
+            "(`run`), no step that is in the cache is trained again",
+        ),
+        (lambda r: r["versions"].pop("contseg"), "it does not name the version of contseg that made it"),
         (lambda r: r.pop("key"), "field 'key' is missing or of the wrong type"),
         (lambda r: r.update(seed="0"), "field 'seed' is missing or of the wrong type"),
         (lambda r: r.update(seed=True), "field 'seed' is missing or of the wrong type"),
@@ -83,6 +90,25 @@ def test_damaged_files_are_left_out_with_one_line_each(tmp_path: Path, capsys: p
     assert [line.split(":")[0] for line in lines] == ["warning"] * 3
     assert "cut.json: unreadable or cut short" in lines[1]
     assert lines[2].endswith("list.json: not a record of this suite")
+
+
+def test_a_record_without_its_seal_or_with_that_of_another_is_left_out(tmp_path: Path) -> None:
+    write_records(tmp_path, make_run())
+    first, second = sorted(tmp_path.rglob("step*.json"))
+    bare, other = (json.loads(p.read_text()) for p in (first, second))
+    first.write_text(json.dumps({k: v for k, v in bare.items() if k != "sha256"}))
+    second.write_text(json.dumps({**other, "sha256": bare["sha256"]}))
+    assert read_records(tmp_path) == (
+        [],
+        [f"left out {first}: its seal (sha256) is missing", f"left out {second}: altered since it was written"],
+    )
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    home = Path(__file__).parents[2]
+    project = tomllib.loads((home / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {VERSION}\n" in (home / "CITATION.cff").read_text()
+    assert project["version"] == VERSION == versions()["contseg"]
 
 
 def test_no_folder_is_the_users_mistake(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_what_changes_no_number_does_not_part_the_seeds() -> None:
 
 
 def test_mixed_versions_are_said() -> None:
-    board = leaderboard(make_run(seed=0) + make_run(seed=1, versions={"torch": "2.11.0"}), SDR)
+    board = leaderboard(make_run(seed=0) + make_run(seed=1, versions={"contseg": "0.1.0", "torch": "2.11.0"}), SDR)
     assert "mixed versions of torch: 2.11.0, 2.15.0" in board.notes
 
 

@@ -104,9 +104,15 @@ def test_another_format_is_said(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "new.safetensors", metadata={"format": "2"})
     with pytest.raises(UserError, match=r"new.safetensors was written by an incompatible version"):
         read_tensors(tmp_path / "new.safetensors")
-    write_sealed(tmp_path / "records/a.json", {"format": 2})
+    write_sealed(tmp_path / "records/a.json", {"format": 3})
     with pytest.raises(UserError, match=r"a.json was written by an incompatible version"):
         Store(tmp_path).record(Path("a.json"))
+
+
+def test_a_record_of_format_1_is_as_good_as_none(tmp_path: Path) -> None:
+    write_sealed(tmp_path / "records/a.json", {"format": 1, "key": "k"})
+    write_sealed(tmp_path / "records/b.json", {"format": 2, "key": "k"})
+    assert [Store(tmp_path).record_key(Path(f"{n}.json")) for n in "ab"] == [None, "k"]
 
 
 def test_lost_terms_have_their_step_done_again(tmp_path: Path) -> None:
