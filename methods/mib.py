@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,10 @@ class UnbiasedCrossEntropy(Term):
     background, and take the mean over all pixels.
     """
 
+    keeps_old: ClassVar[bool] = True  # in the sequential setup
+
     def __call__(self, batch: Batch) -> Tensor:
-        return batch.reduce(_sums(batch)[0]) / batch.n_valid
+        return batch.reduce(_sums(batch, self.keeps_old)[0]) / batch.n_valid
 
 
 @dataclass(eq=False)
@@ -46,16 +48,16 @@ class UnbiasedDistillation(Term):
         return batch.reduce(_sums(batch)[1]) / batch.n_pixels
 
 
-def _sums(batch: Batch) -> tuple[Tensor, Tensor]:
+def _sums(batch: Batch, keeps_old: bool = True) -> tuple[Tensor, Tensor]:
     """Both losses summed over this process's pixels: one pass over the logits serves both."""
+    keeps_old = keeps_old and batch.step.setup == "sequential"
 
     def compute() -> tuple[Tensor, Tensor]:
         old = batch.old_logits if batch.has_old else None
-        keeps_old = batch.step.setup == "sequential"
         n_old = max(batch.step.n_old, 1)  # without an old class background stands for itself
         return unbiased_losses(batch.logits, old, batch.labels, n_old, keeps_old)
 
-    return batch.share("unbiased losses", compute)
+    return batch.share(f"unbiased losses, old labels {'kept' if keeps_old else 'folded'}", compute)
 
 
 def unbiased_losses(

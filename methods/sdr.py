@@ -164,50 +164,70 @@ def mean_inverse_distance(centroids: Tensor, present: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Sparsity(Term):
-    """F-SP: mean over positions of (sum_j exp f_j) / (sum_j f_j), with f divided by the maximum of its class.
+    """F-SP: mean over positions of (sum_j exp a_j) / (sum_j a_j + phi), a = |f| / max |f| of the position's class.
 
-    The gradient flows through the maximum. A position whose features do not sum to something positive, such as an
-    all-zero vector, has no such ratio and is left out; the release divides by 1e-15 there, takes void for a class
-    of its own, and gives 0 if there is only background.
+    The gradient flows through the maximum. phi, a constant, is the most negative feature of the class over the same
+    maximum: 0 where no feature is negative, and then this is the published ratio to the last bit. With it no
+    denominator of a class with negative features comes near zero, neither by cancelling nor at a small vector:
+    with m = max |f|, value <= e D / phi and |d value / d f| <= 2 e (D + 1) / (phi^2 m).
+    A position whose sizes sum to less than ``TINY``, such as an all-zero vector, has no such ratio and is left out;
+    the release divides by 1e-15 there, takes void for a class of its own, and gives 0 if there is only background.
     """
 
     uses_setup = False
+    revision = 2  # features may be negative
 
     def __call__(self, batch: Batch) -> Tensor:
-        peaks = class_peaks(batch, batch.class_hot)
-        positive = peaks > 0
-        scale = torch.where(positive, 1 / torch.where(positive, peaks, 1), 0)
-        exponentials, sums = scaled_sums(batch.flat_features, batch.class_hot, scale)
+        peaks = class_peaks(batch, batch.class_hot, signed=False)
+        usable = (peaks > 0) & (1 / peaks / peaks).isfinite()  # else the gradient is not a number
+        scale = torch.where(usable, 1 / torch.where(usable, peaks, 1), 0)
+        lowest = batch.reduce.max(by_class(-extremes(batch)[0], batch.class_hot).amax(1)).clamp(min=0)
+        exponentials, sums = scaled_sums(batch.flat_features, batch.class_hot, scale, signed=False)
+        phi = torch.einsum("c,bcp->bp", lowest * scale.detach(), batch.class_hot)
         counted = sums > TINY
-        ratios = torch.where(counted, exponentials / torch.where(counted, sums, 1), 0)
+        ratios = torch.where(counted, exponentials / torch.where(counted, sums + phi, 1), 0)
         return batch.reduce(ratios.sum()) / batch.reduce(counted.sum().to(ratios.dtype)).clamp(min=1)
 
 
-TINY = 1e-4  # of the class's maximum: features that sum to less count as zero
+TINY = 1e-4  # of the class's maximum: features whose sizes sum to less count as zero
 
 
-def class_peaks(batch: Batch, membership: Tensor) -> Tensor:
-    """(C,): maximum over the channels and positions of each class in the global batch; 0 where absent.
+def extremes(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Lowest and highest feature of each position, both (B, P), without gradient."""
+    features = batch.flat_features.detach()
+    return batch.share("extremes", lambda: (features.amin(1), features.amax(1)))  # twice as fast as aminmax
 
-    The gradient goes to the element that is the maximum, in equal shares where several processes tie.
+
+def by_class(values: Tensor, membership: Tensor) -> Tensor:
+    """Values (B, P), membership (B, C, P) -> (C, B P): -inf at positions of other classes."""
+    return torch.where(membership > 0, values[:, None], -torch.inf).transpose(0, 1).flatten(1)
+
+
+def class_peaks(batch: Batch, membership: Tensor, signed: bool) -> Tensor:
+    """(C,): maximum of f, or of |f| unless ``signed``, over the channels and positions of each class; 0 where absent.
+
+    Over the global batch. The gradient goes to the element that is the maximum, in equal shares where several
+    processes tie; the slope of |f| is 1 at zero, where the features of a ReLU often are.
     """
     features = batch.flat_features
-    highest = torch.where(membership > 0, features.detach().amax(1, keepdim=True), -torch.inf)  # (B, C, P)
-    here, where = highest.transpose(0, 1).flatten(1).max(1)  # (C,): this process's peaks and their places in B P
+    low, high = extremes(batch)
+    highest = high if signed else torch.maximum(high, -low)
+    here, where = by_class(highest, membership).max(1)  # (C,): this process's peaks and their places in B P
     pixels = features.shape[2]
-    own = features[where // pixels, :, where % pixels].amax(1)
+    there = features[where // pixels, :, where % pixels]  # (C, D)
+    own = (there if signed else torch.where(there < 0, -there, there)).amax(1)
     is_peak = (here == batch.reduce.max(here)) & (here > -torch.inf)
     ties = batch.reduce(is_peak.to(own.dtype)).clamp(min=1)
     return batch.reduce(torch.where(is_peak, own, 0)) / ties
 
 
-def scaled_sums(features: Tensor, membership: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps (B, P) of sum_j exp(s f_j) and sum_j s f_j, where s is the scale (C,) of the position's class, or 0.
+def scaled_sums(features: Tensor, membership: Tensor, scale: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """Maps (B, P) of sum_j exp(s a_j) and sum_j s a_j, where s is the scale (C,) of the position's class, or 0.
 
-    features (B, D, P), membership (B, C, P).
+    features (B, D, P), membership (B, C, P); a is f if ``signed``, else |f|.
     """
     own = torch.einsum("c,bcp->bp", scale, membership)
-    exponentials, sums = _ExpSums.apply(features, own)
+    exponentials, sums = _ExpSums.apply(features, own, signed)
     return exponentials, sums * own
 
 
@@ -242,29 +262,33 @@ def _each(matrix: Tensor, images: Tensor) -> Tensor:
 
 
 class _ExpSums(torch.autograd.Function):
-    """sum_j exp(s f_j) and sum_j f_j, tile by tile: f (B, D, P), s (B, P) -> two maps (B, P)."""
+    """sum_j exp(s a_j) and sum_j a_j, tile by tile: f (B, D, P), s (B, P) -> two maps (B, P); a is f or |f|."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, features: Tensor, scale: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(features, scale)
+        ctx.signed = signed
         exponentials, sums = torch.empty_like(scale), torch.empty_like(scale)
         for b, p in tiles(features):
-            tile = features[b, :, p]
-            torch.sum(tile, 1, out=sums[b, p])
-            torch.sum((tile * scale[b, None, p]).exp_(), 1, out=exponentials[b, p])
+            size = features[b, :, p].clone() if signed else features[b, :, p].abs()
+            torch.sum(size, 1, out=sums[b, p])
+            torch.sum(size.mul_(scale[b, None, p]).exp_(), 1, out=exponentials[b, p])
         return exponentials, sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_exponentials: Tensor, d_sums: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, d_exponentials: Tensor, d_sums: Tensor) -> tuple[Tensor | None, ...]:
         features, scale = ctx.saved_tensors
         out, out_scale = torch.empty_like(features), torch.empty_like(scale)
         for b, p in tiles(features):
             tile, s, d, here = features[b, :, p], scale[b, p], d_exponentials[b, p], out[b, :, p]
-            torch.mul(tile, s[:, None], out=here).exp_()
-            out_scale[b, p] = (tile * here).sum(1) * d
+            torch.mul(tile, s[:, None], out=here)
+            weighted = tile * (here if ctx.signed else here.abs_()).exp_()
+            out_scale[b, p] = (weighted if ctx.signed else weighted.abs_()).sum(1) * d
             here.mul_((d * s)[:, None]).add_(d_sums[b, None, p])
-        return out, out_scale
+            if not ctx.signed:  # the slope of |f|: -1 where f < 0
+                here.addcmul_(here, torch.lt(tile, 0, out=weighted), value=-2)
+        return out, out_scale, None
 
 
 # --- the recipe ----------------------------------------------------------------------------------------------------
@@ -316,7 +340,8 @@ def sdr(
     sparsity: weight of sparsity; 1e-3 in the release's preset
     formulation: intended formulas, or as the release computes them, or as the authors print them
     """
-    terms: dict[str, Term] = {"unce": UnbiasedCrossEntropy(), "unkd": UnbiasedDistillation(weight=kd)}
+    unce: Term = _forms(formulation)["unce"]()
+    terms: dict[str, Term] = {"unce": unce, "unkd": UnbiasedDistillation(weight=kd)}
     base = Method("SDR", terms=terms, first={"ce": CrossEntropy()})
     return base.plus(latent(matching, attraction, repulsion, sparsity, formulation))
 
@@ -324,6 +349,7 @@ def sdr(
 def _forms(formulation: Formulation) -> dict[str, type[Any]]:
     """The class of each term; the study variants are imported only if asked for."""
     intended: dict[str, type[Any]] = {
+        "unce": UnbiasedCrossEntropy,
         "prototypes": Prototypes,
         "matching": Matching,
         "attraction": Attraction,

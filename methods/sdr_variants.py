@@ -18,6 +18,7 @@ from torch import Tensor
 from datasets.scenario import VOID
 from methods.base import Batch
 from methods.losses import hot
+from methods.mib import UnbiasedCrossEntropy
 from methods.sdr import (
     Attraction,
     Matching,
@@ -74,6 +75,13 @@ def mixed_sums(batch: Batch) -> Tensor:
     """(C, D): class sums over this process's batch with R1's mixed channels."""
     features = batch.flat_features
     return scattered_sums(features, batch.class_hot, mixed_rows(batch.class_hot, features.shape[1]))
+
+
+@dataclass(eq=False)
+class ReleasedCrossEntropy(UnbiasedCrossEntropy):
+    """A kept old label of the sequential setup is folded into background; still a mean over valid pixels."""
+
+    keeps_old = False
 
 
 @dataclass(eq=False)
@@ -134,12 +142,14 @@ class ReleasedRepulsion(Repulsion):
 class ReleasedSparsity(Sparsity):
     """R10: void is a class of its own; 0 if there is only background, or if the normalised features sum to <= 0."""
 
+    revision = 1
+
     def __call__(self, batch: Batch) -> Tensor:
         labels = batch.feature_labels
         classes = batch.step.n_classes
         membership = hot(torch.where(labels == VOID, classes, labels), classes + 1, batch.features.dtype)
-        peaks = class_peaks(batch, membership)
-        exponentials, sums = scaled_sums(batch.flat_features, membership, 1 / (peaks + 1e-15))
+        peaks = class_peaks(batch, membership, signed=True)
+        exponentials, sums = scaled_sums(batch.flat_features, membership, 1 / (peaks + 1e-15), signed=True)
         on = (sums.sum() > 0) & (labels > 0).any()
         return local_mean(batch, torch.where(on, (exponentials / (sums + 1e-15)).mean(), 0))
 
@@ -182,6 +192,7 @@ class PrintedRepulsion(Repulsion):
 
 
 RELEASED = {
+    "unce": ReleasedCrossEntropy,
     "prototypes": ReleasedPrototypes,
     "matching": ReleasedMatching,
     "attraction": ReleasedAttraction,

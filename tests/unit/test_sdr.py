@@ -1,14 +1,11 @@
 """SDR's latent terms against their definitions, its prototypes, and the recipes that hold them."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from datasets.scenario import VOID
 from methods.base import StepContext
 from methods.mib import background_shares
 from methods.registry import build_method
@@ -88,35 +85,6 @@ def test_repulsion_of_equal_centroids_counts_nothing() -> None:
     assert value.item() == pytest.approx(2 * 0.5 / 3)
     (found,) = gradients(value, centroids)
     assert found.isfinite().all()
-
-
-def test_sparsity_leaves_an_all_zero_vector_out() -> None:
-    data, without = Data(14), Data(14)
-    data.features[0, :, 0, 0] = 0
-    without.labels[0, :2, :2] = VOID
-    data.labels[0, :2, :2] = O
-    value, _, found = value_and_gradients(Sparsity(), data)
-    torch.testing.assert_close(value, Sparsity()(without.batch()))
-    assert found.isfinite().all()
-    assert not found[0, :, 0, 0].any()
-
-
-def test_sparsity_prefers_sparse_features() -> None:
-    data = Data(15)
-    dense, sparse = torch.ones_like(data.features), torch.zeros_like(data.features)
-    sparse[:, 0] = 1
-    values = []
-    for data.features in (dense, sparse):
-        values.append(Sparsity()(data.batch()).item())
-    assert values == pytest.approx([math.e, math.e + D - 1])
-
-
-def test_sparsity_has_no_opinion_on_negative_features() -> None:
-    data = Data(16)
-    data.features = -data.features
-    value, _, found = value_and_gradients(Sparsity(), data)
-    assert value == 0
-    assert not found.any()
 
 
 @each_setup

@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from datasets.scenario import VOID
+from methods.mib import UnbiasedCrossEntropy
+from methods.registry import build_method
 from methods.sdr import Matching, Prototypes, Repulsion
 from methods.sdr_variants import (
     ReleasedAttraction,
+    ReleasedCrossEntropy,
     ReleasedMatching,
     ReleasedPrototypes,
     ReleasedRepulsion,
@@ -75,3 +78,34 @@ def test_released_prototypes_skip_the_lowest_class_for_background() -> None:
     term(data.batch())
     assert term.counts[O] == 1
     assert term.counts[O + 1] > 1
+
+
+def test_released_cross_entropy_folds_kept_old_labels_into_background() -> None:
+    """F-UNCE as the release has it: every old label is background, in the sequential setup too."""
+    data = Data(45, 2, "sequential")
+    log_p, total = data.logits.log_softmax(1), []
+    for b, i, j in (data.labels != VOID).nonzero().tolist():
+        y = int(data.labels[b, i, j])
+        total.append(-log_p[b, y, i, j] if y >= O else -log_p[b, :O, i, j].logsumexp(0))
+    value = ReleasedCrossEntropy()(data.batch())
+    torch.testing.assert_close(value, torch.stack(total).mean(), rtol=1e-12, atol=0)
+    assert ((data.labels > 0) & (data.labels < O)).any()
+    assert not torch.isclose(value, UnbiasedCrossEntropy()(data.batch()))
+
+
+@pytest.mark.parametrize("setup", ["disjoint", "overlapped"])
+def test_released_cross_entropy_is_the_usual_one_where_no_old_label_is_kept(setup: str) -> None:
+    data = Data(46, 2, setup)
+    assert torch.equal(ReleasedCrossEntropy()(data.batch()), UnbiasedCrossEntropy()(data.batch()))
+
+
+def test_only_the_released_preset_folds() -> None:
+    kinds = {f: type(build_method(f"SDR[formulation={f}]").terms["unce"]) for f in ("intended", "released", "printed")}
+    assert kinds["released"] is ReleasedCrossEntropy
+    assert kinds["intended"] is kinds["printed"] is UnbiasedCrossEntropy
+    data = Data(47, 2, "sequential")
+    method = build_method("SDR[formulation=released]")
+    method.terms["prototypes"](data.batch())
+    shared, alone = data.batch(), data.batch()  # the distillation is the same, whoever asks first
+    values = method.losses(shared)
+    assert torch.equal(values["unkd"], 100 * method.terms["unkd"](alone))
