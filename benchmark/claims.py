@@ -1,7 +1,8 @@
 """Who trains which step, where several processes or machines walk one grid over a shared folder.
 
 A claim is a file made in one atomic act; its holder touches it every few seconds. A claim that was not touched for a
-minute, or whose holder is a dead process of this machine, is taken over.
+minute is taken over; at once, if its holder is a dead process of this machine. A process number is judged only where
+the claim was made in this boot of the machine and in this namespace of process numbers (not in another container).
 
 The first claim on a step is ``claim.json``; what takes over the claim with some ``id`` is ``claim-<id>.json``. So only
 one of those who see a claim abandoned can take it over, and none can mistake the taker's claim for the abandoned one.
@@ -54,7 +55,14 @@ class Claim:
         mine = self._next(chain)
         if chain and not self._abandoned(chain[-1]):
             return False
-        content = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        content = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "place": _place(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "since": time.time(),
+        }
         try:
             with open(mine, "x") as file:
                 file.write(json.dumps(content))
@@ -96,7 +104,8 @@ class Claim:
 
     def _abandoned(self, path: Path) -> bool:
         holder = _read(path)
-        if holder.get("host") == socket.gethostname() and not _alive(holder.get("pid")):
+        here = holder.get("place") == _place() != ""
+        if here and not _alive(holder.get("pid"), holder.get("started")):
             return True
         try:
             return _now(self.folder) - path.stat().st_mtime > STALE
@@ -105,30 +114,51 @@ class Claim:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """What a claim says; nothing where there is no file, or none of ours."""
     try:
-        holder: dict[str, Any] = json.loads(path.read_text())
+        holder = json.loads(path.read_text()) if path.is_file() else {}  # not a pipe: it would be waited for
     except (OSError, ValueError):
         return {}
-    return holder
+    return holder if isinstance(holder, dict) else {}
 
 
-def _alive(pid: Any) -> bool:
-    """Whether a process of this machine lives. Unknown content counts as alive: the heartbeat decides then."""
+def _place() -> str:
+    """Where a process number means something: this boot of this machine, this namespace; "" where nothing tells."""
+    try:
+        if os.readlink("/proc/self") != str(os.getpid()):  # /proc of another namespace: its numbers are not ours
+            return ""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux: heartbeats decide
+        return ""
+
+
+def _alive(pid: Any, started: Any) -> bool:
+    """Whether the process of this place lives that had this number and start. Unknown content counts as alive."""
     if not isinstance(pid, int):
         return True
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # on Linux only (`_place`): on Windows this would be Ctrl-C
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return not _zombie(pid)
+    state, began = _stat(pid)
+    return state != "Z" and not (began and started and began != started)
 
 
-def _zombie(pid: int) -> bool:
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return False
+def _started(pid: int) -> str:
+    """When a process began, in the system's ticks: its number may be used again; "" where nothing tells."""
+    return _stat(pid)[1]
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """State and start of a process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], fields[19]
+    except (OSError, IndexError):
+        return "", ""
 
 
 def _now(folder: Path) -> float:

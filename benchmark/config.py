@@ -142,7 +142,7 @@ class LaunchConfig:
     minutes: int = 240  # slurm: time limit of a job; what is not finished then is requeued and goes on
     memory: str = ""  # slurm: of a node, for example 64GB
     gpus: bool = True  # slurm: one GPU for each process
-    signal_seconds: int = 90  # slurm: before the time limit, for the checkpoint
+    signal_seconds: int = 0  # slurm: before the time limit, for the checkpoint; 0: a tenth of it, at most 10 minutes
     options: tuple[str, ...] = ()  # slurm: further sbatch options, "constraint=a100"
 
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +27,79 @@ from benchmark.plan import Plan, StepNode
 from benchmark.store import Store, write_json
 from datasets.errors import UserError
 
+INTERRUPTED = (128 + signal.SIGTERM, -signal.SIGTERM, -9)  # a checkpoint written, nothing begun, killed
+
 
 def local(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[str]]:
     """Some processes side by side on this machine, spread over its GPUs; each takes steps as they come free.
 
-    A step that fails may be tried by every worker; what they say of it is given once.
+    A step that fails may be tried by every worker; what they say of it is given once. The first Ctrl-C (or SIGTERM, or
+    a terminal that is closed) lets every worker write its checkpoint, a second Ctrl-C ends them at once.
     """
-    workers, visible = _local_workers(plan.config.launch)
-    logs = store.out / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    processes: list[tuple[subprocess.Popen[bytes], Path]] = []
+    n, visible = _local_workers(plan.config.launch)
+    logs = [store.out / "logs" / f"worker{i}.log" for i in range(n)]
+    logs[0].parent.mkdir(parents=True, exist_ok=True)
+    workers: list[subprocess.Popen[bytes]] = []
+    call = [sys.executable, str(PROGRAM), *words, "--launcher", "inline"]
     with contextlib.ExitStack() as stack:
-        for i in range(workers):
-            log = logs / f"worker{i}.log"
+        heeded = stack.enter_context(_passing_on(workers))
+        for i, log in enumerate(logs):
             file = stack.enter_context(log.open("wb"))
             environment = {**os.environ, **visible(i)}
-            call = [sys.executable, str(PROGRAM), *words, "--launcher", "inline"]
-            processes.append((subprocess.Popen(call, stdout=file, stderr=file, env=environment), log))
-        try:
-            _watch(plan, store, lambda: any(p.poll() is None for p, _ in processes), pause=1)
-        except KeyboardInterrupt:
-            for process, _ in processes:
-                process.send_signal(signal.SIGTERM)
-        codes = [p.wait() for p, _ in processes]
+            # a session of its own: a terminal's Ctrl-C reaches the launcher alone, which passes it on
+            own = subprocess.Popen(
+                call, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+            )
+            workers.append(own)
+        _watch(plan, store, lambda: any(w.poll() is None for w in workers), pause=1)
+        codes = [w.wait() for w in workers]
     wrong: dict[str, None] = {}
-    for code, (_, log) in zip(codes, processes, strict=True):
+    for code, log in zip(codes, logs, strict=True):
         failed = [line for line in _lines(log) if line.startswith("failed: ")]
         wrong |= dict.fromkeys(failed)
-        if code and not failed:
+        if code and not failed and not (heeded and code in INTERRUPTED):
             wrong[f"{log.stem} ended with exit code {code}; the end of {log}:\n{_tail(log)}"] = None
+    if heeded:
+        done = "ended at once" if -signal.SIGKILL in codes else "the checkpoints are written"
+        return 128 + heeded[0], [*wrong, f"interrupted: {done}; the same command goes on from the last checkpoint"]
     return max((abs(c) for c in codes), default=0), [*wrong]
+
+
+@contextlib.contextmanager
+def _passing_on(workers: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """What interrupts the launcher reaches its workers as one SIGTERM, a second SIGINT as SIGKILL; gives the signals.
+
+    Workers are left running by nothing but SIGKILL. A signal that was ignored (nohup) stays so.
+    """
+    heeded: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        heeded.append(number)
+        for worker in workers:
+            _end(worker, at_once=heeded.count(signal.SIGINT) > 1)
+
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {s: signal.getsignal(s) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield heeded
+    finally:
+        for worker in workers:  # none is alive, unless the watching failed
+            _end(worker)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(worker: subprocess.Popen[bytes], at_once: bool = False) -> None:
+    """Ask a worker to write its checkpoint and leave; or kill it with what it has started."""
+    if worker.poll() is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        if at_once and hasattr(os, "killpg"):
+            os.killpg(worker.pid, signal.SIGKILL)
+        else:
+            worker.terminate()
 
 
 def _local_workers(config: LaunchConfig) -> tuple[int, Callable[[int], dict[str, str]]]:
@@ -65,7 +108,9 @@ def _local_workers(config: LaunchConfig) -> tuple[int, Callable[[int], dict[str,
     gpus = torch.cuda.device_count()
     workers = config.workers or gpus or 2
     if gpus:
-        return workers, lambda i: {"CUDA_VISIBLE_DEVICES": str(i % gpus)}
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers or UUIDs; torch counts those that are there
+        names = [n.strip() for n in chosen.split(",")][:gpus] if chosen else [str(i) for i in range(gpus)]
+        return workers, lambda i: {"CUDA_VISIBLE_DEVICES": names[i % gpus]}
     threads = max(1, (os.cpu_count() or 1) // workers)
     return workers, lambda i: {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
 
@@ -135,7 +180,7 @@ def _submit(config: LaunchConfig, folder: Path, node: StepNode, words: tuple[str
         "cpus_per_task": config.cpus,
         "gpus_per_node": config.processes if config.gpus else None,
         "mem": config.memory or None,
-        "signal_delay_s": config.signal_seconds,
+        "signal_delay_s": _lead(config),
         "additional_parameters": extra,
         "stderr_to_stdout": True,
         "setup": [f"export PYTHONPATH={shlex.quote(str(PROGRAM.parent))}:$PYTHONPATH"],  # for RunStep
@@ -147,6 +192,16 @@ def _submit(config: LaunchConfig, folder: Path, node: StepNode, words: tuple[str
     except (submitit.core.utils.FailedJobError, RuntimeError, FileNotFoundError) as error:
         lines = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()[-1:]
         raise UserError(f"Slurm does not take the job: {' '.join(lines)}") from None
+
+
+def _lead(config: LaunchConfig) -> int:
+    """Seconds between the signal and the time limit; UserError where they leave nothing to work in."""
+    if not 0 <= config.signal_seconds < 60 * config.minutes:
+        raise UserError(
+            f"launch.signal_seconds={config.signal_seconds} leaves nothing of launch.minutes={config.minutes}: the "
+            "signal comes so many seconds before the limit (0: a tenth of it, at most ten minutes)"
+        )
+    return config.signal_seconds or min(600, 6 * config.minutes)
 
 
 def _known_jobs(folder: Path) -> dict[str, str]:

@@ -367,10 +367,14 @@ class Runner:
         return whole
 
     def _heed(self, number: int, frame: Any) -> None:
-        if self._signal is not None:
+        """A checkpoint at the first signal; a second Ctrl-C ends at once.
+
+        A second SIGTERM does not: launchers and Slurm send it to those who are leaving already, and SIGKILL at last.
+        """
+        if self._signal is not None and number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self._signal = number
+        self._signal = self._signal or number
 
 
 def _active(method: Method, node: StepNode) -> dict[str, Term]:

@@ -1,5 +1,6 @@
 """Killed at any moment and started again, a grid ends with the same bits; in one process and in two (gloo)."""
 
+import os
 import random
 import shutil
 import signal
@@ -82,7 +83,10 @@ def test_sigterm_writes_a_checkpoint_and_leaves_cleanly(grid: Grid, tmp_path: Pa
     deadline = time.monotonic() + 120
     while not list(out.rglob("checkpoint.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    kill(*processes, number=signal.SIGTERM)
+    for process in processes:
+        os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.02)
+    kill(*processes, number=signal.SIGTERM)  # again, as launchers do to those who are leaving already
     assert [p.exitcode for p in processes] == [128 + signal.SIGTERM] * grid.processes
     assert "goes on from there" in (tmp_path / "out.log0").read_text()
     grid.same(out)

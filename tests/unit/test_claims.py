@@ -24,10 +24,11 @@ def dead() -> int:
     return process.pid
 
 
-def leave(folder: Path, pid: int, host: str = "", age: float = 0, name: str = "claim.json", **more: Any) -> None:
+def leave(folder: Path, pid: int, place: str = "", age: float = 0, name: str = "claim.json", **more: Any) -> None:
     """The claim of another process."""
     path = folder / name
-    path.write_text(json.dumps({"id": "old", "host": host or socket.gethostname(), "pid": pid, **more}))
+    content = {"id": "old", "host": socket.gethostname(), "place": place or claims._place(), "pid": pid, **more}
+    path.write_text(json.dumps(content))
     then = path.stat().st_mtime - age
     os.utime(path, (then, then))
 
@@ -42,18 +43,67 @@ def test_one_holder_until_it_gives_the_step_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "age", "taken"),
+    ("place", "age", "taken"),
     [("", 0, True), ("elsewhere", 0, False), ("elsewhere", STALE / 2, False), ("elsewhere", STALE + 5, True)],
 )
-def test_a_dead_claimant_is_followed(tmp_path: Path, dead: int, host: str, age: float, taken: bool) -> None:
-    """At once on this machine; after a minute of silence from another one."""
-    leave(tmp_path, dead, host, age)
+def test_a_dead_claimant_is_followed(tmp_path: Path, dead: int, place: str, age: float, taken: bool) -> None:
+    """At once on this machine; after a minute of silence from another one, or another container of its host name."""
+    leave(tmp_path, dead, place, age)
     claim = Claim(tmp_path)
     assert claim.acquire() is taken
     if taken:
         assert not Claim(tmp_path).acquire()
         claim.release()
         assert not [*tmp_path.iterdir()]
+
+
+def test_a_process_number_that_is_used_again_is_not_the_claimant(tmp_path: Path) -> None:
+    leave(tmp_path, os.getpid(), started=claims._started(os.getpid()))
+    assert not Claim(tmp_path).acquire()
+    leave(tmp_path, os.getpid(), started="1")
+    assert Claim(tmp_path).acquire()
+
+
+def test_a_claim_of_another_namespace_of_process_numbers_stands(tmp_path: Path) -> None:
+    """What another container of this host name claims, where its process number is nobody's or somebody else's here."""
+    script = "import sys, pathlib, benchmark.claims as c; print(c.Claim(pathlib.Path(sys.argv[1])).acquire())"
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script, str(tmp_path)]
+    try:
+        inside = subprocess.run(unshare, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip("no unshare")
+    if inside.returncode and "Operation not permitted" in inside.stderr:
+        pytest.skip("no namespaces of one's own here")
+    assert inside.stdout.strip() == "True", inside.stderr
+    content = json.loads((tmp_path / "claim.json").read_text())
+    (tmp_path / "claim.json").write_text(json.dumps({**content, "pid": 2**22 + 1}))  # a number that nobody has here
+    assert not Claim(tmp_path).acquire()
+    os.utime(tmp_path / "claim.json", (1, 1))
+    assert Claim(tmp_path).acquire()
+
+
+@pytest.mark.parametrize("content", [{}, {"place": ""}])
+def test_without_a_place_no_process_is_asked_for(
+    tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch, content: dict[str, str]
+) -> None:
+    """Claims of earlier versions, and systems other than Linux: on Windows the question would be Ctrl-C."""
+    monkeypatch.setattr(claims, "_place", lambda: content.get("place", "here"))
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal was sent"))
+    path = tmp_path / "claim.json"
+    path.write_text(json.dumps({"id": "old", "host": socket.gethostname(), "pid": dead, **content}))
+    assert not Claim(tmp_path).acquire()
+    os.utime(path, (1, 1))
+    assert Claim(tmp_path).acquire()
+
+
+def test_a_pipe_in_place_of_a_claim_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "claim.json")
+    assert not Claim(tmp_path).acquire()
+    os.utime(tmp_path / "claim.json", (1, 1))
+    claim = Claim(tmp_path)
+    assert claim.acquire()
+    claim.release()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_claim_cut_short_by_a_full_disk_grows_stale(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Where workers run: the GPUs they get, and how long before a time limit they are told."""
+
+import pytest
+import torch
+
+from benchmark import launch
+from benchmark.config import LaunchConfig
+from datasets.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "workers", "got"),
+    [
+        (None, 2, 0, ["0", "1"]),
+        ("2,3", 2, 0, ["2", "3"]),
+        ("3, 2", 2, 4, ["3", "2", "3", "2"]),
+        ("GPU-5ebe9f43,MIG-4aa1", 2, 0, ["GPU-5ebe9f43", "MIG-4aa1"]),
+        ("7,-1,2", 1, 0, ["7"]),  # the driver stops at what it does not know
+    ],
+)
+def test_workers_get_the_visible_gpus(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, gpus: int, workers: int, got: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    n, environment = launch._local_workers(LaunchConfig(workers=workers))
+    assert [environment(i)["CUDA_VISIBLE_DEVICES"] for i in range(n)] == got
+
+
+def test_workers_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    n, environment = launch._local_workers(LaunchConfig(workers=3))
+    assert [environment(i) for i in range(n)] == [{"OMP_NUM_THREADS": "4"}] * 3
+
+
+@pytest.mark.parametrize(
+    ("config", "seconds"),
+    [
+        (LaunchConfig(), 600),
+        (LaunchConfig(minutes=60), 360),
+        (LaunchConfig(minutes=1440), 600),
+        (LaunchConfig(minutes=1, signal_seconds=15), 15),
+    ],
+)
+def test_the_signal_leads_the_time_limit(config: LaunchConfig, seconds: int) -> None:
+    assert launch._lead(config) == seconds
+
+
+@pytest.mark.parametrize("config", [LaunchConfig(minutes=1, signal_seconds=90), LaunchConfig(signal_seconds=-1)])
+def test_a_lead_that_leaves_nothing(config: LaunchConfig) -> None:
+    with pytest.raises(UserError, match=r"leaves nothing of launch\.minutes"):
+        launch._lead(config)
