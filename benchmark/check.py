@@ -24,8 +24,10 @@ from torch import Tensor
 from benchmark.course import Build, Course, Stage, clones, second_step, tensors_of
 from benchmark.load import term_states
 from benchmark.lockstep import compare_split
+from datasets.errors import UserError
 from methods.base import Method
 from methods.registry import addons, build_method, methods
+from methods.visible import check_visible
 
 SETUPS = ("sequential", "disjoint", "overlapped")
 # what papers combine; every add-on is checked on FT as well
@@ -286,6 +288,14 @@ def processes_agree(build: Build) -> None:
         parent = Stage.begin(course, build, index, parent).updates(range(2)).end()
 
 
+def keys_see_all(build: Build) -> None:
+    """Whatever makes a method is a field that stands in its steps' keys."""
+    try:
+        check_visible(build())
+    except UserError as error:
+        raise Broken(str(error)) from None
+
+
 RULES: tuple[Callable[[Build], None], ...] = (
     losses_are_finite,
     one_class,
@@ -303,6 +313,7 @@ RULES: tuple[Callable[[Build], None], ...] = (
     interruption_is_harmless,
     future_is_unseen,
     processes_agree,
+    keys_see_all,
 )
 
 # --- what rules share ----------------------------------------------------------------------------------------------

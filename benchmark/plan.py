@@ -20,7 +20,7 @@ from datasets.errors import UserError
 from datasets.scenario import Scenario, Step, parse_scenario
 from datasets.view import StepView, step_view, tune_view, val_view
 from methods.base import DOORS, Method, Term, describe, held
-from methods.registry import build_method, expand_methods
+from methods.registry import build_method, expand_methods, refuse_equal
 
 # Of trainer, network and transforms: raise it when their numbers change, so that no old step is taken over.
 REVISION = 1
@@ -163,6 +163,7 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], b
     if not config.methods:
         raise UserError("no method: give --methods FT MiB+SDR ... or a --config FILE.toml that names some")
     methods = {m.name: m for text in config.methods for m in map(build_method, expand_methods(text))}
+    refuse_equal(methods.values())
     builder = _Builder(config, protocol, open_data, branches)
     asked = [builder.scenario(text, seed) for text in config.scenarios for seed in config.seeds]
     runs = {}

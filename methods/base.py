@@ -19,8 +19,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_check
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.errors import UserError
 from datasets.scenario import VOID, Scenario, Step
 from methods.batch import Batch, Reduce, SegOutput, alone
+from methods.code import stamp
 from methods.losses import full_precision, resize, shrink_labels
 
 __all__ = [
@@ -329,7 +331,8 @@ def describe(thing: Any) -> Any:
 
     Terms and callable dataclasses give their class, revision and all fields (other terms held in a field included);
     functions their qualified name and ``revision``; numbers declared ``float`` their ``float.hex``, so that ``100``
-    and ``100.0`` are one value.
+    and ``100.0`` are one value. The name of what is defined outside of contseg bears the hash of its code (``stamp``).
+    Raises ``UserError`` for what has no such form.
     """
     if is_dataclass(thing) and not isinstance(thing, type):
         values: dict[str, Any] = {}
@@ -341,7 +344,7 @@ def describe(thing: Any) -> Any:
                 value = float(value)
             values[f.name] = describe(value)
         kind = type(thing)
-        return {"is": f"{kind.__module__}.{kind.__qualname__}", "revision": getattr(kind, "revision", 1), **values}
+        return {"is": stamp(kind), "revision": getattr(kind, "revision", 1), **values}
     if isinstance(thing, float):
         return thing.hex()
     if isinstance(thing, (list, tuple)):
@@ -351,8 +354,8 @@ def describe(thing: Any) -> Any:
     if thing is None or isinstance(thing, (str, int, bool)):
         return thing
     if callable(thing) and hasattr(thing, "__qualname__"):
-        return {"is": f"{thing.__module__}.{thing.__qualname__}", "revision": getattr(thing, "revision", 1)}
-    raise TypeError(f"cannot describe {thing!r}: a method's parameters are numbers, strings, terms and functions")
+        return {"is": stamp(thing), "revision": getattr(thing, "revision", 1)}
+    raise UserError(f"a {type(thing).__name__} cannot stand in a key: give numbers, strings, terms or functions")
 
 
 def held(term: Term) -> Iterator[Term]:

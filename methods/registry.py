@@ -24,6 +24,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import itertools
+import json
 import math
 import pkgutil
 import re
@@ -38,6 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from datasets.errors import UserError, unknown
+from methods import code
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -115,6 +117,7 @@ def build_method(text: str) -> Method:
     for position, (name, given) in enumerate(_parse(text)):
         entry = _entry(name, first=position == 0)
         values = _values(entry, given)
+        _refuse_without_effect(entry, values)
         built.append(_call(entry, values))
         labels.append(_label(entry, values))
     method = built[0]
@@ -144,6 +147,7 @@ def load_plugins(*specs: str | Path) -> None:
     _discover()
     for spec in specs:
         _guarded(f"plugin {str(spec)!r}", lambda spec=spec: _import(spec))  # type: ignore[misc]
+    code.forget()
 
 
 # --- registration and discovery ------------------------------------------------------------------------------------
@@ -356,6 +360,7 @@ def _type_name(annotation: Any) -> str:
 
 def _call(entry: Entry, values: dict[str, Any]) -> Method:
     from methods.base import Method
+    from methods.visible import check_visible
 
     try:
         method = entry.factory(**values)
@@ -363,9 +368,44 @@ def _call(entry: Entry, values: dict[str, Any]) -> Method:
         raise
     except Exception as error:
         raise UserError(f"{entry.kind} {entry.name} ({entry.origin}) failed: {_reason(error)}") from error
-    if not isinstance(method, Method):
+    if type(method) is not Method:  # of a class of one's own, a key would not see what it does otherwise
         raise UserError(f"{entry.kind} {entry.name} ({entry.origin}) gave {type(method).__name__}, not a Method")
+    try:
+        check_visible(method)
+    except UserError as error:
+        raise UserError(f"{entry.kind} {entry.name}: {error}") from None
     return method
+
+
+def _refuse_without_effect(entry: Entry, values: dict[str, Any]) -> None:
+    """``UserError`` for a plugin's parameter that changes nothing which stands in a key."""
+    from methods.visible import whole
+
+    for p in entry.parameters if not code.is_ours(entry.factory.__module__) else ():
+        if p.default is not REQUIRED and p.name in values and values[p.name] != p.default:
+            plain = {**values, p.name: p.default}
+            if whole(_call(entry, plain)) == whole(_call(entry, values)):
+                raise _one_method(_label(entry, plain), _label(entry, values), entry)
+
+
+def refuse_equal(built: typing.Iterable[Method]) -> None:
+    """``UserError`` for two settings of a plugin's method of which no key would tell one from the other."""
+    from methods.visible import whole
+
+    known: dict[str, str] = {}
+    for method in built:
+        names = [name for name, _ in _parse(method.name)]
+        entries = [_entry(name, first=n == 0) for n, name in enumerate(names)]
+        plugins = [e for e in entries if not code.is_ours(e.factory.__module__)]
+        if plugins and (other := known.setdefault(json.dumps([names, whole(method)]), method.name)) != method.name:
+            raise _one_method(other, method.name, plugins[0])
+
+
+def _one_method(one: str, other: str, entry: Entry) -> UserError:
+    return UserError(
+        f"{one} and {other} would share one training: what differs reaches no field of a term or hook of {entry.kind} "
+        f"{entry.name} ({entry.origin}); pass it to one, or leave one of the two out"
+    )
 
 
 def _label(entry: Entry, values: dict[str, Any]) -> str:

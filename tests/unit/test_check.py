@@ -188,6 +188,7 @@ CASES: list[tuple[str, Callable[[], Method], str]] = [
     ("interruption_is_harmless", with_term(Counter), "differs at step 0"),
     ("future_is_unseen", with_foresight, "at step 1"),
     ("processes_agree", with_loss(local_mean), "loss 'extra'"),
+    ("keys_see_all", with_loss(local_mean), "with_loss.<locals>.Loss (test_check.py, line"),
 ]
 
 

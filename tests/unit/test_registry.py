@@ -29,6 +29,7 @@ from methods.registry import register_method, register_addon
 @dataclass(eq=False)
 class Scaled(Term):
     by: float = 1.0
+    others: tuple = ()
     def __call__(self, batch):
         return batch.logits.mean() * self.by
 
@@ -46,7 +47,8 @@ def mine(
 
     rate: how fast; 2 in section 3
     '''
-    return Method("{name}", terms={{"ce": CrossEntropy(), "scaled": Scaled(rate)}})
+    others = (rounds, scales, limit, mode, verbose, label)
+    return Method("{name}", terms={{"ce": CrossEntropy(), "scaled": Scaled(rate, others)}})
 """
 
 

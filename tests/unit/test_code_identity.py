@@ -1,0 +1,271 @@
+"""An edited plugin is another method, what a key cannot see is refused, and built-in methods keep their keys."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmark.check import check_method, every_name
+from benchmark.config import read_config
+from benchmark.plan import make_plan
+from datasets.base import open_dataset
+from datasets.errors import UserError
+from methods import code, registry
+from methods.registry import build_method, load_plugins
+from methods.visible import check_visible
+from tests.material import ROOT
+from tests.unit.probe import grid
+
+# the last step of shapes/3-3: the first digits of the keys of its training and of its evaluation.
+# A method whose numbers moved has a new `revision`, and a new line here; no other line changes.
+KEYS = """
+CIL a46e8a78c80620ce 646a1899d1ce3f85
+DKD 06aa7be09a4bbbf9 e9cc5bf15915f9dd
+EWC f15ccd2d567f631b 4323428246152b84
+FT 7b2f7215b657cdf0 5bb3687ceaf4170d
+FrozenBackbone 00bd8052fca3447d 2d81b834907e1e25
+ILT 9e9c7298809f65e8 ee898f01c6af79ae
+Joint 5c5512222aeef711 519c944378c167f8
+LinearProbe d2a1eaf3a533f7b4 5b225131ce62d69e
+LwF 2f5a28ae9614c438 9b713d344f706f0a
+LwF-MC 2fb126258de82a73 edc1ba3964e43675
+MiB c3b16a095ce4fc4f 7aa61a55b5ddfe74
+NearestPrototype 11b049bb7fda68b7 447c2c46033bc412
+PI 3c48765004aee362 2dd9cad282fb5e76
+PLOP 310023e7fbdf1362 abe7eeabce048622
+RCIL 84ef87a2fb32e764 7b724cee19639eec
+REMINDER 3bacf53d051c0b68 3dbabfdc65435884
+RW 2f208de503195cca ee57b9310cedfee9
+SDR 902d4abf846cc7d6 3da97dab65404451
+SSUL 0037a7cf0653bcbe e34a9bcd760e70c3
+FT+EWF 88396c581443872b 8a2af4ab4c07c334
+FT+SDR 8fb144ce356aeee5 ac4469966029b9dc
+FT+UCD c296941221b6c5f6 9d80724177f6dd12
+LwF+SDR 57aeae24dc70fe6d a8f127019faa0d63
+ILT+SDR 5b774f779c6d0380 203dbf0720091ae6
+MiB+SDR 1949a211d4445f52 75fa37b15f9f8ec8
+PLOP+SDR 81d11cf56dc4fcff 24f4bd2e16b417b2
+EWC+SDR 8c6a8870095444e2 496f7fa6e88cf4af
+MiB+EWF 7157cdc29556f1ee a288e8481fa388fe
+PLOP+EWF b0fb3ea117d31977 e100909875102fcb
+MiB+UCD 4cdc1cc807861699 4511425c18c86064
+PLOP+UCD 66780aab504a7864 6c6ad27075e8e009
+"""
+
+TERM = """
+from dataclasses import dataclass, field, InitVar
+from functools import partial
+import torch
+from methods.base import CrossEntropy, Method, Term, argmax, torch_init
+from methods.registry import register_method
+
+@dataclass(eq=False)
+class Mine(Term):
+    by: float = 1.0
+    def __call__(self, batch):
+        return batch.logits.mean() * self.by
+
+def rule(out, size):
+    return argmax(out, size)
+
+@dataclass
+class Rule:
+    by: float = 1.0
+    def __call__(self, out, size):
+        return argmax(out, size)
+"""
+FACTORY = """
+{before}
+@register_method("Own")
+def own(a: float = 1.0) -> Method:
+    return Method("Own", terms={{"ce": CrossEntropy(), "mine": {term}}}, predict={predict})
+"""
+
+
+def write(path: Path, term: str = "Mine(a)", predict: str = "rule", before: str = "", top: str = "") -> Path:
+    path.write_text(top + TERM + FACTORY.format(term=term, predict=predict, before=before))
+    return path
+
+
+def keys_of(plugin: Path, method: str = "Own", **environment: str) -> list[str]:
+    """The keys of training, evaluation and observers that a program of its own gives the last step."""
+    text = (
+        "from tests.unit.probe import grid; from methods.registry import "
+        f"load_plugins; load_plugins({str(plugin)!r}); c = grid(method={method!r}).runs[0].cells[-1]; "
+        "print(c.node.key, c.score, *c.observers)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True, env=environment or None
+    )
+    return done.stdout.split()
+
+
+@pytest.fixture(autouse=True)
+def forget_plugins() -> Iterator[None]:
+    """Leave the registry as it was."""
+    registry.methods()
+    tables = registry._METHODS, registry._ADDONS
+    before = [dict(table) for table in tables]
+    yield
+    for name in ("plugin_of_ours", "helper_of_ours"):
+        sys.modules.pop(name, None)
+    for table, saved in zip(tables, before, strict=True):
+        table.clear()
+        table.update(saved)
+    code.forget()
+
+
+def refusal(tmp_path: Path, method: str = "Own", **parts: str) -> str:
+    """The one line with which a plan, the building by name, and the contract check refuse a plugin alike."""
+    load_plugins(write(tmp_path / "plugin_of_ours.py", **parts))
+    said = []
+    for act in (lambda: grid(method=method), lambda: build_method(method), lambda: check_method(method)):
+        with pytest.raises(UserError) as caught:
+            act()
+        said.append(str(caught.value))
+    assert len({*said}) == 1
+    assert "\n" not in said[0]
+    return said[0]
+
+
+# --- keys ----------------------------------------------------------------------------------------------------------
+
+
+def test_built_in_methods_keep_their_keys() -> None:
+    config = read_config(
+        None,
+        ["model.backbone=tiny", "train.updates=4", "train.batch=4", "train.crop=48"],
+        scenarios=("shapes/3-3/overlapped",),
+        methods=tuple(every_name()),
+    )
+    shapes = open_dataset("shapes", None, None)
+    cells = {run.method: run.cells[-1] for run in make_plan(config, lambda name: shapes).runs}
+    assert {name: (c.node.key[:16], c.score[:16]) for name, c in cells.items()} == {
+        name: (step, score) for name, step, score in (line.split() for line in KEYS.split("\n") if line)
+    }
+
+
+def test_an_edit_of_a_plugin_or_of_what_it_imports_moves_its_keys(tmp_path: Path) -> None:
+    """Of training and of evaluation; what it does not import, and the folder, move nothing."""
+    here = tmp_path / "here"
+    package = here / "parts"
+    package.mkdir(parents=True)
+    plugin = write(here / "plugin_of_ours.py", top="from parts.losses import half\n")
+    (package / "__init__.py").write_text("from .more import third\n")
+    (package / "losses.py").write_text("def half(x):\n    return x / 2\n")
+    (package / "more.py").write_text("third = 1 / 3\n")
+    before = keys_of(plugin, PYTHONPATH=f"{ROOT}:{here}")
+    (package / "unrelated.py").write_text("x = 1\n")
+    elsewhere = here.rename(tmp_path / "elsewhere")
+    known = [before]
+    for name, old, new in (
+        ("plugin_of_ours.py", "unchanged", ""),
+        ("plugin_of_ours.py", "mean()", "sum()"),
+        ("parts/losses.py", "x / 2", "x / 2.5"),
+        ("parts/more.py", "1 / 3", "1 / 3.5"),
+    ):
+        file = elsewhere / name
+        file.write_text(file.read_text().replace(old, new))
+        known.append(keys_of(elsewhere / plugin.name, PYTHONPATH=f"{ROOT}:{elsewhere}"))
+    assert known[1] == known[0]
+    for which in zip(*known[1:], strict=True):
+        assert len({*which}) == 4  # training and evaluation, each another with every edit
+
+
+def test_an_edited_observer_moves_its_key_and_not_that_of_the_weights(tmp_path: Path) -> None:
+    observer = (
+        "class Mine(Term):\n    observes = True\n    state = ('seen',)\n"
+        "    seen: object = field(default=None, init=False)"
+    )
+    before = "@dataclass\nclass Reads(Rule):\n    mine: Mine | None = None\n"
+    path = write(tmp_path / "plugin_of_ours.py", term="(kept := Mine(a))", predict="Reads(a, kept)", before=before)
+    path.write_text(path.read_text().replace("class Mine(Term):", observer))
+    weights, score, watched = keys_of(path)
+    path.write_text(path.read_text().replace("mean()", "sum()"))
+    assert [a == b for a, b in zip((weights, score, watched), keys_of(path), strict=True)] == [True, False, False]
+
+
+def test_an_installed_plugin_is_known_by_the_files_of_its_distribution(tmp_path: Path) -> None:
+    site = tmp_path / "site-packages"
+    package = site / "their_method"
+    package.mkdir(parents=True)
+    write(package / "__init__.py")
+    (package / "table.json").write_text("1")
+    info = site / "their_method-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-method\nVersion: 1.0\n")
+    (info / "RECORD").write_text("their_method/__init__.py,,\ntheir_method/table.json,,\n")
+    (info / "top_level.txt").write_text("their_method\n")
+    (info / "entry_points.txt").write_text("[contseg.methods]\nown = their_method\n")
+    here = {"PYTHONPATH": f"{ROOT}:{site}"}
+    before = keys_of(Path("their_method"), **here)
+    assert keys_of(Path("their_method"), **here) == before
+    (package / "table.json").write_text("2")
+    assert keys_of(Path("their_method"), **here) != before
+
+
+# --- what no key would see -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"predict": "lambda out, size: argmax(out, size)"}, ["<lambda> (plugin_of_ours.py, line", "top level"]),
+        ({"before": "def make(a):\n    def inner(out, size):\n        return rule(out, size)\n    return inner\n",
+          "predict": "make(a)"}, ["make.<locals>.inner (plugin_of_ours.py, line 24)", "function of the module"]),
+        ({"predict": "partial(rule, size=a)"}, ["partial", "predict", "dataclass with __call__"]),
+        ({"predict": "partial(lambda out, size: out, size=a)"}, ["partial", "plugin_of_ours.py, line"]),
+        ({"predict": "Rule(a).__call__"}, ["Rule.__call__ (plugin_of_ours.py, line"]),
+        ({"before": "class Hidden(Mine):\n    def __init__(self, a):\n        super().__init__()\n        self.a = a\n",
+          "term": "Hidden(a)"}, ["Hidden (plugin_of_ours.py, line 23)", "term 'mine'", "__init__", "fields"]),
+        ({"before": "@dataclass(eq=False)\nclass Late(Mine):\n    a: InitVar[float] = 1.0\n"
+                    "    def __post_init__(self, a):\n        self.factor = a\n",
+          "term": "Late(a=a)"}, ["Late (plugin_of_ours.py, line", "'factor'"]),
+        ({"before": "def odd(a):\n    term = Mine()\n    term.a = a\n    return term\n", "term": "odd(a)"},
+         ["Mine (plugin_of_ours.py, line", "'a'", "make it a field"]),
+        ({"term": "Mine(torch.tensor(a))"}, ["Mine.by (plugin_of_ours.py, line", "Tensor", "begin_step"]),
+        ({"before": "class Thing:\n    def __init__(self, a):\n        self.a = a\n    def __call__(self, out, size):\n"
+                    "        return argmax(out, size)\n", "predict": "Thing(a)"},
+         ["Thing (plugin_of_ours.py, line 23)", "no dataclass"]),
+        ({"before": "class Special(Method):\n    def losses(self, batch):\n        return {}\n",
+          "term": 'Mine()}) and Special("Own", {"ce": CrossEntropy()', "predict": "rule"},
+         ["plugin_of_ours.py", "gave Special, not a Method"]),
+    ],
+    ids=lambda x: "" if isinstance(x, list) else "-".join(x),
+)  # fmt: skip
+def test_what_no_key_would_see_is_refused(tmp_path: Path, parts: dict[str, str], words: list[str]) -> None:
+    said = refusal(tmp_path, "Own[a=50]", **parts)
+    assert [w for w in words if w not in said] == [], said
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"before": "STATE = []\ndef note(a):\n    STATE[:] = [a]\n    return Mine()\n", "term": "note(a)"},
+        {"before": "def note(a):\n    Mine.scale = a\n    return Mine()\n", "term": "note(a)"},
+        {"before": "def note(a):\n    rule.a = a\n    return rule\n", "predict": "note(a)", "term": "Mine()"},
+    ],
+    ids=["global", "class", "function"],
+)
+def test_a_parameter_that_reaches_no_field_is_refused(tmp_path: Path, parts: dict[str, str]) -> None:
+    assert "Own and Own[a=50] would share one training" in refusal(tmp_path, "Own[a=50]", **parts)
+
+
+def test_two_values_that_become_one_are_refused_in_one_plan(tmp_path: Path) -> None:
+    load_plugins(write(tmp_path / "plugin_of_ours.py", term="Mine(min(a, 2.0))"))
+    with pytest.raises(UserError, match=r"Own\[a=2\] and Own\[a=50\] would share one training"):
+        grid(method="Own[a=2|50]")
+
+
+def test_what_fields_give_is_seen(tmp_path: Path) -> None:
+    """Decorated functions of a module, values that __post_init__ derives from fields, hooks that are dataclasses."""
+    before = (
+        "@torch.no_grad()\ndef still(out, size):\n    return argmax(out, size)\n"
+        "@dataclass(eq=False)\nclass Derived(Mine):\n    def __post_init__(self):\n"
+        "        self.table = torch.arange(3) * self.by\n"
+    )
+    load_plugins(write(tmp_path / "plugin_of_ours.py", before=before, term="Derived(a)", predict="still"))
+    check_visible(build_method("Own[a=3]"))
+    assert len({run.cells[-1].node.key for run in grid(method="Own[a=1|3]").runs}) == 2
