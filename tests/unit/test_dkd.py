@@ -89,6 +89,36 @@ def test_distillation_against_torch() -> None:
     torch.testing.assert_close(binary_distillation(new, old), oracle, rtol=1e-12, atol=1e-12)
 
 
+def test_terms_are_sums_over_classes_and_means_over_pixels() -> None:
+    """Each through the batch: the classes it reads, at which size, and what it is a mean over."""
+    old = taught(METHOD, FIRST)
+    batch = make_batch(student_of(old, METHOD, SECOND), old, SECOND)
+    z, before, labels, n = batch.logits, batch.old_logits, batch.labels, SECOND.n_old
+
+    def no(x: torch.Tensor) -> torch.Tensor:
+        return (1 + x.exp()).log()  # the cost of a negative
+
+    def against(new: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        return (no(new) - q.sigmoid() * new).sum(1).mean()
+
+    valid = labels != 255
+    cost = [torch.where(labels == k, 3 * no(-z[:, k]), no(z[:, k]))[valid].mean() for k in range(n, z.shape[1])]
+    parts = [(batch.out.extra[k][:, : n - 1], batch.old.extra[k]) for k in ("for", "against")]
+    size = (labels.shape[1], labels.shape[2])
+    auxiliary = F.interpolate(batch.out.extra["auxiliary"], size, mode="bilinear")
+    expected = {
+        "mbce": torch.stack(cost).sum(),
+        "kd": against(z[:, 1:n], before[:, 1:n]),
+        "dkd+": against(*parts[0]),
+        "dkd-": against(*parts[1]),
+        "ac": no(auxiliary).mean(),
+    }
+    method = build_method("DKD[positive=3]")
+    assert parts[0][0].shape[-1] < labels.shape[-1] and not valid.all()
+    for name, value in expected.items():
+        torch.testing.assert_close(method.terms[name](batch), value, rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize(
     ("logits", "channel"),
     [

@@ -1,16 +1,18 @@
 """RCIL: branches, their merging, the draws, and what pooled cubes see."""
 
 import copy
+import math
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from benchmark.load import skeleton
 from benchmark.model_config import ModelConfig
 from datasets.errors import UserError
-from methods.base import StepContext
-from methods.rcil import BranchDraws, Branches, branches_of, channel_norms, mix, pooled_cube, spatial_norms
+from methods.base import Batch, SegOutput, StepContext
+from methods.rcil import BranchDraws, Branches, PooledCube, branches_of, channel_norms, mix, pooled_cube, spatial_norms
 from methods.registry import build_method
 from tests.unit.networks import TINY, make_batch, make_images, make_steps, student_of, taught
 
@@ -184,3 +186,37 @@ def test_norms_of_a_constant_map() -> None:
     inside[..., 40, 40] = 1.0
     # k^2 windows hold the point, each with 1 / k^2
     assert spatial_norms(inside).item() == pytest.approx(sum(1 / k for k in (4, 8, 12, 16, 20, 24)) / 6)
+
+
+def slow_pooled_cube(out: SegOutput, old: SegOutput, n_old: int, n_new: int, factor: float, last: float) -> Tensor:
+    """F-PCKD image by image, window by window; stages are read after their ReLU."""
+    spatial, channel = [], []
+    folded = torch.cat([out.logits[:, :1] + out.logits[:, n_old:].sum(1, keepdim=True), out.logits[:, 1:n_old]], 1)
+    new = [*(s.clamp(min=0) for s in out.stages), out.embedding, folded]
+    before = [*(s.clamp(min=0) for s in old.stages), old.embedding, old.logits]
+    for number, (a, b) in enumerate(zip(before, new, strict=True)):
+        logits, embedding = number == len(new) - 1, number == len(new) - 2
+        for d in a**2 - b**2:
+            norms = []
+            for k in (4, 8, 12, 16, 20, 24):
+                windows = F.pad(d, (k // 2,) * 4).unfold(1, k, 1).unfold(2, k, 1)
+                norms.append(windows.mean((-1, -2)).square().sum().sqrt())
+            spatial.append((last if logits else factor) * torch.stack(norms).mean())
+            if not logits:
+                three = F.pad(d, (0, 0, 0, 0, 1, 1)).unfold(0, 3, 1).mean(-1)
+                channel.append((last if embedding else factor) * three.square().sum().sqrt())
+    return math.sqrt((n_old + n_new) / n_new) * (torch.stack(spatial).mean() + torch.stack(channel).mean())
+
+
+def test_the_distillation_is_the_mean_over_images_and_maps_after_activation() -> None:
+    g = torch.Generator().manual_seed(1)
+
+    def output(classes: int) -> SegOutput:
+        maps = [torch.randn(3, c, 6, 9, generator=g, dtype=torch.float64) for c in (4, 5, 7, classes)]
+        return SegOutput(maps[3], maps[1].relu(), maps[2], (maps[0], maps[1]))
+
+    out, old = output(SECOND.n_classes), output(SECOND.n_old)
+    labels = torch.zeros(3, 12, 18, dtype=torch.int64)
+    found = PooledCube(0.3, 0.02)(Batch(torch.zeros(3, 3, 12, 18), labels, out, old, SECOND))
+    expected = slow_pooled_cube(out, old, SECOND.n_old, SECOND.n_new, 0.3, 0.02)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from methods.base import SegOutput
 from methods.modules import is_norm
 from methods.registry import build_method
-from methods.ssul import pseudo_labels, shifted_labels, sigmoid_cross_entropy, unknown_is_background
+from methods.ssul import UnknownBCE, pseudo_labels, shifted_labels, sigmoid_cross_entropy, unknown_is_background
 from tests.unit.networks import make_batch, make_images, make_steps, student_of, taught
 
 METHOD = build_method("SSUL")
@@ -54,6 +54,33 @@ def test_loss_against_torch() -> None:
     labels[0, 0] = 255
     expected = oracle.sum(1) * (labels != 255)
     torch.testing.assert_close(sigmoid_cross_entropy(logits, labels), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.55])
+def test_the_term_pixel_by_pixel(threshold: float) -> None:
+    """F-SSUL-LABEL, F-SSUL-PSEUDO and F-BCE: a sum over channels, a mean over the pixels that are not void."""
+    old = taught(METHOD, FIRST)
+    batch = make_batch(student_of(old, METHOD, SECOND), old, SECOND)
+
+    def scores(out: SegOutput) -> torch.Tensor:
+        return F.interpolate(torch.cat([out.extra["unknown"], out.logits], 1), (16, 24), mode="bilinear").detach()
+
+    z, q = scores(batch.out), scores(batch.old).sigmoid() * 0.3 + 0.45  # between 0.45 and 0.75
+    logit = (q / (1 - q)).log()
+    batch._old = SegOutput(logit[:, 1:], logit, logit, (), {"unknown": logit[:, :1]})
+    total, valid, guessed = 0.0, 0, 0
+    for b, i, j in torch.cartesian_prod(*(torch.arange(n) for n in batch.labels.shape)).tolist():
+        y = int(batch.labels[b, i, j])
+        if y == 255:
+            continue
+        target, best = (0 if y == 0 else y + 1), int(q[b, :, i, j].argmax())
+        if y == 0 and best >= 2 and q[b, best, i, j] >= threshold:
+            target, guessed = best, guessed + 1
+        p = z[b, :, i, j].sigmoid()
+        total -= sum(float((p[c] if c == target else 1 - p[c]).log()) for c in range(len(p)))
+        valid += 1
+    assert guessed and valid < batch.labels.numel()
+    assert UnknownBCE(threshold)(batch).item() == pytest.approx(total / valid, rel=1e-10)
 
 
 def test_new_head_answers_as_the_unknown_one_and_old_ones_as_before() -> None:

@@ -59,6 +59,17 @@ def test_equals_the_double_sum_however_it_is_cut(chunk: int) -> None:
     assert float(total / count) == pytest.approx(double_sum(f, old, labels, logits, 4), rel=1e-12)
 
 
+def test_the_term_is_the_mean_over_anchors() -> None:
+    f, old, logits = maps()
+    labels = labels_for()
+    step = make_steps(3, 2)[1]
+    out, before = SegOutput(logits, f, f), SegOutput(logits, old, old)
+    given = labels.masked_fill((labels > 0) & (labels < step.n_old), 0)  # what is old is not labelled
+    known = torch.where(given == 0, logits.argmax(1), given)
+    value = UncertaintyContrast(TAU)(Batch(torch.zeros(2, 3, 3, 4), given, out, before, step))
+    assert float(value) == pytest.approx(double_sum(f, old, known, logits, step.n_old), rel=1e-12)
+
+
 def test_gradient_does_not_depend_on_the_cut_and_keys_have_none() -> None:
     f, old, logits = (x.requires_grad_() for x in maps())
     whole, _ = contrastive_distillation(f, old, labels_for(), logits, 4, TAU, 1000)
