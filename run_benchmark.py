@@ -18,10 +18,10 @@ examples:
   python run_benchmark.py --config benchmark/configs/demo.toml              the demo: drawn data, no download
   python run_benchmark.py plan --config benchmark/configs/sdr_paper.toml --data voc=/data/VOCdevkit
   python run_benchmark.py --scenarios voc/15-1/overlapped voc/19-1/disjoint --methods FT LwF "MiB[kd=100]+SDR" Joint \\
-      --seeds 0 1 2 --data voc=/data/VOCdevkit --set train.batch=24 train.precision=bf16 --out results
+      --seeds 0 1 2 --data voc=/data/VOCdevkit --set train.batch=24 train.precision=bf16 --out runs/voc
   accelerate launch --multi_gpu --num_processes 4 run_benchmark.py --config benchmark/configs/voc.toml --data voc=/data
   python run_benchmark.py --plugin my_method.py --methods FT MyMethod --scenarios shapes/3-1/overlapped
-  python run_benchmark.py report --out results --protocol plop
+  python run_benchmark.py report --out runs/voc --protocol plop
 
 A grid can be killed and run again at any time: finished steps are kept, a step under way goes on from its checkpoint.
 """
@@ -50,9 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"error: the disk is full: {error}; nothing earlier was harmed", file=sys.stderr)
+        elif error.filename is not None:  # a file of the user's: which one, and why not
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        else:
             raise
-        print(f"error: the disk is full: {error}; nothing earlier was harmed", file=sys.stderr)
         return 2
 
 
@@ -82,12 +85,17 @@ def parser() -> argparse.ArgumentParser:
         help="where steps run: in this process, in local processes side by side, or as Slurm jobs",
     )
     run.add_argument(
-        "--only", nargs="+", default=[], metavar="KEY", help="only the steps with these keys (see plan --json)"
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="only the steps with these keys, whole or first digits",
     )
     plan = add("plan", "show what `run` would do and cost: runs, steps to train, shared, done, images to be seen")
     _grid(plan)
-    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
-    plan.add_argument("--graph", action="store_true", help="print the graph of steps as Mermaid text")
+    form = plan.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the plan as JSON")
+    form.add_argument("--graph", action="store_true", help="print the graph of steps as Mermaid text")
     listing = add("list", "methods, data sets, scenarios, backbones, protocols, published")
     listing.add_argument("what", nargs="?", default="all", help="one of them (default: all but published)")
     listing.add_argument("--long", action="store_true", help="with parameters, defaults and sources")
@@ -110,6 +118,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _grid(parser: argparse.ArgumentParser) -> None:
+    from benchmark.arguments import folder
+
     add = parser.add_argument
     add("--config", type=Path, metavar="FILE.toml", help="a grid; the options below replace what it says")
     add("--scenarios", nargs="+", metavar="DATA/TASK/SETUP", help="such as voc/15-1/overlapped (`list scenarios`)")
@@ -119,7 +129,8 @@ def _grid(parser: argparse.ArgumentParser) -> None:
     many: dict[str, Any] = {"nargs": "+", "default": [], "action": "extend"}
     add("--data", metavar="NAME=PATH", help="where a data set lies; a name of your own for your own folder", **many)
     add("--set", metavar="KEY=VALUE", help="for example train.epochs=1 model.backbone=tiny", **many)
-    add("--out", type=Path, default=Path("results"), metavar="DIR", help="records and cache (default: results)")
+    out = Path("runs")
+    add("--out", type=folder("--out"), default=out, metavar="DIR", help="records and cache (default: runs)")
     _plugins(parser)
 
 

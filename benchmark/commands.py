@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from benchmark.arguments import places
 from benchmark.config import Config, check_shares, read_config
 from benchmark.store import Store
 from datasets.errors import UserError, unknown
@@ -30,12 +32,14 @@ def run(args: argparse.Namespace) -> int:
     main = accelerator.is_main_process
     if config.run.tracker != "none":
         accelerator.init_trackers("contseg", init_kwargs={})
-    outcome = None
+    outcome, only = None, None
     while outcome is None or outcome.branched:
         plan = _plan_together(config, store, accelerator)
+        only = _only(plan, args.only) if only is None else only
         if main:
+            store.open()
             print(_summary(plan, store), flush=True)
-        outcome = Runner(plan, store, accelerator, _say).run(args.only)
+        outcome = Runner(plan, store, accelerator, _say).run(only)
     accelerator.end_training()
     if outcome.interrupted:
         if main:
@@ -55,7 +59,7 @@ def _plan_together(config: Config, store: Store, accelerator: Accelerator) -> Pl
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
     try:
-        plan = _plan(config, store.open())
+        plan = _plan(config, store.check())
         check_shares(config, accelerator.num_processes)
         return plan
     finally:
@@ -67,11 +71,12 @@ def _launch(args: argparse.Namespace, config: Config, store: Store) -> int:
     """Run the grid by other processes, watch them, print the table."""
     from benchmark.launch import LAUNCHERS
 
-    plan = _plan(config, store.open())
+    plan = _plan(config, store.check())
+    _only(plan, args.only)
+    store.open()
     print(_summary(plan, store), flush=True)
     code, wrong = LAUNCHERS[args.launcher](plan, store, _inline_words())
-    if any(store.records.glob("**/*.json")):
-        _print_table(plan, store)
+    _print_table(plan, store)
     for line in wrong:
         print(line, file=sys.stderr)
     return code
@@ -94,7 +99,7 @@ def plan(args: argparse.Namespace) -> int:
     from benchmark.drawing import as_json, as_mermaid, as_table
 
     config, store = _config(args), Store(args.out)
-    made = _plan(config, store)
+    made = _plan(config, store.check())
     if args.json:
         print(json.dumps(as_json(made, store), indent=1))
     else:
@@ -119,8 +124,8 @@ def data(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     """The method contract."""
     load_plugins(*args.plugin)
-    if not args.methods and not args.all:
-        raise UserError("check what? Name a method, for example `check MiB`, or give --all")
+    if bool(args.methods) is args.all:
+        raise UserError("check what? Name methods, for example `check MiB`, or give --all alone")
     from benchmark.check import check_all, check_method
 
     reports = check_all() if args.all else [check_method(name) for name in args.methods]
@@ -133,7 +138,9 @@ def cache(args: argparse.Namespace) -> int:
     """List or prune trained steps."""
     from benchmark.cache import listing, prune
 
-    store = Store(args.out)
+    store = Store(args.out).check()
+    if not store.cache.is_dir():
+        raise UserError(f"no trained steps: there is no folder {store.cache}")
     if args.action == "list":
         print(listing(store))
         return 0
@@ -147,6 +154,9 @@ def list(args: argparse.Namespace) -> int:
     load_plugins(*args.plugin)
     from benchmark.listing import LISTS, published
 
+    wanted = {key: value for key in ("dataset", "task", "setup", "method") if (value := getattr(args, key))}
+    if wanted and args.what != "published":
+        raise UserError(f"--{', --'.join(wanted)} choose among published results: `list published --task 15-1`")
     if args.what == "published":
         print(published(args.dataset, args.task, args.setup, args.method))
         return 0
@@ -159,10 +169,6 @@ def list(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> Config:
-    sections = dict(item.partition("=")[::2] for item in args.data)
-    for name, path in sections.items():
-        if not name or not path:
-            raise UserError("--data: write NAME=PATH, for example voc=/data/VOCdevkit")
     config = read_config(
         args.config,
         args.set,
@@ -174,7 +180,7 @@ def _config(args: argparse.Namespace) -> Config:
     )
     from dataclasses import replace
 
-    config = replace(config, data={**config.data, **sections})
+    config = replace(config, data={**config.data, **places(args.data)})
     load_plugins(*config.plugins)
     return config
 
@@ -202,11 +208,29 @@ def _summary(plan: Plan, store: Store) -> str:
     )
 
 
+def _only(plan: Plan, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The whole keys of the steps that ``--only`` names, by key or its first digits."""
+    keys = []
+    for text in wanted:
+        found = [key for key in plan.nodes if key.startswith(text)]
+        if len(found) != 1:
+            which = (
+                f"{len(found)} steps have keys that begin" if found else "no step of this grid has a key that begins"
+            )
+            raise UserError(f"--only {text!r}: {which} with it; `plan --json` prints the keys")
+        keys += found
+    return tuple(keys)
+
+
 def _print_table(plan: Plan, store: Store) -> None:
+    """The leaderboard of what was scored; nothing where no cell was."""
     from benchmark.reporter import leaderboard, load_records, render, write_leaderboard
 
     tune = plan.config.eval.split == "tune"
-    records = [r for r in load_records(store.records) if (r.get("split") == "tune") is tune]
+    found = load_records(store.records) if store.records.is_dir() else []
+    records = [r for r in found if (r.get("split") == "tune") is tune]
+    if not records:
+        return
     order = [r.method for r in plan.runs]
     if tune:
         print(f"\n{render(leaderboard(records, plan.protocol, order))}")

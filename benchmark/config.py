@@ -1,7 +1,8 @@
 """What a grid is trained with: frozen dataclasses, filled from TOML and ``--set``. No torch here.
 
 ``model``, ``train``, ``eval`` and ``protocol`` are identity: they go into the keys. ``run`` and ``launch`` say how and
-where the work is done and change no number.
+where the work is done. A field's declaration is its type, range, default and meaning; ``docs/configuration.md`` is
+written from it (``benchmark.config_reference``).
 
 A field of ``train`` that is a tuple holds one value a step; the last one serves all later steps, so
 ``lr = [0.01, 0.001]`` is 0.01 at step 0 and 0.001 afterwards.
@@ -9,15 +10,20 @@ A field of ``train`` that is a tuple holds one value a step; the last one serves
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta
 
 from benchmark.model_config import ModelConfig
 from datasets.errors import UserError, unknown
+from methods.ranges import Count, Number, Positive, Weight, admit, plain
 from methods.registry import coerce
 
 
@@ -25,20 +31,32 @@ from methods.registry import coerce
 class TrainConfig:
     """How a step is trained; defaults are MiB's and PLOP's recipe (protocol.md of the papers: batch 24, 30 epochs)."""
 
-    epochs: tuple[float, ...] = (30.0,)
-    updates: tuple[int, ...] = ()  # if given: optimiser updates a step, instead of epochs
-    lr: tuple[float, ...] = (1e-2, 1e-3)
-    batch: tuple[int, ...] = (24,)  # pictures an update, over all processes and micro-batches
-    accumulate: int = 1  # micro-batches that an update is split into
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 1e-4
-    power: float = 0.9  # of the poly schedule, per update
-    clip: float = 0.0  # norm of the gradient; 0: none
-    precision: Literal["no", "bf16", "fp16", "double"] = "no"
-    crop: tuple[int, ...] = (512,)  # side of the square, or height and width
-    scale: tuple[float, ...] = (0.5, 2.0)  # of RandomResizedCrop, share of the area; empty: no random window
-    flip: Literal["none", "h", "hv"] = "h"
+    epochs: Annotated[tuple[Positive, ...], Meta(min_length=1, description="passes over a step's images")] = (30.0,)
+    updates: Annotated[tuple[Count, ...], Meta(description="optimiser updates of a step, instead of `epochs`")] = ()
+    lr: Annotated[
+        tuple[Positive, ...], Meta(min_length=1, description="learning rate at the first update of a step")
+    ] = (1e-2, 1e-3)
+    batch: Annotated[
+        tuple[Count, ...], Meta(min_length=1, description="images an update, over all processes and micro-batches")
+    ] = (24,)
+    accumulate: Annotated[Count, Meta(description="micro-batches that an update is split into")] = 1
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="of SGD")] = 0.9
+    nesterov: Annotated[bool, Meta(description="Nesterov's momentum, where there is momentum")] = True
+    weight_decay: Annotated[Weight, Meta(description="L2 penalty on the weights")] = 1e-4
+    power: Annotated[Weight, Meta(description="of the poly schedule, per update; 0: a constant learning rate")] = 0.9
+    clip: Annotated[Weight, Meta(description="largest norm of the gradient; 0: no limit")] = 0.0
+    precision: Annotated[
+        Literal["no", "bf16", "fp16", "double"], Meta(description="mixed precision, or float64 throughout")
+    ] = "no"
+    crop: Annotated[
+        tuple[Count, ...],
+        Meta(min_length=1, max_length=2, description="side of the square training image, or height and width"),
+    ] = (512,)
+    scale: Annotated[
+        tuple[Positive, ...],
+        Meta(max_length=2, description="bounds of the random window's share of the area; empty: no random window"),
+    ] = (0.5, 2.0)
+    flip: Annotated[Literal["none", "h", "hv"], Meta(description="random flips: left-right, or also upside down")] = "h"
 
     def at(self, step: int) -> TrainConfig:
         """This step's own values: every per-step tuple cut down to one entry."""
@@ -66,26 +84,6 @@ class TrainConfig:
         return max(1, pictures // self.batch[0])
 
 
-def check_train(train: TrainConfig) -> TrainConfig:
-    """The same configuration; ``UserError`` for values with which nothing can be trained."""
-    wrong = {
-        "epochs": not train.epochs or min(train.epochs) <= 0,
-        "updates": any(u < 1 for u in train.updates),
-        "lr": not train.lr or min(train.lr) <= 0,
-        "batch": not train.batch or min(train.batch) < 1,
-        "accumulate": train.accumulate < 1,
-        "crop": len(train.crop) not in (1, 2) or min(train.crop) < 1,
-        "scale": len(train.scale) not in (0, 2) or any(s <= 0 for s in train.scale),
-        "clip": train.clip < 0,
-    }
-    for name, bad in wrong.items():
-        if bad:
-            raise UserError(
-                f"train.{name} = {getattr(train, name)} makes no sense: see benchmark/config.py for its meaning"
-            )
-    return train
-
-
 def check_shares(config: Config, processes: int) -> None:
     """``UserError`` where a batch cannot be shared out among so many processes."""
     share = config.train.accumulate * processes
@@ -109,53 +107,79 @@ PER_STEP = ("epochs", "updates", "lr", "batch")
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is scored: the test images, or (for tuning) a held-out fifth of each step's training images."""
+    """What is scored."""
 
-    split: Literal["val", "tune"] = "val"
-    crop: tuple[int, ...] = ()  # of the `crop` view; empty: the training crop
+    split: Annotated[
+        Literal["val", "tune"],
+        Meta(description="the test images, or (for tuning) a held-out fifth of each step's training images"),
+    ] = "val"
+    crop: Annotated[
+        tuple[Count, ...], Meta(max_length=2, description="of the `crop` view; empty: the training crop")
+    ] = ()
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How the work is done. Nothing here changes a number."""
+    """How the work is done. Nothing here changes a number, except `deterministic` in a GPU's last digits."""
 
-    workers: int = 0  # loader processes for each training process
-    keep_decoded: bool = False  # hold decoded pictures in memory
-    eval_batch: int = 8
-    checkpoint_minutes: float = 10.0
-    checkpoint_updates: int = 0  # also every so many updates; 0: only by the clock
-    tracker: str = "none"  # none | tensorboard | any tracker that Accelerate knows
-    compile: bool = False
-    deterministic: bool = False  # deterministic algorithms on a GPU, TF32 off
+    workers: Annotated[int, Meta(ge=0, le=128, description="loader processes of each training process")] = 0
+    keep_decoded: Annotated[bool, Meta(description="hold decoded images in memory")] = False
+    eval_batch: Annotated[Count, Meta(description="test images that are scored at once")] = 8
+    checkpoint_minutes: Annotated[Positive, Meta(description="time between two checkpoints of a step")] = 10.0
+    checkpoint_updates: Annotated[
+        Number, Meta(description="a checkpoint also every so many updates; 0: by the clock only")
+    ] = 0
+    tracker: Annotated[
+        Literal[
+            "none", "tensorboard", "wandb", "trackio", "aim", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"
+        ],
+        Meta(description="where losses are logged: a tracker of Accelerate; its package has to be installed"),
+    ] = "none"
+    compile: Annotated[bool, Meta(description="torch.compile the network")] = False
+    deterministic: Annotated[bool, Meta(description="deterministic algorithms on a GPU, TF32 off")] = False
 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Where steps run (``--launcher``). Nothing here is identity; processes change a number in its last digits."""
+    """Where steps run (`--launcher`). Nothing here is identity; processes change a number in its last digits."""
 
-    workers: int = 0  # local: processes side by side; 0: one for each GPU, or two on a CPU
-    processes: int = 1  # slurm: processes (GPUs) a step and node
-    nodes: int = 1  # slurm: nodes a step
-    cpus: int = 4  # slurm: cores a process
-    partition: str = ""
-    account: str = ""
-    minutes: int = 240  # slurm: time limit of a job; what is not finished then is requeued and goes on
-    memory: str = ""  # slurm: of a node, for example 64GB
-    gpus: bool = True  # slurm: one GPU for each process
-    signal_seconds: int = 0  # slurm: before the time limit, for the checkpoint; 0: a tenth of it, at most 10 minutes
-    options: tuple[str, ...] = ()  # slurm: further sbatch options, "constraint=a100"
+    workers: Annotated[
+        int, Meta(ge=0, le=128, description="local: processes side by side; 0: one for each GPU, or two on a CPU")
+    ] = 0
+    processes: Annotated[Count, Meta(description="slurm: processes (GPUs) of a step on each node")] = 1
+    nodes: Annotated[Count, Meta(description="slurm: nodes of a step")] = 1
+    cpus: Annotated[Count, Meta(description="slurm: cores of a process")] = 4
+    partition: Annotated[str, Meta(description="slurm: partition; empty: the cluster's default")] = ""
+    account: Annotated[str, Meta(description="slurm: account; empty: the cluster's default")] = ""
+    minutes: Annotated[
+        Count, Meta(description="slurm: time limit of a job; what is not finished then is requeued and goes on")
+    ] = 240
+    memory: Annotated[str, Meta(description="slurm: memory of a node, for example 64GB")] = ""
+    gpus: Annotated[bool, Meta(description="slurm: one GPU for each process")] = True
+    signal_seconds: Annotated[
+        Number,
+        Meta(description="slurm: time for the checkpoint before the limit; 0: a tenth of it, at most 10 minutes"),
+    ] = 0
+    options: Annotated[
+        tuple[str, ...], Meta(description='slurm: further options of sbatch, for example "constraint=a100"')
+    ] = ()
+
+
+Seed: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
 @dataclass(frozen=True)
 class Config:
-    """One grid."""
+    """One grid: every scenario with every method and every seed."""
 
-    scenarios: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    protocol: str = "sdr"
-    plugins: tuple[str, ...] = ()
-    data: Mapping[str, str] = field(default_factory=dict)
+    scenarios: Annotated[tuple[str, ...], Meta(description="such as `voc/15-1/overlapped`")] = ()
+    methods: Annotated[tuple[str, ...], Meta(description="such as `FT` or `MiB[kd=10|100]+SDR`")] = ()
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, description="one run for each")] = (0,)
+    protocol: Annotated[str, Meta(description="what a number means: `sdr`, `mib`, `plop`, `strict`")] = "sdr"
+    plugins: Annotated[tuple[str, ...], Meta(description="files or modules with methods or data sets of your own")] = ()
+    data: Annotated[dict[str, str], Meta(description='where each data set lies: `voc = "/data/VOC2012"`')] = field(
+        default_factory=dict
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -171,10 +195,25 @@ def read_config(path: Path | None, overrides: Iterable[str] = (), **chosen: Any)
 
     ``chosen`` replaces top-level fields where a value is not ``None``. Raises ``UserError`` in one line.
     """
-    config = _from_table(_load(path), str(path)) if path else Config()
+    config: Config = read_section(Config, "", _load(path), str(path)) if path else Config()
     for item in overrides:
         config = _override(config, item)
-    return replace(config, **{k: v for k, v in chosen.items() if v is not None})
+    return checked(replace(config, **{k: v for k, v in chosen.items() if v is not None}))
+
+
+def checked(config: Config) -> Config:
+    """The same configuration: each value of its declared type and within its range, and fit for the others.
+
+    Raises ``UserError``.
+    """
+    config = read_section(Config, "", identity(config))
+    scale, tracker = config.train.scale, config.run.tracker
+    if len(scale) == 1 or scale != tuple(sorted(scale)):
+        shown = ",".join(f"{s:g}" for s in scale)
+        raise UserError(f"train.scale must be empty or two ascending numbers such as 0.5,2, not {shown}")
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise UserError(f"run.tracker={tracker}: the package {tracker} is not installed (pip install {tracker})")
+    return config
 
 
 def identity(config: Any) -> dict[str, Any]:
@@ -185,40 +224,39 @@ def identity(config: Any) -> dict[str, Any]:
     }
 
 
+def read_section(kind: type[Any], name: str, table: Any, where: str = "") -> Any:
+    """A section from typed values by key, those of TOML or JSON; one value may stand for a list of one.
+
+    Raises ``UserError``, which begins with ``where``, the name of a file.
+    """
+    prefix = f"{where}: " if where else ""
+    if not isinstance(table, dict):
+        raise UserError(f"{prefix}{name} must be a table, [{name}], not {table!r}")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    values = {}
+    for key, value in table.items():
+        if key not in hints:
+            kind_of = f"key of [{name}]" if name else "configuration key"
+            raise unknown(f"{kind_of} in {where}" if where else kind_of, key, hints)
+        full = f"{name}.{key}" if name else key
+        if key in SECTIONS and not name:
+            values[key] = read_section(SECTIONS[key], key, value, where)
+        else:
+            values[key] = _value(value, hints[key], prefix + full)
+    return kind(**values)
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a configuration")
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"no configuration file {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _from_table(table: dict[str, Any], where: str) -> Config:
-    values: dict[str, Any] = {}
-    hints = typing.get_type_hints(Config)
-    for key, value in table.items():
-        if key in SECTIONS:
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: [{key}] must be a table")
-            values[key] = read_section(SECTIONS[key], key, value, where)
-        elif key == "data":
-            values[key] = {k: str(v) for k, v in value.items()}
-        elif key in hints:
-            values[key] = _value(value, hints[key], f"{where}: {key}")
-        else:
-            raise unknown(f"configuration key in {where}", key, hints)
-    return Config(**values)
-
-
-def read_section(kind: type[Any], name: str, table: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    for key in table:
-        if key not in hints:
-            raise unknown(f"key of [{name}] in {where}", key, hints)
-    return kind(**{k: _value(v, hints[k], f"{where}: {name}.{k}") for k, v in table.items()})
 
 
 def _override(config: Config, item: str) -> Config:
@@ -228,31 +266,21 @@ def _override(config: Config, item: str) -> Config:
         raise UserError(f"--set {item!r}: write section.key=value, for example train.epochs=1")
     if not dot:
         raise UserError(
-            f"--set {item!r}: top-level values have options of their own; known sections: {_names(SECTIONS)}"
+            f"--set {item!r}: top-level values have options of their own; known sections: {', '.join(sorted(SECTIONS))}"
         )
     if section not in SECTIONS:
         raise unknown("configuration section", section, SECTIONS)
-    hints = typing.get_type_hints(SECTIONS[section])
+    hints = typing.get_type_hints(SECTIONS[section], include_extras=True)
     if key not in hints:
         raise unknown(f"key of [{section}]", key, hints)
-    part = replace(getattr(config, section), **{key: _value(text, hints[key], f"--set {section}.{key}")})
+    text = text.strip()
+    value: Any = text
+    with contextlib.suppress(ValueError):  # a text that is of another type is refused as such
+        value = (value,) if plain(hints[key]) == tuple[str, ...] else coerce(value, hints[key])
+    part = replace(getattr(config, section), **{key: _value(value, hints[key], f"{section}.{key}", text)})
     return replace(config, **{section: part})
 
 
-def _value(value: Any, annotation: Any, where: str) -> Any:
-    """A TOML value or a text, of the type that the field declares."""
-    items = value if isinstance(value, list) else [value]
-    text = ",".join(str(v).lower() if isinstance(v, bool) else str(v) for v in items)
-    if typing.get_origin(annotation) is tuple and typing.get_args(annotation)[0] is str:
-        if all(isinstance(v, str) for v in items):
-            return tuple(items)
-        raise UserError(f"{where} must be a list of strings")
-    try:
-        return coerce(text, annotation)
-    except ValueError:
-        wanted = str(annotation).replace("typing.", "").replace("<class '", "").replace("'>", "")
-        raise UserError(f"{where}: {value!r} is not of the type {wanted}") from None
-
-
-def _names(known: Iterable[str]) -> str:
-    return ", ".join(sorted(known))
+def _value(value: Any, annotation: Any, name: str, written: str | None = None) -> Any:
+    several = typing.get_origin(plain(annotation)) is tuple and not isinstance(value, (list, tuple))
+    return admit(name, [value] if several else value, annotation, written)

@@ -24,7 +24,7 @@ def _entries(entries: dict[str, Entry], long: bool) -> list[str]:
         lines.append(f"  {entry.name}: {entry.summary}")
         lines.append(f"    {entry.paper or 'no paper'}; {entry.origin}")
         lines.extend(
-            f"    {p.name}: {p.type_name} = {'(required)' if p.default is REQUIRED else p.default}"
+            f"    {p.name} = {'(required)' if p.default is REQUIRED else p.default}   ({p.type_name})"
             + (f"   {p.source}" if p.source else "")
             for p in entry.parameters
         )

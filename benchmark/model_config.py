@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from datasets.errors import UserError, unknown
-
-NORMS = ("sync", "batch", "frozen", "group")
+from methods.ranges import Number
 
 
 @dataclass(frozen=True)
@@ -44,28 +46,35 @@ BACKBONES = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """DeepLab-V3 on one of ``BACKBONES``."""
+    """DeepLab-V3. Which combinations there are: `python run_benchmark.py list backbones`."""
 
-    backbone: str = "resnet101"  # SDR, MiB, PLOP
-    output_stride: int = 0  # 8 or 16; 0: the backbone's own, 16 (SDR, MiB, PLOP), tiny 4
-    weights: str = "auto"  # "imagenet" | "none" | a file's path | "auto": ImageNet where the backbone has them
-    norm: str = "sync"  # statistics over all processes (SDR, MiB, PLOP) | "batch" | "frozen" | "group"
-    pooling: int = 32  # cells a side of the ASPP's pooling window at test (MiB: 512 / 16); 0: the whole map
+    backbone: Annotated[str, Meta(description="see `list backbones`; SDR, MiB and PLOP have resnet101")] = "resnet101"
+    output_stride: Annotated[
+        Number, Meta(description="8 or 16 (`tiny`: 4); 0: the backbone's own, 16 in SDR, MiB and PLOP")
+    ] = 0
+    weights: Annotated[
+        str,
+        Meta(description='"imagenet", "none", the path of a file, or "auto": ImageNet where the backbone has them'),
+    ] = "auto"
+    norm: Annotated[
+        Literal["sync", "batch", "frozen", "group"],
+        Meta(description="batch statistics over all processes (SDR, MiB, PLOP), of each one, kept; or GroupNorm"),
+    ] = "sync"
+    pooling: Annotated[
+        Number,
+        Meta(description="cells on a side of the ASPP's pooling window at test (MiB: 512 / 16); 0: the whole map"),
+    ] = 32
 
 
 def check(config: ModelConfig) -> ModelConfig:
     """The same network with every "auto" spelled out. Raises ``UserError`` for a network that cannot be had."""
     if config.backbone not in BACKBONES:
         raise unknown("backbone", config.backbone, BACKBONES)
-    if config.norm not in NORMS:
-        raise unknown("model.norm", config.norm, NORMS)
     backbone = BACKBONES[config.backbone]
     stride = config.output_stride or next(iter(backbone.rates))
     if stride not in backbone.rates:
         strides = " or ".join(map(str, sorted(backbone.rates)))
         raise UserError(f"model.output_stride={stride}: {config.backbone} has {strides}")
-    if config.pooling < 0:
-        raise UserError(f"model.pooling={config.pooling}: a number of cells, or 0 for the whole map")
     weights = config.weights
     if weights == "auto":
         weights = "imagenet" if backbone.imagenet and config.norm != "group" else "none"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmark.config import Config, TrainConfig, check_train
+from benchmark.config import Config, TrainConfig, checked
 from benchmark.model_config import check, model_identity
 from benchmark.protocol import Protocol, parse_protocol
 from benchmark.store import Store, cell_path, digest
@@ -155,9 +155,9 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], b
 
     ``branches``: the observers whose step, trained again for them, gave other weights (``Store.branches``).
     """
+    config = checked(config)
     protocol = parse_protocol(config.protocol)
     check(config.model)
-    check_train(config.train)
     if not config.scenarios:
         raise UserError("no scenario: give --scenarios voc/15-1/overlapped ... or a --config FILE.toml that names some")
     if not config.methods:

@@ -8,8 +8,11 @@ what was read in its released code: MiB ``dataset/voc.py:142``, SDR ``dataset/vo
 from __future__ import annotations
 
 import re
+import typing
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from datasets.errors import UserError, unknown
 
@@ -17,43 +20,55 @@ LABELLING = ("void_in_training",)
 PASS = ("eval_view",)
 SCORING = ("test_images", "future_at_test", "background_in_mean", "class0_at_test", "absent_classes")
 
-VALUES: dict[str, tuple[str, ...]] = {
-    "void_in_training": ("ignore", "background"),
-    "eval_view": ("crop", "full"),
-    "test_images": ("any_seen", "all"),
-    "future_at_test": ("ignore", "background"),
-    "background_in_mean": ("yes", "no"),
-    "class0_at_test": ("true_background", "count", "ignore"),
-    "absent_classes": ("drop", "zero"),
-}
-
 # Data sets whose label 0 is not a background but "other", what the annotators left out.
 NO_TRUE_BACKGROUND = frozenset({"ade"})
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Every convention between a trained network and a printed mIoU. ``version`` rises when a field's meaning changes.
+    """Every convention between a trained network and a printed mIoU.
 
-    ``void_in_training``: void borders are left out of the loss (PLOP, DKD, ALIFE), or trained as background (MiB, SDR).
-    ``eval_view``: shorter side to S and the centre crop SxS, labels too, S being the training crop; or full resolution.
-    ``test_images``: those with at least one class seen so far (MiB, SDR, PLOP, DKD), or the whole val set (SSUL).
-    ``future_at_test``: pixels of classes still to come are ignored (MiB, SDR, SSUL), or are background (PLOP, ALIFE).
-    ``background_in_mean``: no in MiB's paper; yes elsewhere, and background then belongs to the old classes.
-    ``class0_at_test``: pixels of label 0 are counted, ignored, or counted where 0 is a true background: on ADE20K
-    it is "other", which MiB and SDR ignore (150 classes) and PLOP counts (151).
-    ``absent_classes``: classes without a labelled pixel leave the mean (MiB, SDR, PLOP), or count as 0 (SSUL, DKD).
-    On data where label 0 never occurs (CamVid) it therefore leaves the mean by itself under ``drop``.
+    ``version`` rises when a field's meaning changes.
     """
 
     name: str
-    void_in_training: str
-    eval_view: str
-    test_images: str
-    future_at_test: str
-    background_in_mean: str
-    class0_at_test: str
-    absent_classes: str
+    void_in_training: Annotated[
+        Literal["ignore", "background"],
+        Meta(description="void borders: left out of the loss (PLOP, DKD, ALIFE), or trained as background (MiB, SDR)"),
+    ]
+    eval_view: Annotated[
+        Literal["crop", "full"],
+        Meta(
+            description="shorter side to S and the centre crop SxS, labels too, S being the training crop; "
+            "or full resolution"
+        ),
+    ]
+    test_images: Annotated[
+        Literal["any_seen", "all"],
+        Meta(description="with at least one class seen so far (MiB, SDR, PLOP, DKD), or the whole val set (SSUL)"),
+    ]
+    future_at_test: Annotated[
+        Literal["ignore", "background"],
+        Meta(description="pixels of classes still to come: ignored (MiB, SDR, SSUL), or background (PLOP, ALIFE)"),
+    ]
+    background_in_mean: Annotated[
+        Literal["yes", "no"],
+        Meta(description="no in MiB's paper; yes elsewhere, and background then belongs to the old classes"),
+    ]
+    class0_at_test: Annotated[
+        Literal["true_background", "count", "ignore"],
+        Meta(
+            description="pixels of label 0: counted where 0 is a true background, always counted, or ignored; on "
+            'ADE20K 0 is "other", which MiB and SDR ignore (150 classes) and PLOP counts (151)'
+        ),
+    ]
+    absent_classes: Annotated[
+        Literal["drop", "zero"],
+        Meta(
+            description="classes without a labelled pixel: left out of the mean (MiB, SDR, PLOP), or 0 (SSUL, DKD); "
+            "label 0 of data where it never occurs (CamVid) therefore leaves the mean under drop"
+        ),
+    ]
     version: int = 1
 
     def counts_class0(self, dataset: str) -> bool:
@@ -71,6 +86,10 @@ class Protocol:
         values = ", ".join(f"{f.name} {getattr(self, f.name)}" for f in fields(self) if f.name in VALUES)
         return f"protocol {self.name} (version {self.version}): {values}"
 
+
+VALUES: dict[str, tuple[str, ...]] = {
+    name: typing.get_args(hint) for name, hint in typing.get_type_hints(Protocol).items() if typing.get_args(hint)
+}
 
 PROTOCOLS: dict[str, Protocol] = {
     p.name: p

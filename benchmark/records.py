@@ -103,6 +103,8 @@ def read_records(folder: Path | str) -> tuple[list[Record], list[str]]:
     problems: list[str] = []
     for path in record_files(Path(folder)):
         try:
+            if not path.is_file():  # opening a pipe would wait for ever
+                raise OSError("not a regular file")
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             problems.append(f"left out {path}: unreadable or cut short ({error})")

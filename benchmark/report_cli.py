@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``report``; imports nothing heavy."""
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("results"), metavar="DIR", help="where reports are written (default: results)")
+    from benchmark.arguments import folder, number
+
+    add, out = parser.add_argument, Path("runs")
+    add("--out", type=folder("--out"), default=out, metavar="DIR", help="where reports are written (default: runs)")
     add("--records", type=Path, nargs="+", metavar="DIR", help="records to read (default: those of --out)")
     add(
         "--protocol",
@@ -34,10 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--published-csv", type=Path, nargs="+", default=[], metavar="FILE", help="published results of your own")
     add("--published-source", default="", metavar="KEY", help="prefer this source, for example sdr2021")
     add("--lint-published", action="store_true", help="check the arithmetic of all published results, and nothing else")
-    add("--figures", type=Path, metavar="DIR", help="curves, classes, old against new, cost, confusion as PNG and PDF")
+    add(
+        "--figures",
+        type=folder("--figures"),
+        metavar="DIR",
+        help="curves, classes, old against new, cost, confusion as PNG and PDF",
+    )
     add(
         "--predictions",
-        type=int,
+        type=number("--predictions"),
         default=0,
         metavar="N",
         help="with --figures: what each step sees in N pictures",
@@ -52,6 +59,7 @@ def main(args: argparse.Namespace) -> int:
     """Print and write what was asked for. 0, or 2 if some of the input had to be left out."""
     if args.lint_published:
         return _lint(args)
+    from benchmark.arguments import places
     from benchmark.protocol import parse_protocol
     from benchmark.reporter import FORMATS
     from datasets.errors import UserError, unknown
@@ -61,6 +69,7 @@ def main(args: argparse.Namespace) -> int:
             raise unknown("format", form, FORMATS)
     if (args.predictions or args.latent) and not args.figures:
         raise UserError("--predictions and --latent need --figures DIR, the folder that they are written to")
+    places(args.data)
     asked = [parse_protocol(text) for text in args.protocol or ()]  # a wrong word stops before anything is done
     problems = _verify(args) if args.verify else []
     records, unread = _read(args.records or [args.out])
@@ -152,14 +161,10 @@ def _verify(args: argparse.Namespace) -> list[str]:
 
 
 def _stored(args: argparse.Namespace) -> Stored:
+    from benchmark.arguments import places
     from benchmark.stored import Stored
-    from datasets.errors import UserError
 
-    places = dict(item.partition("=")[::2] for item in args.data)
-    for name, path in places.items():
-        if not name or not path:
-            raise UserError("--data: write NAME=PATH, for example voc=/data/VOCdevkit")
-    return Stored(args.out, places)
+    return Stored(args.out, places(args.data))
 
 
 def _warn(lines: list[str]) -> list[str]:

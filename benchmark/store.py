@@ -42,15 +42,13 @@ def digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """``UserError`` in one line for a full disk or a folder that cannot be written."""
+    """``UserError`` in one line for a full disk or a path that cannot be written."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full: {path} was not written; nothing earlier was harmed") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from error
-        raise
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from error
 
 
 @contextlib.contextmanager
@@ -89,6 +87,8 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     One without a checksum is damaged.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise ValueError
         value: dict[str, Any] = json.loads(path.read_text())
         intact = value.pop("sha256", None) == digest(value)
     except FileNotFoundError:
@@ -182,17 +182,34 @@ class Store:
     def cache(self) -> Path:
         return self.out / "cache"
 
-    def open(self) -> Store:
-        """Make the folder usable; ``UserError`` if it cannot be written or another version wrote it."""
-        stamp = self.out / "contseg.json"
-        if stamp.exists():
+    @property
+    def stamp(self) -> Path:
+        """Says which version of contseg wrote the folder."""
+        return self.out / "contseg.json"
+
+    def check(self) -> Store:
+        """``UserError`` if another version wrote the folder, or something else lies in the way; writes nothing."""
+        for path in (self.stamp, self.out / "leaderboard.md", self.out / "leaderboard.csv"):
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is no file, and would be written: remove it, or choose another --out")
+        for path in (self.records, self.cache):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path} is no folder, and would be filled: remove it, or choose another --out")
+        if self.stamp.exists():
             try:
-                version = json.loads(stamp.read_text()).get("format")
+                version = json.loads(self.stamp.read_text()).get("format")
             except (ValueError, AttributeError):
                 version = "unreadable"
             _check_format(self.out, version)
-        else:
-            write_json(stamp, {"format": FORMAT})
+        return self
+
+    def open(self) -> Store:
+        """``check``, and make the folder; ``UserError`` if it cannot be written."""
+        self.check()
+        if not self.stamp.exists():
+            write_json(self.stamp, {"format": FORMAT})
+        if not os.access(self.out, os.W_OK):
+            raise UserError(f"cannot write {self.out}: choose another folder with --out")
         return self
 
     def step(self, key: str) -> Path:

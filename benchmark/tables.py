@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from tabulate import tabulate
 
 from benchmark.board import Contest, Leaderboard
 from benchmark.cells import CONTEST, COST, METRICS, WITH_STD, marked_name, plain_name, unmarked
+from benchmark.store import replacing
 
 # column -> title; mIoU in per cent
 TITLES = {
@@ -161,7 +161,5 @@ def as_csv(board: Leaderboard) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -63,7 +63,10 @@ def _read(file: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors each have their own
-        raise UserError(f"model.weights={file} cannot be read: {_first_line(error)}") from error
+        holds = "holds Python objects, not loaded" if "Unsupported" in str(error) else "is damaged"
+        raise UserError(
+            f"model.weights={file} {holds}: a file of weights is a state dict of torch.save, or .safetensors"
+        ) from error
     for name in ("state_dict", "model"):  # checkpoints often hold the weights under one of these
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datasets.scenario import BACKGROUND
 from methods.base import Batch, CrossEntropy, Method, Term
+from methods.ranges import Weight
 from methods.registry import register_method
 
 Formulation: TypeAlias = Literal["intended", "released"]
@@ -76,7 +77,7 @@ def ported_distillation(logits: Tensor, old_logits: Tensor, gradient_scaling: fl
 
 
 @register_method("CIL", paper="Klingner et al., ITSC 2020, arXiv 2005.06050")
-def cil(kd: float = 1.0, gradient_scaling: float = 1.0, formulation: Formulation = "intended") -> Method:
+def cil(kd: Weight = 1.0, gradient_scaling: Weight = 1.0, formulation: Formulation = "intended") -> Method:
     """Cross entropy on the labelled pixels, distillation on the others.
 
     The authors' weighting of the two was not found: both have weight 1.

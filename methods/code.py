@@ -30,7 +30,7 @@ from datasets.errors import UserError
 HOME = Path(__file__).resolve().parent.parent
 OURS = ("benchmark", "methods", "datasets", "run_benchmark")
 # what contseg itself is built on: their versions stand in every record, their code in no key
-LIBRARIES = ("torch", "torchvision", "numpy", "PIL", "accelerate")
+LIBRARIES = ("torch", "torchvision", "numpy", "PIL", "accelerate", "msgspec")
 STDLIB = Path(os.__file__).resolve().parent
 
 

@@ -25,6 +25,7 @@ from datasets.scenario import Step
 from methods.base import Batch, Method, Reduce, SegOutput, Term, full_precision, resize
 from methods.lwf_mc import log_partition
 from methods.modules import without_norms
+from methods.ranges import Weight
 from methods.registry import register_method
 
 # --- the network ---------------------------------------------------------------------------------------------------
@@ -166,11 +167,11 @@ class Auxiliary(Term):
 
 @register_method("DKD", paper="Baek et al., NeurIPS 2022, arXiv 2210.05941")
 def dkd(
-    kd: float = 5.0,
-    evidence: float = 5.0,
-    first_positive: float = 2.0,
-    positive: float = 1.0,
-    encoder_lr: float = 0.1,
+    kd: Weight = 5.0,
+    evidence: Weight = 5.0,
+    first_positive: Weight = 2.0,
+    positive: Weight = 1.0,
+    encoder_lr: Weight = 0.1,
 ) -> Method:
     """Decomposed knowledge distillation: sigmoid classifiers, evidence for and against distilled separately.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from methods.base import Batch, CrossEntropy, Method, Term
 from methods.lwf import Distillation
+from methods.ranges import Weight
 from methods.registry import register_method
 
 
@@ -26,7 +27,7 @@ class FeatureDistillation(Term):
 
 
 @register_method("ILT", paper="Michieli and Zanuttigh, ICCV workshops 2019, arXiv 1907.13372")
-def ilt(kd: float = 100.0, features: float = 100.0) -> Method:
+def ilt(kd: Weight = 100.0, features: Weight = 100.0) -> Method:
     """Distillation of the output and of the encoder's features.
 
     kd: weight of the output distillation; 100 in the releases of MiB and SDR

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.base import Batch, CrossEntropy, Method, Term
+from methods.ranges import Weight
 from methods.registry import register_method
 
 
@@ -30,7 +31,7 @@ class Distillation(Term):
 
 
 @register_method("LwF", paper="Li and Hoiem, ECCV 2016, arXiv 1606.09282")
-def lwf(kd: float = 100.0) -> Method:
+def lwf(kd: Weight = 100.0) -> Method:
     """Cross entropy and distillation of the old classes' distribution.
 
     kd: weight of the distillation; 100 in the releases of MiB and SDR, whose loss has the factor 1/O

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datasets.scenario import VOID
 from methods.base import Batch, Method, Term
+from methods.ranges import Weight
 from methods.registry import register_method
 
 
@@ -76,7 +77,7 @@ def own_logit(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @register_method("LwF-MC", paper="Rebuffi et al., CVPR 2017, arXiv 1611.07725")
-def lwf_mc(kd: float = 10.0, targets: Literal["added", "replaced", "replaced_foreground"] = "added") -> Method:
+def lwf_mc(kd: Weight = 10.0, targets: Literal["added", "replaced", "replaced_foreground"] = "added") -> Method:
     """Binary cross entropy and binary distillation of the old classes.
 
     kd: weight of the distillation; 10 in the releases of MiB and SDR

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from datasets.scenario import VOID, Step
 from methods.base import Batch, Method, Term
 from methods.losses import tiles
+from methods.ranges import Weight
 from methods.registry import register_method
 
 
@@ -211,7 +212,7 @@ def background_shares(model: Any, step: Step) -> None:
 
 
 @register_method("MiB", paper="Cermelli et al., CVPR 2020, arXiv 2002.00718")
-def mib(kd: float = 10.0) -> Method:
+def mib(kd: Weight = 10.0) -> Method:
     """Unbiased cross entropy, unbiased distillation, and new classifier rows that share background's probability.
 
     kd: weight of the distillation; 10 in the authors' release, 100 for its 15-1 (issues 22 and 43 there)

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from datasets.scenario import BACKGROUND, VOID
 from methods.base import Batch, Method, Reduce, StepContext, Term, alone, full_precision, resize
 from methods.mib import background_shares
+from methods.ranges import Weight
 from methods.registry import register_method
 
 Formulation: TypeAlias = Literal["intended", "released"]
@@ -246,7 +247,7 @@ def histogram_medians(
 
 
 @register_method("PLOP", paper="Douillard et al., CVPR 2021, arXiv 2011.11390")
-def plop(pod: float = 0.01, pod_logits: float = 0.0005, formulation: Formulation = "intended") -> Method:
+def plop(pod: Weight = 0.01, pod_logits: Weight = 0.0005, formulation: Formulation = "intended") -> Method:
     """Local POD distillation, pseudo-labels for background, and MiB's initialisation.
 
     pod: factor of the encoder's stages and the embedding; 0.01 in the authors' release (ADE20K scripts: 0.001)

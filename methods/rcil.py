@@ -32,6 +32,7 @@ from methods.base import Batch, CrossEntropy, Method, StepContext, Term, full_pr
 from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation, background_shares
 from methods.modules import drawn_from, is_norm
 from methods.plop import fold_new_into_background
+from methods.ranges import Weight
 from methods.registry import register_method
 
 # --- the network ---------------------------------------------------------------------------------------------------
@@ -261,9 +262,9 @@ def maps(out: Any) -> list[Tensor]:
 
 @register_method("RCIL", paper="Zhang et al., CVPR 2022, arXiv 2203.05402")
 def rcil(
-    kd: float = 100.0,
-    factor: float = 0.01,
-    last: float = 0.0005,
+    kd: Weight = 100.0,
+    factor: Weight = 0.01,
+    last: Weight = 0.0005,
     start: Literal["kept", "merged"] = "kept",
 ) -> Method:
     """MiB with two parallel branches, merged after each step, and pooled cube distillation.

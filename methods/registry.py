@@ -10,8 +10,9 @@ A method, or an add-on to one, is a decorated factory whose typed keyword argume
         \"\"\"
 
 A docstring line ``name: text`` says what a parameter is and where its default comes from; ``list methods --long``
-shows it. Built-ins are found because they lie in this folder, others through ``load_plugins`` or an installed
-package's entry point in the group ``contseg.methods``. Built-ins have exactly the form of a plugin.
+shows it. A type may have a range (``methods.ranges``). Built-ins are found because they lie in this folder, others
+through ``load_plugins`` or an installed package's entry point in the group ``contseg.methods``. Built-ins have exactly
+the form of a plugin.
 
 Grammar: ``part(+part)*``, ``part = name[key=value, ...]``; the first part is a method, the others are add-ons.
 Values: numbers, words, ``none``, ``true``/``false``, ``(1, 2, 4)``; ``a|b|c`` sweeps (``expand_methods``).
@@ -40,6 +41,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from datasets.errors import UserError, unknown
 from methods import code
+from methods.ranges import admit, plain, type_name
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -63,7 +65,7 @@ class Parameter:
     @property
     def type_name(self) -> str:
         """The annotation as people write it: ``float``, ``tuple[int, ...]``, ``intended | released``."""
-        return _type_name(self.annotation)
+        return type_name(self.annotation)
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def _origin(factory: Factory) -> str:
 
 
 def _parameters(kind: str, name: str, factory: Factory) -> tuple[Parameter, ...]:
-    hints = typing.get_type_hints(factory)
+    hints = typing.get_type_hints(factory, include_extras=True)
     notes = dict(re.findall(r"^ *(\w+): (.+)$", inspect.getdoc(factory) or "", re.MULTILINE))
     found = []
     for parameter in inspect.signature(factory).parameters.values():
@@ -237,7 +239,7 @@ def _parameters(kind: str, name: str, factory: Factory) -> tuple[Parameter, ...]
             raise UserError(f"{kind} {name!r} of {_origin(factory)}: parameter {parameter} needs a name and a type")
         annotation = hints[parameter.name]
         if not _known_type(annotation):
-            raise UserError(f"{kind} {name!r} of {_origin(factory)}: no text can give a {_type_name(annotation)}")
+            raise UserError(f"{kind} {name!r} of {_origin(factory)}: no text can give a {type_name(annotation)}")
         found.append(Parameter(parameter.name, annotation, parameter.default, notes.get(parameter.name, "")))
     return tuple(found)
 
@@ -296,17 +298,20 @@ def _values(entry: Entry, given: dict[str, str]) -> dict[str, Any]:
             try:
                 values[p.name] = coerce(given[p.name], p.annotation)
             except ValueError:
-                if typing.get_origin(p.annotation) is Literal:
-                    raise unknown(f"{p.name} of {entry.name}", given[p.name], typing.get_args(p.annotation)) from None
+                if typing.get_origin(plain(p.annotation)) is Literal:
+                    choices = typing.get_args(plain(p.annotation))
+                    raise unknown(f"{p.name} of {entry.name}", given[p.name], choices) from None
                 problem = f"{entry.name}[{p.name}={given[p.name]}]"
                 raise UserError(f"{problem}: {given[p.name]!r} is not of the type {p.type_name}") from None
+            values[p.name] = admit(f"{p.name} of {entry.name}", values[p.name], p.annotation, given[p.name])
         elif p.default is REQUIRED:
             raise UserError(f"{entry.kind} {entry.name} needs its parameter {p.name!r} ({p.type_name})")
     return values
 
 
 def coerce(text: str, annotation: Any) -> Any:
-    """The value that a text stands for; ``ValueError`` if it is not of the type."""
+    """The value that a text stands for; ``ValueError`` if it is not of the type. Ranges are left to ``admit``."""
+    annotation = plain(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is types.NoneType:
         return {"none": None}[text.lower()] if text.lower() == "none" else _fail(text)
@@ -341,18 +346,13 @@ def _fail(text: str) -> typing.NoReturn:
 
 
 def _known_type(annotation: Any) -> bool:
+    annotation = plain(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return all(isinstance(choice, str) for choice in arguments)
     if origin in (typing.Union, types.UnionType, tuple):
         return all(_known_type(a) for a in arguments if a is not ...)
     return annotation in (bool, int, float, str, types.NoneType)
-
-
-def _type_name(annotation: Any) -> str:
-    if typing.get_origin(annotation) is Literal:
-        return " | ".join(map(str, typing.get_args(annotation)))
-    return inspect.formatannotation(annotation).replace("typing.", "")
 
 
 # --- from values to a label ----------------------------------------------------------------------------------------

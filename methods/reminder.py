@@ -24,6 +24,7 @@ from torch import Tensor
 from datasets.scenario import VOID
 from methods.base import Batch, Method, Reduce, StepContext, Term, full_precision
 from methods.plop import plop
+from methods.ranges import Positive, Weight
 from methods.registry import register_method
 
 
@@ -128,11 +129,11 @@ class SimilarityDistillation(Term):
 
 @register_method("REMINDER", paper="Phan et al., CVPR 2022")
 def reminder(
-    csw: float = 0.5,
-    delta: float = 0.0,
-    temperature: float = 3.0,
-    pod: float = 0.01,
-    pod_logits: float = 0.0005,
+    csw: Weight = 0.5,
+    delta: Weight = 0.0,
+    temperature: Positive = 3.0,
+    pod: Weight = 0.01,
+    pod_logits: Weight = 0.0005,
 ) -> Method:
     """PLOP with distillation on new classes' pixels, weighted by the similarity of classes.
 

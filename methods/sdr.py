@@ -22,6 +22,7 @@ from datasets.scenario import Step
 from methods.base import Batch, CrossEntropy, Method, StepContext, Term
 from methods.losses import class_sums, hot, tiles
 from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
+from methods.ranges import Weight
 from methods.registry import register_addon, register_method
 
 PAPER = "Michieli and Zanuttigh, CVPR 2021, arXiv 2103.06342"
@@ -296,10 +297,10 @@ class _ExpSums(torch.autograd.Function):
 
 @register_addon("SDR", paper=PAPER)
 def latent(
-    matching: float | None = 1e-2,
-    attraction: float | None = 1e-3,
-    repulsion: float | None = 1e-3,
-    sparsity: float | None = 1e-3,
+    matching: Weight | None = 1e-2,
+    attraction: Weight | None = 1e-3,
+    repulsion: Weight | None = 1e-3,
+    sparsity: Weight | None = 1e-3,
     formulation: Formulation = "intended",
 ) -> Method:
     """The four latent terms, to be added to any method.
@@ -324,11 +325,11 @@ def latent(
 
 @register_method("SDR", paper=PAPER)
 def sdr(
-    kd: float = 100.0,
-    matching: float | None = 1e-2,
-    attraction: float | None = 1e-3,
-    repulsion: float | None = 1e-3,
-    sparsity: float | None = 1e-3,
+    kd: Weight = 100.0,
+    matching: Weight | None = 1e-2,
+    attraction: Weight | None = 1e-3,
+    repulsion: Weight | None = 1e-3,
+    sparsity: Weight | None = 1e-3,
     formulation: Formulation = "intended",
 ) -> Method:
     """The released preset: MiB's losses without its initialisation, and the four latent terms.

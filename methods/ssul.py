@@ -24,6 +24,7 @@ from datasets.scenario import BACKGROUND, VOID, Step
 from methods.base import Batch, Method, SegOutput, Term, full_precision, resize
 from methods.lwf_mc import log_partition, own_logit
 from methods.modules import beside, drawn_from, norm_like, without_norms
+from methods.ranges import Share, Weight
 from methods.registry import register_method
 
 UNKNOWN = 0
@@ -164,7 +165,7 @@ class UnknownBCE(Term):
 
 
 @register_method("SSUL", paper="Cha et al., NeurIPS 2021, arXiv 2106.11562")
-def ssul(threshold: float = 0.7, encoder_lr: float = 0.1, later_lr: float = 10.0) -> Method:
+def ssul(threshold: Share = 0.7, encoder_lr: Weight = 0.1, later_lr: Weight = 10.0) -> Method:
     """Unknown channel, pseudo-labels and a frozen network; without saliency and without memory.
 
     threshold: sigmoid from which the previous model's class becomes a pseudo-label; 0.7 as released

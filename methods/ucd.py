@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from datasets.scenario import BACKGROUND, VOID
 from methods.base import Batch, Method, Term, full_precision, shrink_labels
+from methods.ranges import Positive, Weight
 from methods.registry import register_addon
 
 FAR = -1e9  # a similarity that takes no part in a log-sum-exp, without the NaN gradient of -inf
@@ -150,7 +151,7 @@ class UncertaintyContrast(Term):
 
 
 @register_addon("UCD", paper="Yang et al., TPAMI 2022, arXiv 2203.14098")
-def ucd(weight: float = 0.01, temperature: float = 0.07) -> Method:
+def ucd(weight: Weight = 0.01, temperature: Positive = 0.07) -> Method:
     """Uncertainty-aware contrastive distillation, in the consistent form.
 
     weight: of the contrastive term; 1/100 as released (train.py:116)

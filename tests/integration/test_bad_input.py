@@ -1,14 +1,18 @@
 """A user's mistake: one clear line, exit code 2, no traceback, nothing half-written."""
 
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from benchmark.weights import load_weights
+from datasets.errors import UserError
 from run_benchmark import main
 
 SMALL = ["--set", "model.backbone=tiny", "train.updates=2", "train.batch=4", "train.crop=48", "train.scale="]
@@ -21,8 +25,9 @@ def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., s
     def call(*words: object) -> str:
         out = tmp_path / "out"
         before = sorted(out.rglob("*")) if out.exists() else []
+        given = [] if "--out" in words else ["--out", str(out)]
         try:
-            code = main([*map(str, words), "--out", str(out)])
+            code = main([*map(str, words), *given])
         except SystemExit as left:  # argparse
             code = int(left.code or 0)
         err = capsys.readouterr().err.strip()
@@ -30,9 +35,8 @@ def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., s
         lines = [x for x in err.splitlines() if x.startswith(("error:", "run_benchmark.py"))]
         assert len(lines) == 1 and "Traceback" not in err, err
         after = sorted(p for p in out.rglob("*") if p.is_file()) if out.exists() else []
-        assert not [
-            p for p in after if p not in before and ("records" in p.parts or p.suffix in (".tmp", ".safetensors"))
-        ]
+        new = [p for p in after if p not in before]
+        assert not [p for p in new if "records" in p.parts or p.suffix in (".tmp", ".safetensors")]
         return lines[0]
 
     return call
@@ -55,6 +59,15 @@ def voc_folder(root: Path, names: tuple[str, ...] = ("a", "b", "c", "d")) -> Pat
     for split in ("train", "val"):
         (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
     return root
+
+
+def shapes(*sets: str) -> list[str]:
+    """The small grid with other values of the configuration."""
+    return [*grid(), *sets]
+
+
+def plan(*words: str) -> list[str]:
+    return ["plan", "--scenarios", "shapes/3-3/overlapped", *words]
 
 
 def own(root: Path, scenario: str = "mine/1-1/overlapped") -> list[str]:
@@ -119,6 +132,200 @@ def test_label_out_of_range_names_file_and_value(fails: Callable[..., str], tmp_
 )  # fmt: skip
 def test_names_and_values(fails: Callable[..., str], words: list[str], wanted: str) -> None:
     assert wanted in fails(*words)
+
+
+OF_A_VALUE = [
+    (shapes("train.lr=-1"), "train.lr must be > 0, not -1"),
+    (shapes("train.lr=0.1,0"), "train.lr must be > 0, not 0.1,0"),
+    (shapes("train.lr=inf"), "train.lr must be 1 or more numbers > 0, not inf"),
+    (shapes("train.lr="), "train.lr must be 1 or more numbers > 0, not empty"),
+    (shapes("train.epochs=nan"), "train.epochs must be 1 or more numbers > 0, not nan"),
+    (shapes("train.batch=2.5"), "train.batch must be 1 or more whole numbers >= 1, not 2.5"),
+    (shapes("train.updates=0"), "train.updates must be >= 1, not 0"),
+    (shapes("train.accumulate=0"), "train.accumulate must be >= 1, not 0"),
+    (shapes("train.momentum=-1"), "train.momentum must be >= 0 and < 1, not -1"),
+    (shapes("train.momentum=2"), "train.momentum must be >= 0 and < 1, not 2"),
+    (shapes("train.nesterov=maybe"), "train.nesterov must be true or false, not maybe"),
+    (shapes("train.weight_decay=-1"), "train.weight_decay must be >= 0, not -1"),
+    (shapes("train.power=-1"), "train.power must be >= 0, not -1"),
+    (shapes("train.clip=-1"), "train.clip must be >= 0, not -1"),
+    (shapes("train.precision=fp8"), "unknown train.precision 'fp8': did you mean 'fp16'? Known: bf16, double, fp16, "
+     "no"),
+    (shapes("train.crop=0"), "train.crop must be >= 1, not 0"),
+    (shapes("train.crop=1,2,3"), "train.crop must be 1 to 2 whole numbers >= 1, not 1,2,3"),
+    (shapes("train.scale=2,0.5"), "train.scale must be empty or two ascending numbers such as 0.5,2, not 2,0.5"),
+    (shapes("train.scale=1"), "train.scale must be empty or two ascending numbers such as 0.5,2, not 1"),
+    (shapes("train.flip=v"), "unknown train.flip 'v': did you mean 'hv'? Known: h, hv, none"),
+    (shapes("eval.crop=0"), "eval.crop must be >= 1, not 0"),
+    (shapes("eval.split=test"), "unknown eval.split 'test': did you mean 'tune'? Known: tune, val"),
+    (shapes("run.workers=-1"), "run.workers must be >= 0 and <= 128, not -1"),
+    (shapes("run.workers=1000000"), "run.workers must be >= 0 and <= 128, not 1000000"),
+    (shapes("run.eval_batch=0"), "run.eval_batch must be >= 1, not 0"),
+    (shapes("run.checkpoint_minutes=0"), "run.checkpoint_minutes must be > 0, not 0"),
+    (shapes("run.checkpoint_updates=-1"), "run.checkpoint_updates must be >= 0, not -1"),
+    (shapes("run.tracker=foo"), "unknown run.tracker 'foo': Known: aim, clearml, comet_ml, dvclive, mlflow, none, "
+     "swanlab, tensorboard, trackio, wandb"),
+    (shapes("run.compile=2"), "run.compile must be true or false, not 2"),
+    ([*shapes("launch.workers=-2"), "--launcher", "local"], "launch.workers must be >= 0 and <= 128, not -2"),
+    (shapes("launch.nodes=0"), "launch.nodes must be >= 1, not 0"),
+    (shapes("model.norm=layer"), "unknown model.norm 'layer': Known: batch, frozen, group, sync"),
+    (shapes("model.pooling=-1"), "model.pooling must be >= 0, not -1"),
+    (shapes("model.output_stride=16"), "model.output_stride=16: tiny has 4"),
+    (shapes("model.weights=imagenet"), "model.weights=imagenet: there are none for tiny; set model.weights=none"),
+    (shapes("model.weights=/nowhere.pth"), "model.weights=/nowhere.pth: no such file (or one of: auto, imagenet, "
+     "none)"),
+    ([*shapes(), "--seeds", "-1"], "seeds must be >= 0 and <= 4294967295, not -1"),
+    (grid("RW[every=0]"), "every of RW must be >= 1, not 0"),
+    (grid("EWC[alpha=2]"), "alpha of EWC must be >= 0 and <= 1, not 2"),
+    (grid("MiB[kd=10|-1]"), "kd of MiB must be >= 0, not -1"),
+    (grid("REMINDER[temperature=0]"), "temperature of REMINDER must be > 0, not 0"),
+    (grid("FT+SDR[matching=-1]"), "matching of SDR must be a number >= 0 or none, not -1"),
+    (grid("SSUL[threshold=1.5]"), "threshold of SSUL must be >= 0 and <= 1, not 1.5"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "line"), OF_A_VALUE, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_value_out_of_its_range(fails: Callable[..., str], words: list[str], line: str, tmp_path: Path) -> None:
+    assert fails(*words) == f"error: {line}"
+    assert not (tmp_path / "out").exists()
+
+
+OF_A_FILE = [
+    ('data = "x"', "data must be a table of names and texts, not 'x'"),
+    ("data.voc = 3", "data must be a table of names and texts, not {'voc': 3}"),
+    ("train = 3", "train must be a table, [train], not 3"),
+    ("seeds = 1.5", "seeds must be 1 or more whole numbers >= 0 and <= 4294967295, not 1.5"),
+    ("seeds = []", "seeds must be 1 or more whole numbers >= 0 and <= 4294967295, not []"),
+    ("seeds = ['0']", "seeds must be 1 or more whole numbers >= 0 and <= 4294967295, not '0'"),
+    ("methods = [1]", "methods must be any number of texts, not 1"),
+    ("protocol = ['sdr']", "protocol must be a text, not 'sdr'"),
+    ("[train]\nlr = '0.01'", "train.lr must be 1 or more numbers > 0, not '0.01'"),
+    ("[train]\nlr = true", "train.lr must be 1 or more numbers > 0, not True"),
+    ("[train]\nlr = inf", "train.lr must be finite, not inf"),
+    ("[train]\nlr = [0.1, 'x']", "train.lr must be 1 or more numbers > 0, not [0.1, 'x']"),
+    ("[train]\nmomentum = [0.9]", "train.momentum must be a number >= 0 and < 1, not 0.9"),
+    ("[train]\nnesterov = 1", "train.nesterov must be true or false, not 1"),
+    ("[train]\nflip = 1", 'train.flip must be "none", "h" or "hv", not 1'),
+    ("[run]\nworkers = 1.0", "run.workers must be a whole number >= 0 and <= 128, not 1.0"),
+    ("[launch]\npartition = 3", "launch.partition must be a text, not 3"),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), OF_A_FILE, ids=lambda value: value)
+def test_a_value_of_another_type_in_a_file(fails: Callable[..., str], text: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(text)
+    assert fails("plan", "--config", tmp_path / "grid.toml") == f"error: {tmp_path}/grid.toml: {line}"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([*grid(), "--out", ""], "--out: the name of the folder is empty"),
+        ([*grid(), "--out", "FILE"], "--out: cannot write into FILE, a file: name a folder"),
+        ([*grid(), "--out", "FILE/below"], "cannot write FILE/below/contseg.json: Not a directory; choose another "
+         "folder with --out"),
+        ([*grid(), "--out", "/proc/x"], "cannot write /proc/x/contseg.json: No such file or directory; choose another "
+         "folder with --out"),
+        (["report", "--figures", "FILE"], "--figures: cannot write into FILE, a file: name a folder"),
+        (["report", "--predictions", "-3"], "--predictions must be a whole number >= 0, not -3"),
+        (["report", "--predictions", "few"], "--predictions must be a whole number >= 0, not few"),
+        (["report", "--data", "voc"], "--data voc: write NAME=PATH, for example voc=/data/VOCdevkit"),
+        ([*grid(), "--data", "a=1", "a=2"], "--data: a is given twice, as 1 and as 2"),
+        ([*grid(), "--only", "0"], "--only '0': no step has a key that begins with it; `plan --json` "
+         "prints the keys"),
+        ([*grid(), "--only", ""], "--only '': 2 steps have keys that begin with it; `plan --json` prints the keys"),
+        ([*grid(), "--config", "FOLDER"], "FOLDER is a folder, not a configuration"),
+        ([*grid(), "--config", "PIPE"], "PIPE is no regular file, not a configuration"),
+        (["cache", "list"], "no trained steps: there is no folder OUT/cache"),
+        (["check"], "check what? Name methods, for example `check MiB`, or give --all alone"),
+        (["check", "MiB", "--all"], "check what? Name methods, for example `check MiB`, or give --all alone"),
+        (["list", "methods", "--task", "15-1"], "--task choose among published results: `list published --task 15-1`"),
+    ],
+)  # fmt: skip
+def test_paths_and_options(fails: Callable[..., str], words: list[str], line: str, tmp_path: Path) -> None:
+    names = {name: str(tmp_path / name.lower()) for name in ("FILE", "FOLDER", "PIPE", "OUT")}
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+
+    def put(text: str) -> str:
+        for name, path in names.items():
+            text = text.replace(name, path)
+        return text
+
+    given = ["--out", str(tmp_path / "out")] if words[0] in ("report", "cache") else []
+    if words[0] in ("check", "list"):
+        assert main(words) == 2
+        return
+    assert fails(*map(put, words), *given) == f"error: {put(line)}"
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("contseg.json", "is no file, and would be written: remove it, or choose another --out"),
+        ("leaderboard.md", "is no file, and would be written: remove it, or choose another --out"),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file(fails: Callable[..., str], name: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    assert fails(*grid()) == f"error: {tmp_path}/out/{name} {line}"
+
+
+@pytest.mark.parametrize("name", ["records", "cache"])
+def test_a_file_in_the_place_of_a_folder(fails: Callable[..., str], name: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("")
+    line = "is no folder, and would be filled: remove it, or choose another --out"
+    assert fails(*grid()) == f"error: {tmp_path}/out/{name} {line}"
+
+
+def test_a_rejected_run_writes_nothing(fails: Callable[..., str], tmp_path: Path) -> None:
+    for words in (grid("Mib"), shapes("train.lr=0"), grid(scenario="shapes/19-1/overlapped"), shapes("train.batch=1")):
+        fails(*words)
+        assert not (tmp_path / "out").exists(), words
+
+
+def test_a_report_passes_by_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "records").mkdir()
+    os.mkfifo(tmp_path / "records/step0.json")
+    assert main(["report", "--out", str(tmp_path)]) == 2
+    assert "step0.json: unreadable or cut short (not a regular file)" in capsys.readouterr().err
+
+
+def test_a_grid_of_which_every_cell_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("benchmark.runner.Runner._train", broken)
+    assert main([*grid(), "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert told.err.endswith("failed: shapes/3-3/overlapped step 1 FT seed 0: not trained, as shapes/3-3/overlapped "
+                             "step 0 FT seed 0 is not there\n")  # fmt: skip
+    assert "failed: shapes/3-3/overlapped step 0 FT seed 0: RuntimeError: out of memory" in told.err
+    assert "no records" not in told.err
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "what"),
+    [
+        ("text.pth", lambda path: path.write_text("hello"), "is damaged"),
+        ("cut.safetensors", lambda path: path.write_bytes(b"12345678901"), "is damaged"),
+        ("model.pth", lambda path: torch.save(torch.nn.Linear(1, 1), path), "holds Python objects, not loaded"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_weights(
+    fails: Callable[..., str], name: str, write: Callable[[Path], object], what: str, tmp_path: Path
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(UserError) as found:
+        load_weights(torch.nn.Linear(1, 1), tmp_path / name)
+    assert str(found.value) == (
+        f"model.weights={tmp_path / name} {what}: a file of weights is a state dict of torch.save, or .safetensors"
+    )
 
 
 def test_an_empty_step_is_known_before_anything_is_trained(fails: Callable[..., str], tmp_path: Path) -> None:

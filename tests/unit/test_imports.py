@@ -15,7 +15,7 @@ OURS = {"run_benchmark", "benchmark", "methods", "datasets", "tests", "results"}
 # folder or file -> what of ours it may import, and which third parties (None: any)
 RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "datasets": ({"datasets"}, {"torch", "torchvision", "numpy", "PIL", "tqdm", "scipy", "pycocotools"}),
-    "methods": ({"methods", "datasets.scenario", "datasets.errors"}, {"torch"}),
+    "methods": ({"methods", "datasets.scenario", "datasets.errors"}, {"torch", "msgspec"}),
     "benchmark": ({"benchmark", "methods", "datasets"}, None),
     "run_benchmark.py": ({"benchmark", "datasets.errors"}, set()),
 }
