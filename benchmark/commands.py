@@ -214,10 +214,8 @@ def _only(plan: Plan, wanted: Sequence[str]) -> tuple[str, ...]:
     for text in wanted:
         found = [key for key in plan.nodes if key.startswith(text)]
         if len(found) != 1:
-            which = (
-                f"{len(found)} steps have keys that begin" if found else "no step of this grid has a key that begins"
-            )
-            raise UserError(f"--only {text!r}: {which} with it; `plan --json` prints the keys")
+            how = f"{len(found)} steps have keys that begin" if found else "no step has a key that begins"
+            raise UserError(f"--only {text!r}: {how} with it; `plan --json` prints the keys")
         keys += found
     return tuple(keys)
 

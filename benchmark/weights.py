@@ -63,9 +63,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors each have their own
-        holds = "holds Python objects, not loaded" if "Unsupported" in str(error) else "is damaged"
+        why = "it holds Python objects" if "Unsupported" in str(error) else "it is damaged"
         raise UserError(
-            f"model.weights={file} {holds}: a file of weights is a state dict of torch.save, or .safetensors"
+            f"model.weights={file} cannot be read, {why}: it has to be a state dict of torch.save, or .safetensors"
         ) from error
     for name in ("state_dict", "model"):  # checkpoints often hold the weights under one of these
         if isinstance(state, dict) and isinstance(state.get(name), dict):

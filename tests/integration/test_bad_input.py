@@ -312,9 +312,9 @@ def test_a_grid_of_which_every_cell_fails(
 @pytest.mark.parametrize(
     ("name", "write", "what"),
     [
-        ("text.pth", lambda path: path.write_text("hello"), "is damaged"),
-        ("cut.safetensors", lambda path: path.write_bytes(b"12345678901"), "is damaged"),
-        ("model.pth", lambda path: torch.save(torch.nn.Linear(1, 1), path), "holds Python objects, not loaded"),
+        ("text.pth", lambda path: path.write_text("hello"), "it is damaged"),
+        ("cut.safetensors", lambda path: path.write_bytes(b"12345678901"), "it is damaged"),
+        ("model.pth", lambda path: torch.save(torch.nn.Linear(1, 1), path), "it holds Python objects"),
     ],
 )  # fmt: skip
 def test_a_file_that_holds_no_weights(
@@ -324,7 +324,8 @@ def test_a_file_that_holds_no_weights(
     with pytest.raises(UserError) as found:
         load_weights(torch.nn.Linear(1, 1), tmp_path / name)
     assert str(found.value) == (
-        f"model.weights={tmp_path / name} {what}: a file of weights is a state dict of torch.save, or .safetensors"
+        f"model.weights={tmp_path / name} cannot be read, {what}: it has to be a state dict of torch.save, or "
+        ".safetensors"
     )
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, resnet
 
+from benchmark.config import Config, checked
 from benchmark.encoders import build_encoder, set_output_stride
 from benchmark.model import ASPP, IncrementalClassifier, build_model, set_norm, sliding_mean
 from benchmark.model_config import BACKBONES, ModelConfig, check, model_identity
@@ -260,12 +261,12 @@ def test_check_spells_out_what_was_left_open() -> None:
         (ModelConfig("tiny", 16), "tiny has 4"),
         (ModelConfig("tiny", weights="imagenet"), "none for tiny; set model.weights=none"),
         (ModelConfig(weights="imagenet", norm="group"), "trained with BatchNorm"),
-        (ModelConfig(pooling=-1), "model.pooling=-1"),
+        (ModelConfig(pooling=-1), "model.pooling must be >= 0, not -1"),
     ],
 )
 def test_a_network_that_cannot_be_had(config: ModelConfig, line: str) -> None:
     with pytest.raises(UserError, match=line):
-        check(config)
+        check(checked(Config(model=config)).model)
 
 
 def test_the_table_of_weights_is_torchvisions() -> None:
