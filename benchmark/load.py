@@ -67,13 +67,33 @@ def term_states(terms: dict[str, Term]) -> dict[str, Tensor]:
     return {f"{n}:{k}": v for n, t in terms.items() for k, v in t.state_dict().items()}
 
 
-def load_step(out: str | Path, key: str, method: str = "") -> tuple[Segmenter, Callable[[Tensor], Tensor]]:
+def load_step(
+    out: str | Path, key: str, method: str = "", device: torch.device | None = None
+) -> tuple[Segmenter, Callable[[Tensor], Tensor]]:
     """The network of a trained step, in evaluation mode, and a function from images to class maps (channels).
 
     ``key`` is a record's ``step_key`` or its first digits; ``method`` the one whose prediction rule is wanted, where
-    several share the step (default: that of the first). Raises ``UserError`` if the step is not in the cache of
-    ``out``, or its file is damaged.
+    several share the step (default: that of the first); ``device``: a CPU by default. Raises ``UserError`` if the step
+    is not in the cache of ``out``, or its file is damaged.
     """
+    model, built = load_trained(out, key, method, device)
+
+    @torch.inference_mode()
+    def predict(images: Tensor) -> Tensor:
+        prediction: Tensor = built.predict(model(images), (images.shape[-2], images.shape[-1]))
+        return prediction
+
+    return model, predict
+
+
+def load_trained(
+    out: str | Path, key: str, method: str = "", device: torch.device | None = None, plugins: bool = True
+) -> tuple[Segmenter, Method]:
+    """The network of a trained step as ``load_step`` gives it, and its method, with the states of its terms.
+
+    ``plugins=False``: the code that the file names is not run.
+    """
+    device = device or torch.device("cpu")
     store = Store(Path(out))
     found = sorted(store.cache.glob(f"{key[:2]}/{key}*/model.safetensors"))
     if len(found) != 1:
@@ -86,24 +106,18 @@ def load_step(out: str | Path, key: str, method: str = "") -> tuple[Segmenter, C
         terms_state = store.read_terms(found[0].parent.name)
     except LostStateError as lost:
         raise UserError(f"{lost}: run the grid again, it trains what is missing") from None
-    load_plugins(*meta["plugins"])
+    if plugins:
+        load_plugins(*meta["plugins"])
     built = build_method(method or meta["method"])
     steps = [Step(s["index"], s["setup"], tuple(s["old_classes"]), tuple(s["new_classes"])) for s in meta["steps"]]
     config = read_section(ModelConfig, "model", meta["model"], str(found[0]))
     model = skeleton(config, steps, built, 0)
     model.load_state_dict(tensors)
     terms = built.active(steps[-1])
-    load_terms(terms, terms_state, torch.device("cpu"))
+    load_terms(terms, terms_state, device)
     for path in sorted(found[0].parent.glob("observer-*.safetensors")):
         loaded = read_tensors(path)
         term = terms.get(loaded[1]["term"]) if loaded and "term" in loaded[1] else None
         if loaded and term is not None and describe(term) == loaded[1]["is"]:
-            term.load_state_dict(loaded[0])
-    model.eval().requires_grad_(False)
-
-    @torch.inference_mode()
-    def predict(images: Tensor) -> Tensor:
-        prediction: Tensor = built.predict(model(images), (images.shape[-2], images.shape[-1]))
-        return prediction
-
-    return model, predict
+            term.load_state_dict({k: v.to(device) for k, v in loaded[0].items()})
+    return model.to(device).eval().requires_grad_(False), built

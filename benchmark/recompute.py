@@ -5,30 +5,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from benchmark.config import PER_STEP, Config, EvalConfig, TrainConfig
-from benchmark.confusion import confusion
+from benchmark.evaluate import evaluate
+from benchmark.load import load_trained
 from benchmark.model_config import ModelConfig
 from benchmark.plan import make_plan
 from benchmark.protocol import Protocol, parse_protocol
-from benchmark.records import Record, Run, read_records
-from benchmark.store import digest, write_json
-from benchmark.stored import Stored, eval_crop
-from benchmark.verify import record_path, tuples
+from benchmark.records import Record, Run
+from benchmark.store import Store, digest, write_sealed
+from benchmark.stored import Stored, eval_crop, step_key
+from benchmark.testset import images_of
+from benchmark.verify import Matrix, disagreement, record_path, tuples
 from datasets.errors import UserError
 from datasets.scenario import Step
 from datasets.transforms import EvalTransform
-from datasets.view import seen
+from datasets.view import val_view
 
 
 def keys(stored: Stored, run: Run) -> list[tuple[str, str]]:
     """The keys (training, evaluation) that this suite's plan gives a run's steps, with the data and code that are here.
 
-    Plugins that a record names are not loaded: somebody else's record runs no code.
+    Plugins that a record names are not loaded: somebody else's record runs no code but what ``--plugin`` names.
     """
     first, trains = run.records[0], [r["config"]["train"] for r in run.records]
     per_step = {name: [t[name][0] for t in trains if t[name]] for name in PER_STEP}
@@ -68,52 +70,84 @@ class PixelCounter:
         return (*counts[: len(dataset.class_names)].tolist(), int(counts[255]))
 
 
-def reevaluate(records: Sequence[Record], protocol: Protocol, stored: Stored) -> tuple[list[Record], list[str]]:
+class Rescorer:
+    """The confusion matrices of stored networks, counted by the loop of ``run``; each network is evaluated once.
+
+    ``homes``: the results folders with the networks (default: that of ``stored``). ``foreign``: they are somebody
+    else's, no code that they name is run.
+    """
+
+    def __init__(self, stored: Stored, homes: Sequence[Path] = (), foreign: bool = False) -> None:
+        self.stored, self.homes, self.foreign = stored, homes or (stored.out,), foreign
+        self._matrices: dict[tuple[str, str], Matrix] = {}
+
+    def __call__(self, record: Record) -> Matrix | None:
+        """``None`` where the weights are not there; ``UserError`` where they are and cannot be scored."""
+        home = next((h for h in self.homes if Store(h).model(step_key(record)).exists()), None)
+        if home is None:
+            return None
+        place = (step_key(record), record["key"])
+        if place not in self._matrices:
+            try:
+                self._matrices[place] = self._score(record, home)
+            except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+                why = " ".join(str(error).split())[:200]
+                raise UserError(f"the network stored in {home} is not what the record describes ({why})") from error
+        return self._matrices[place]
+
+    def _score(self, record: Record, home: Path) -> Matrix:
+        model, method = load_trained(
+            home, step_key(record), record["method"], self.stored.device, plugins=not self.foreign
+        )
+        last = Store(home).meta(step_key(record))["steps"][-1]
+        if [0, *last["old_classes"], *last["new_classes"]] != record["channels"]:
+            raise ValueError("it knows other classes")
+        dataset = self.stored.dataset(record["dataset"])
+        step = Step(record["step"], record["setup"], (), tuple(record["channels"][1:]))
+        images, known = images_of(dataset, val_view(dataset), step, eval_crop(record))
+        return evaluate(
+            model,
+            method.predict,
+            images,
+            known,
+            len(dataset.class_names),
+            len(record["channels"]),
+            self.stored.device,
+            record["config"]["train"].get("precision", "no"),
+            title=f"{record['method']}, step {record['step']}: evaluation",
+        )
+
+
+def reevaluate(records: Sequence[Record], protocol: Protocol, rescore: Rescorer) -> tuple[list[Record], list[str]]:
     """The records as a protocol's own evaluation pass gives them, and a line for each that could not be had.
 
-    Records of that pass stay as they are. New ones are kept in ``reevaluated/<view>`` of the results folder, so that a
-    network is evaluated once. Evaluation is in float32.
+    Every one is scored by its stored network, also those of that very pass: a line says where the record itself
+    counts otherwise. They are written to ``reevaluated/<view>`` of the results folder.
     """
-    folder = stored.out / "reevaluated" / protocol.eval_view
-    kept = read_records(folder)[0] if folder.is_dir() else []
-    matrices = {r["key"]: r["matrix"] for r in kept}  # steps that several runs share are evaluated once
+    out = rescore.stored.out
     result: list[Record] = []
-    missing: dict[str, None] = {}
+    wrong: dict[str, None] = {}
     for record in records:
-        if record["protocol"]["eval_view"] == protocol.eval_view or record.get("split") != "val":
-            result.append(record)
-            continue
-        new = {**record, "protocol": with_view(record, protocol.eval_view).as_dict()}
-        new["key"] = digest({"evaluation": record["key"], "view": protocol.eval_view})
+        new, where = record, f"{record['method']}, {record['task']} step {record['step']}"
+        if record["protocol"]["eval_view"] != protocol.eval_view:
+            new = {**record, "protocol": with_view(record, protocol.eval_view).as_dict()}
+            new["key"] = digest({"evaluation": record["key"], "view": protocol.eval_view})
         try:
-            if new["key"] not in matrices:
-                matrices[new["key"]] = test_matrix(new, stored)
+            matrix = rescore(new)
         except UserError as error:
-            missing[f"{record['method']}, {record['task']} step {record['step']}: {error}"] = None
+            wrong[f"{where}: {error}"] = None
             continue
-        new["matrix"] = matrices[new["key"]]
-        result.append(new)
-        if not any(new == r for r in kept):
-            write_json(folder / record_path(new), new)
-    return result, list(missing)
+        if matrix is None:
+            wrong[f"{where}: not re-evaluated, its network is not in the cache of {out}"] = None
+            continue
+        if new is record and (fault := disagreement(record, matrix)):
+            wrong[f"{where}: {fault}"] = None
+        result.append({**new, "matrix": matrix})
+        write_sealed(out / "reevaluated" / protocol.eval_view / record_path(new), result[-1])
+    return result, list(wrong)
 
 
 def with_view(record: Record, view: str) -> Protocol:
     """A record's protocol with another evaluation pass."""
     name, _, changes = record["protocol"]["name"].partition("[")
     return parse_protocol(f"{name}[{changes.rstrip(']')},eval_view={view}]")
-
-
-def test_matrix(record: Record, stored: Stored) -> dict[str, list[list[int]]]:
-    """The confusion matrices of a stored network, evaluated as the record's protocol says."""
-    _, predict = stored.network(record)
-    dataset, new = stored.dataset(record["dataset"]), tuple(record["channels"][1:])
-    known = seen(dataset, Step(record["step"], record["setup"], (), new))
-    shape = (len(dataset.class_names) + 1, len(record["channels"]))
-    counts = torch.zeros(2, *shape, dtype=torch.int64, device=stored.device)
-    title = f"{record['method']}, step {record['step']}: evaluation"
-    for image_id, is_seen in zip(tqdm(dataset.ids("val"), desc=title, leave=False, disable=None), known, strict=True):
-        image, label = stored.picture(record, image_id)
-        prediction = predict(stored.batch(image))
-        counts[int(not is_seen)] += confusion(label[None].to(stored.device), prediction, *shape)
-    return {"seen": counts[0].tolist(), "unseen": counts[1].tolist()}

@@ -95,6 +95,12 @@ def record_files(folder: Path) -> list[Path]:
     return [path for base in nested or [folder] for path in sorted(base.rglob("*.json"))]
 
 
+def results_folders(folder: Path) -> list[Path]:
+    """The folders of which ``record_files`` are the records: they may hold the cache with the networks."""
+    nested = [folder] if (folder / "records").is_dir() else [p.parent for p in sorted(folder.glob("*/records"))]
+    return nested or [folder.resolve().parent]
+
+
 def read_records(folder: Path | str) -> tuple[list[Record], list[str]]:
     """All records below a folder, in the order of their paths, and one line for every file that was left out."""
     if not Path(folder).is_dir():

@@ -50,8 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --figures: what each step sees in N pictures",
     )
     add("--latent", action="store_true", help="with --figures: features and prototypes after every step")
-    add("--re-evaluate", action="store_true", help="run the protocol's own evaluation pass on the stored networks")
-    add("--verify", type=Path, metavar="DIR", help="check somebody's records, and merge those that hold into --out")
+    add("--re-evaluate", action="store_true", help="run the protocol's own evaluation pass on every stored network")
+    add(
+        "--verify",
+        type=Path,
+        metavar="DIR",
+        help="check somebody's records, score the networks beside them, merge what is accepted into --out",
+    )
+    add("--plugin", nargs="+", default=[], metavar="FILE.py", help="with --verify: run this code, methods of theirs")
     add("--data", nargs="+", default=[], metavar="NAME=PATH", help="where a data set lies, for the four options above")
 
 
@@ -63,6 +69,7 @@ def main(args: argparse.Namespace) -> int:
     from benchmark.protocol import parse_protocol
     from benchmark.reporter import FORMATS
     from datasets.errors import UserError, unknown
+    from methods.registry import load_plugins
 
     for form in args.format:
         if form not in FORMATS:
@@ -71,16 +78,21 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("--predictions and --latent need --figures DIR, the folder that they are written to")
     places(args.data)
     asked = [parse_protocol(text) for text in args.protocol or ()]  # a wrong word stops before anything is done
+    load_plugins(*args.plugin)
     problems = _verify(args) if args.verify else []
+    if args.verify and not args.records and not (args.out / "records").is_dir():
+        return 2  # nothing was accepted, and nothing was there before
     records, unread = _read(args.records or [args.out])
     problems += unread
     boards = []
+    if args.re_evaluate:
+        from benchmark.recompute import Rescorer, reevaluate
+
+        rescore = Rescorer(_stored(args))
     for protocol in asked or map(parse_protocol, dict.fromkeys(r["protocol"]["name"] for r in records)):
         pool = records
         if args.re_evaluate:
-            from benchmark.recompute import reevaluate
-
-            pool, missing = reevaluate(records, protocol, _stored(args))
+            pool, missing = reevaluate(records, protocol, rescore)
             problems += _warn(missing)
         boards.append(_board(args, pool, protocol))
     _write(args, boards)
@@ -143,20 +155,27 @@ def _draw(args: argparse.Namespace, board: Leaderboard) -> list[str]:
 
 
 def _verify(args: argparse.Namespace) -> list[str]:
-    """Check the records of ``--verify`` and merge the accepted runs into ``--out``; the refused ones."""
+    """Check the records of ``--verify`` and merge the accepted runs into ``--out``; what was not accepted."""
     from functools import partial
 
-    from benchmark.recompute import PixelCounter, keys
-    from benchmark.records import read_records
+    from benchmark.recompute import PixelCounter, Rescorer, keys
+    from benchmark.records import read_records, results_folders
     from benchmark.verify import merge, verify
+    from datasets.errors import UserError
 
     submitted, problems = read_records(args.verify)
+    problems = [line.replace("left out", "refused", 1) for line in problems]
+    print("\n".join(problems), end="\n" if problems else "")
+    if not submitted and not problems:
+        raise UserError(f"no records to verify below {args.verify}")
     known = read_records(args.out)[0] if (args.out / "records").is_dir() else []
     stored = _stored(args)
-    for run, faults in verify(submitted, known, PixelCounter(stored), partial(keys, stored)):
-        faults = faults or merge(run, args.out / "records")
-        print(f"refused: {run}: {'; '.join(faults)}" if faults else f"accepted: {run}")
-        problems += [f"refused {run}"] if faults else []
+    rescore = Rescorer(stored, results_folders(args.verify), foreign=True)
+    for verdict in verify(submitted, known, PixelCounter(stored), partial(keys, stored), rescore):
+        clash = merge(verdict.run, args.out / "records") if verdict.accepted else []
+        line = f"refused: {verdict.run}: {clash[0]}" if clash else str(verdict)
+        print(line)
+        problems += [line] if clash or not verdict.accepted else []
     return problems
 
 

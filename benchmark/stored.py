@@ -40,8 +40,7 @@ class Stored:
 
     def network(self, record: Record) -> tuple[Any, Callable[[Tensor], Tensor]]:
         """The network of a record's step, and its prediction: images (B, 3, H, W) -> channels (B, H, W)."""
-        model, predict = load_step(self.out, str(record.get("step_key", record["key"])), record["method"])
-        return model.to(self.device), predict
+        return load_step(self.out, step_key(record), record["method"], self.device)
 
     def picture(self, record: Record, image_id: str) -> tuple[Tensor, Tensor]:
         """A test picture (3, S, S') and its labels (S, S') as the record's step was evaluated, uint8."""
@@ -50,6 +49,11 @@ class Stored:
     def batch(self, image: Tensor) -> Tensor:
         """A picture as a network takes it: (1, 3, H, W)."""
         return normalise(image[None].to(self.device))
+
+
+def step_key(record: Record) -> str:
+    """The key of the weights that a record scores."""
+    return str(record.get("step_key", record["key"]))
 
 
 def eval_crop(record: Record) -> tuple[int, int] | None:

@@ -1,11 +1,14 @@
-"""Somebody else's records: are they whole, do they agree with themselves, with the data and with their own keys?
+"""Somebody else's records: are they whole, do they agree with themselves, with the data, with their own keys, and with
+the networks beside them?
 
-What is refused is refused with every reason. A run is accepted or refused as a whole.
+What is refused is refused with every reason; a run is accepted or refused as a whole. A seal is made without a key:
+it says that nothing broke on the way, not who wrote a record. Only weights that are scored again make a run accepted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +24,36 @@ from datasets.errors import UserError
 Recompute: TypeAlias = Callable[[Run], list[tuple[str, str]]]
 # how many test pixels bear each raw label, void last, as this record was evaluated; None where the data is not here
 Pixels: TypeAlias = Callable[[Record], Sequence[int] | None]
+Matrix: TypeAlias = dict[str, list[list[int]]]
+# a record's matrix, counted again with its network; None where there is none; UserError where it cannot be scored
+Rescore: TypeAlias = Callable[[Record], Matrix | None]
+
+PARTS = ("seen", "unseen")
+# by precision: the share of a class's pixels that may fall otherwise on another machine, and the pixels
+SAME = {"no": 0.001, "double": 0.001, "bf16": 0.01, "fp16": 0.01}
+FEW = 10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is held of a run. ``faults``: reasons against it; ``unscored``: steps whose weights are not there."""
+
+    run: Run
+    faults: tuple[str, ...]
+    unscored: tuple[int, ...]
+
+    @property
+    def accepted(self) -> bool:
+        """Nothing speaks against it, and every step was scored again from its weights."""
+        return not self.faults and not self.unscored
+
+    def __str__(self) -> str:
+        if self.faults:
+            return f"refused: {self.run}: {'; '.join(self.faults)}"
+        if self.unscored:
+            steps = ", ".join(map(str, self.unscored))
+            return f"consistent, not re-scored: {self.run}: no weights of step {steps} beside its records"
+        return f"accepted: {self.run}"
 
 
 def verify(
@@ -28,15 +61,51 @@ def verify(
     known: Iterable[Record] = (),
     pixels: Pixels = lambda record: None,
     recompute: Recompute | None = None,
-) -> list[tuple[Run, list[str]]]:
-    """Every run with the reasons against it; none: it is accepted.
+    rescore: Rescore = lambda record: None,
+) -> list[Verdict]:
+    """A verdict on every run. Records can agree with each other and still be made up: only weights tell.
 
     ``known``: records that are trusted already; their test sets are the measure where the data itself is not here.
     """
     totals: dict[Any, tuple[int, ...]] = {}
     for record in known:
         totals.setdefault(_test_set(record), truth(record))
-    return [(run, _faults(run, totals, pixels, recompute)) for run in gather_runs(records)]
+    verdicts = []
+    for run in gather_runs(records):
+        faults, unscored = _faults(run, totals, pixels, recompute), []
+        for record in run.records if not faults else ():
+            try:
+                matrix = rescore(record)
+                fault = disagreement(record, matrix) if matrix is not None else None
+            except UserError as error:
+                matrix, fault = {}, str(error)
+            faults += [f"step {record['step']}: {fault}"] if fault else []
+            unscored += [record["step"]] if matrix is None else []
+        verdicts.append(Verdict(run, tuple(faults), tuple(unscored)))
+    return verdicts
+
+
+def disagreement(record: Record, matrix: Matrix) -> str | None:
+    """In what a record's matrix is not that of its network, as far as machines may differ.
+
+    A class may gain or lose ``SAME`` of its pixels (of those that bear or were given it, whichever are more), or
+    ``FEW``: its IoU then moves by at most twice that share.
+    """
+    here, there = (
+        np.stack([np.asarray(m[part], dtype=np.int64) for part in PARTS]) for m in (record["matrix"], matrix)
+    )
+    if here.shape != there.shape or (here.sum(2) != there.sum(2)).any():
+        return "its network was scored on other pixels than the record counts"
+    moved = np.abs(here - there).sum((0, 1))
+    given = np.maximum(here.sum((0, 1)), there.sum((0, 1)))
+    size = np.maximum(given, here.sum((0, 2))[record["channels"]])
+    share = SAME.get(record["config"]["train"].get("precision"), SAME["no"])
+    excess = moved - np.maximum(FEW, share * size)
+    if (excess <= 0).all():
+        return None
+    k = int(excess.argmax())
+    name = record["class_names"][record["channels"][k]]
+    return f"its network does not give these counts ({name}: {moved[k]:,} of {size[k]:,} pixels differ)"
 
 
 def _faults(run: Run, totals: dict[Any, tuple[int, ...]], pixels: Pixels, recompute: Recompute | None) -> list[str]:
@@ -78,7 +147,10 @@ def _record_faults(record: Record, totals: dict[Any, tuple[int, ...]], pixels: P
         faults.append(f"its matrix counts other pixels than other records ({_first(here, first, record)})")
     if np.asarray(record["matrix"]["unseen"])[record["channels"][1:]].any():
         faults.append("pixels of a seen class among the images without one")
-    made, planned = record["cost"].get("updates"), _planned_updates(record)
+    try:
+        made, planned = record["cost"].get("updates"), _planned_updates(record)
+    except (KeyError, TypeError, ValueError) as error:
+        return [*faults, f"its configuration is not one of this suite ({error})"]
     if planned is not None and made != planned:
         faults.append(f"evaluated after {made} updates, not after the last of {planned}")
     return faults
@@ -86,7 +158,7 @@ def _record_faults(record: Record, totals: dict[Any, tuple[int, ...]], pixels: P
 
 def truth(record: Record) -> tuple[int, ...]:
     """Test pixels by raw label, void last."""
-    both = [np.asarray(record["matrix"][part], dtype=np.int64).sum(1) for part in ("seen", "unseen")]
+    both = [np.asarray(record["matrix"][part], dtype=np.int64).sum(1) for part in PARTS]
     return tuple(int(n) for n in both[0] + both[1])
 
 
@@ -123,7 +195,10 @@ def _key_faults(run: Run, recompute: Recompute) -> list[str]:
     try:
         keys = recompute(run)
     except UserError as error:
-        return [f"its keys cannot be recomputed here: {error}"]
+        theirs = "; --plugin FILE.py runs their code" if run.last["config"].get("plugins") else ""
+        return [f"its keys cannot be recomputed here: {error}{theirs}"]
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        return [f"its keys cannot be recomputed, its configuration is not one of this suite ({error})"]
     for record, (step_key, score) in zip(run.records, keys, strict=True):
         if record.get("step_key") != step_key:
             return [f"step {record['step']}: its key is not that of its configuration, data and code"]

@@ -1,6 +1,7 @@
 """``report`` on the records and networks of a small real grid: every option, and every way in which it can go wrong."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 
 from benchmark.records import read_records
-from benchmark.store import write_sealed
+from benchmark.store import Store, write_json, write_sealed
 from run_benchmark import main
+from tests.integration import forked
 from tests.integration.grid import call, records, small
 from tests.records import make_run, write_records
 
@@ -79,35 +81,138 @@ def test_networks_that_are_gone_are_named_and_the_rest_is_drawn(
     assert (tmp_path / "f" / "shapes-3-3-overlapped-sdr" / "curves.png").exists()
 
 
-def test_an_evaluation_of_whole_pictures_that_are_the_crop_changes_no_count(finished: Path, tmp_path: Path) -> None:
+def test_every_network_is_scored_again_and_whole_pictures_that_are_the_crop_change_no_count(
+    finished: Path, tmp_path: Path
+) -> None:
+    """One loop, one machine, equal shapes and batches: the counts of ``run``."""
     out = shutil.copytree(finished, tmp_path / "out")
-    words = ["--protocol", "strict", "--re-evaluate", "--format", "csv"]
-    assert main(["report", "--out", str(out), *words]) == 0
-    again = read_records(out / "reevaluated" / "full")[0]
     first = {(r["run"], r["step"]): r for r in records(finished).values()}
-    assert len(again) == len(first) == 5
-    for r in again:
-        assert r["protocol"]["eval_view"] == "full"
-        assert r["protocol"]["name"] == "sdr[eval_view=full]"
-        assert r["matrix"] == first[r["run"], r["step"]]["matrix"]  # drawn pictures are 48x48, and so was the crop
-    table = pd.read_csv(out / "leaderboard.csv")
-    assert set(table["protocol"]) == {"strict scoring, trained with void as background"}
+    for protocol, view, name in (("strict", "full", "sdr[eval_view=full]"), ("sdr", "crop", "sdr")):
+        assert main(["report", "--out", str(out), "--protocol", protocol, "--re-evaluate", "--format", "csv"]) == 0
+        again = read_records(out / "reevaluated" / view)[0]
+        assert len(again) == len(first) == 5
+        for r in again:
+            assert (r["protocol"]["eval_view"], r["protocol"]["name"]) == (view, name)
+            assert r["matrix"] == first[r["run"], r["step"]]["matrix"]  # drawn pictures are 48x48, and so was the crop
+        if protocol == "strict":
+            table = pd.read_csv(out / "leaderboard.csv")
+            assert set(table["protocol"]) == {"strict scoring, trained with void as background"}
 
 
-def submission(finished: Path, folder: Path) -> Path:
+def test_what_cannot_be_scored_again_is_said(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    words = ["report", "--out", str(out), "--re-evaluate", "--format", "csv"]
+    assert main(words) == 0
+    lost = next(r for r in records(out).values() if r["method"] == "Joint")
+    shutil.rmtree(Store(out).step(lost["step_key"]))
+    forge(out, "FT")
+    assert main(words) == 2  # what an earlier call counted is not taken over
+    first, second = sorted(re.findall("warning: .*", capsys.readouterr().err))
+    assert first.startswith("warning: FT, 3-3 step 1: its network does not give these counts (")
+    assert second.startswith("warning: Joint, offline step 0: not re-evaluated, its network is not in the cache of ")
+    table = pd.read_csv(out / "leaderboard.csv").set_index("method")["all"]
+    assert table.to_dict() == {
+        k: v for k, v in pd.read_csv(finished / "leaderboard.csv").set_index("method")["all"].items() if k != "Joint"
+    }
+
+
+def submission(finished: Path, folder: Path, networks: bool = True) -> Path:
     shutil.copytree(finished / "records", folder / "records")
+    if networks:
+        shutil.copytree(finished / "cache", folder / "cache")
     return folder
 
 
-def test_an_honest_submission_is_accepted_and_merged(
+def forge(folder: Path, method: str, seal: bool = True) -> None:
+    """Move all pixels of the classes seen at step 1 onto the diagonal; no sum of a row changes."""
+    (path,) = (folder / "records").rglob(f"{method}/**/step1.json")
+    record = json.loads(path.read_text())
+    for column, label in enumerate(record["channels"]):
+        row = record["matrix"]["seen"][label]
+        row[:] = [sum(row) if k == column else 0 for k in range(len(row))]
+    del record["sha256"]
+    (write_sealed if seal else write_json)(path, record)
+
+
+def verified(out: Path, theirs: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str]]:
+    code = main(["report", "--out", str(out), "--verify", str(theirs), "--format", "csv", *words])
+    return code, [line for line in capsys.readouterr().out.splitlines() if not line.startswith("written: ")]
+
+
+def test_an_honest_submission_with_its_networks_is_accepted_and_merged(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs, out = submission(finished, tmp_path / "theirs"), tmp_path / "out"
-    assert main(["report", "--out", str(out), "--verify", str(theirs)]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("accepted: ") == 3
+    code, lines = verified(out, theirs, capsys)
+    assert (code, sum(line.startswith("accepted: ") for line in lines), len(lines)) == (0, 3, 3)
     assert records(out) == records(theirs)
     assert (out / "leaderboard.csv").read_text() == (finished / "leaderboard.csv").read_text()
+
+
+@pytest.mark.parametrize("forged", [False, True])
+def test_records_alone_are_never_accepted(
+    finished: Path, tmp_path: Path, forged: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, out = submission(finished, tmp_path / "theirs", networks=False), tmp_path / "out"
+    if forged:
+        forge(theirs, "FT")
+    code, lines = verified(out, theirs, capsys)
+    assert code == 2
+    assert [line.partition(": ")[0] for line in lines] == ["consistent, not re-scored"] * 3
+    assert lines[0].endswith("shapes/3-3/overlapped FT seed 0: no weights of step 0, 1 beside its records")
+    assert not out.exists() or not records(out)
+
+
+def test_forged_counts_with_a_seal_are_refused_by_the_weights_beside_them(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, out = submission(finished, tmp_path / "theirs"), tmp_path / "out"
+    forge(theirs, "FT")
+    code, lines = verified(out, theirs, capsys)
+    assert code == 2
+    assert lines[0].startswith(
+        "refused: shapes/3-3/overlapped FT seed 0: step 1: its network does not give these counts ("
+    )
+    assert {r["method"] for r in records(out).values()} == {"MiB+SDR", "Joint"}
+
+
+def test_forged_counts_without_a_seal_and_records_of_format_1_are_refused_in_a_line(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, out = submission(finished, tmp_path / "theirs"), tmp_path / "out"
+    forge(theirs, "FT", seal=False)
+    (old,) = (theirs / "records").rglob("Joint/**/step0.json")
+    record = json.loads(old.read_text())
+    del record["sha256"]
+    write_sealed(old, {**record, "format": 1})
+    code, lines = verified(out, theirs, capsys)
+    assert code == 2
+    (bare,) = (theirs / "records").rglob("FT/**/step1.json")
+    assert lines[:2] == [
+        f"refused {bare}: its seal (sha256) is missing",
+        f"refused {old}: written in record format 1, this version reads format 2: make it again with the command that "
+        "made it (`run`), no step that is in the cache is trained again",
+    ]
+    assert "refused: shapes/3-3/overlapped FT seed 0: incomplete: steps [0] of 2" in lines
+    assert {r["method"] for r in records(out).values()} == {"MiB+SDR"}
+
+
+def test_networks_of_another_step_are_no_witness(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, out = submission(finished, tmp_path / "theirs"), tmp_path / "out"
+    last = {r["method"]: r["step_key"] for r in records(theirs).values() if r["step"] == r["steps"] - 1}
+    first = next(r["step_key"] for r in records(theirs).values() if r["steps"] == 2 and r["step"] == 0)
+    shutil.copy(Store(theirs).model(first), Store(theirs).model(last["FT"]))
+    Store(theirs).model(last["MiB+SDR"]).write_bytes(b"cut short")
+    code, lines = verified(out, theirs, capsys)
+    assert code == 2
+    told = "\n".join(lines)
+    assert "FT seed 0: step 1: the network stored in" in told and "(it knows other classes)" in told
+    assert "MiB+SDR seed 0: step 1: cache" not in told and "is lost" in told
+    assert {r["method"] for r in records(out).values()} == {"Joint"}
 
 
 def test_a_tampered_submission_is_refused_with_the_reason(
@@ -132,6 +237,34 @@ def test_a_tampered_submission_is_refused_with_the_reason(
     assert "MiB+SDR seed 0: step 1: its key is not that of its configuration, data and code" in printed
     assert printed.count("accepted: ") == 1  # Joint
     assert {r["method"] for r in records(out).values()} == {"Joint"}
+
+
+PLUGIN = """\
+from methods.base import CrossEntropy, Method
+from methods.registry import register_method
+
+
+@register_method("Theirs")
+def theirs() -> Method:
+    \"\"\"Cross entropy, halved.\"\"\"
+    return Method("Theirs", {"ce": CrossEntropy(weight=0.5)})
+"""
+
+
+def test_a_method_of_their_own_runs_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    code, theirs, out = tmp_path / "their_method.py", tmp_path / "theirs", tmp_path / "out"
+    code.write_text(PLUGIN)
+    done, said = forked.call(tmp_path / "run.log", "run", *small(theirs, "Theirs"), "--plugin", code)
+    assert done == 0, said
+    words = ("report", "--out", out, "--format", "csv", "--verify", theirs)
+    done, said = forked.call(tmp_path / "without.log", *words)
+    assert done == 2
+    assert "Theirs seed 0: its keys cannot be recomputed here: unknown method 'Theirs'" in said
+    assert "; --plugin FILE.py runs their code" in said
+    done, said = forked.call(tmp_path / "with.log", *words, "--plugin", code)
+    assert done == 0, said
+    assert "accepted: shapes/3-3/overlapped Theirs seed 0" in said
+    assert {r["method"] for r in records(out).values()} == {"Theirs"}
 
 
 @pytest.mark.parametrize(

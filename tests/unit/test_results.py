@@ -18,7 +18,7 @@ def test_every_committed_record_is_sound(grid: str) -> None:
     records, problems = read_records(RESULTS / grid)
     assert problems == []
     # a run that diverged ends early, and is in no table
-    assert [f"{run}: {faults}" for run, faults in verify(records) if run.complete and faults] == []
+    assert [str(v) for v in verify(records) if v.run.complete and v.faults] == []
     (protocol,) = {r["protocol"]["name"] for r in records}
     table = render(leaderboard(records, parse_protocol(protocol)), "csv")
     committed = (RESULTS / grid / "leaderboard.csv").read_text()

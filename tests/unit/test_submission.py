@@ -4,11 +4,14 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmark.records import Record, read_records
 from benchmark.store import digest
-from benchmark.verify import merge, record_path, truth, verify
+from benchmark.verify import disagreement, merge, record_path, truth, verify
 from datasets.errors import UserError
 from tests.records import make_run
 
@@ -16,14 +19,88 @@ TRUTH = (100, 100, 100, 100, 7)
 
 
 def reasons(records: list[Record], **kwargs: object) -> list[str]:
-    ((_, faults),) = verify(records, **kwargs)
-    return faults
+    (verdict,) = verify(records, **kwargs)
+    return list(verdict.faults)
 
 
-def test_an_honest_run_is_accepted() -> None:
+def test_nothing_speaks_against_an_honest_run() -> None:
     assert reasons(make_run()) == []
     assert reasons(make_run(), known=make_run("MiB"), pixels=lambda record: TRUTH) == []
     assert truth(make_run()[0]) == TRUTH
+
+
+def test_only_a_run_whose_every_step_was_scored_again_is_accepted() -> None:
+    records = make_run()
+    (bare,) = verify(records)
+    assert not bare.accepted
+    assert str(bare) == (
+        "consistent, not re-scored: toy/2-1/overlapped FT seed 0: no weights of step 0, 1 beside its records"
+    )
+    (half,) = verify(records, rescore=lambda r: r["matrix"] if r["step"] else None)
+    assert not half.accepted and "no weights of step 0 beside" in str(half)
+    (whole,) = verify(records, rescore=lambda r: r["matrix"])
+    assert whole.accepted and str(whole) == "accepted: toy/2-1/overlapped FT seed 0"
+
+
+def test_counts_moved_onto_the_diagonal_are_refused_where_the_weights_are_there() -> None:
+    honest, forged = make_run(hit=lambda t, k: 0.5), make_run(hit=lambda t, k: 0.7)
+    (verdict,) = verify(forged, rescore=lambda r: honest[r["step"]]["matrix"])
+    assert verdict.faults == (
+        "step 0: its network does not give these counts (background: 40 of 307 pixels differ)",
+        "step 1: its network does not give these counts (background: 60 of 257 pixels differ)",
+    )
+
+
+def unreadable(record: Record) -> None:
+    raise UserError("the network stored in x is not what the record describes")
+
+
+def test_weights_that_cannot_be_scored_are_a_reason() -> None:
+    (verdict,) = verify(make_run(), rescore=unreadable)
+    assert verdict.faults[0] == "step 0: the network stored in x is not what the record describes"
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 10**6), min_size=3, max_size=3), min_size=4, max_size=4),
+    st.integers(0, 3),
+    st.sampled_from([(0, 1), (1, 0), (2, 1), (0, 2)]),
+    st.floats(0, 0.02),
+    st.sampled_from(["no", "bf16"]),
+)
+def test_no_iou_may_move_further_than_twice_the_share(
+    rows: list[list[int]], row: int, move: tuple[int, int], share: float, precision: str
+) -> None:
+    """A forger moves pixels of one row from one class to another: noticed, or no class gains by it."""
+    there = np.array(rows)
+    there[:, 0] += 20000  # ten pixels are then nothing
+    here, n = there.copy(), int(share * there[row, move[0]])
+    here[row, move[0]] -= n
+    here[row, move[1]] += n
+    record = {
+        "matrix": {"seen": here.tolist(), "unseen": [[0] * 3] * 4},
+        "config": {"train": {"precision": precision}},
+        "channels": [0, 1, 2],
+        "class_names": ["background", "a", "b"],
+    }
+    fault = disagreement(record, {"seen": there.tolist(), "unseen": [[0] * 3] * 4})
+    if n == 0:
+        assert fault is None
+    if fault is None:
+        for k in range(3):
+            union = there[k].sum() + there[:, k].sum() - there[k, k]
+            moved = abs(iou(here, k) - iou(there, k))
+            assert moved <= 2 * {"no": 0.001, "bf16": 0.01}[precision] + 2 * 10 / max(union, 1)
+
+
+def iou(matrix: np.ndarray, k: int) -> float:
+    union = matrix[k].sum() + matrix[:, k].sum() - matrix[k, k]
+    return float(matrix[k, k] / union) if union else 0.0
+
+
+def test_counts_of_other_pixels_are_no_rounding() -> None:
+    records = make_run()
+    other = {**records[1]["matrix"], "unseen": records[1]["matrix"]["seen"], "seen": records[1]["matrix"]["unseen"]}
+    assert disagreement(records[1], other) == "its network was scored on other pixels than the record counts"
 
 
 def unseen(record: Record) -> None:
@@ -109,13 +186,13 @@ def test_keys_that_cannot_be_known_here_are_a_reason() -> None:
 
 def test_accepted_runs_are_merged_once_and_never_over_others(tmp_path: Path) -> None:
     records = make_run()
-    ((run, _),) = verify(records)
+    run = verify(records)[0].run
     assert merge(run, tmp_path) == []
     assert merge(run, tmp_path) == []
     assert [r["key"] for r in read_records(tmp_path)[0]] == [r["key"] for r in records]
     other = copy.deepcopy(records)
     other[1]["cost"]["seconds"] = 0.1
-    ((run, _),) = verify(other)
+    run = verify(other)[0].run
     assert merge(run, tmp_path) == [f"{tmp_path / record_path(records[1])} is there already, with other numbers"]
     assert read_records(tmp_path)[0] == records
 
