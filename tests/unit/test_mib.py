@@ -26,6 +26,23 @@ from tests.unit.terms import (
 )
 
 
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), images=st.integers(1, 3))
+def test_distillation_and_cross_entropy_equal_their_definition(seed: int, images: int) -> None:
+    """F-CE, F-KD and F-ILT from probabilities, pixel by pixel."""
+    data = Data(seed, images)
+    data.labels[0, 0, 0] = 0
+    ce, kd = [], []
+    for b, i, j in torch.cartesian_prod(*(torch.arange(n) for n in data.labels.shape)).tolist():
+        z, y = data.logits[b, :, i, j], int(data.labels[b, i, j])
+        ce += [] if y == VOID else [-z.softmax(0)[y].log()]
+        kd.append(-(data.old_logits[b, :, i, j].softmax(0) * z[:O].softmax(0).log()).sum() / O)
+    gaps = [(f - g).square() for f, g in zip(data.features.flatten(), data.old_features.flatten(), strict=True)]
+    for name, costs in (("ce", ce), ("kd", kd), ("features", gaps)):
+        found = INTENDED[name](data)(data.batch())
+        torch.testing.assert_close(found, torch.stack(costs).mean(), rtol=1e-11, atol=0)
+
+
 def test_distillation_of_a_model_with_itself_has_no_gradient() -> None:
     data = Data(9)
     data.old_logits = data.logits[:, :O].detach().clone()

@@ -1,0 +1,121 @@
+"""Which faults would no test notice? ``python -m tests.mutation [--only TEXT]``; not a part of ``make test``.
+
+Plants the faults of ``tests.faults`` one at a time into a copy of the checkout, runs the tests of that file and then
+the golden ones with ``-x``, and prints the score. A fault is literal text that must stand exactly once in the file of
+that name, wherever the file lies. Half an hour on two cores; exit code 1 below 95 %, 2 where a fault is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+from tests.faults import FAULTS, TESTS, Fault
+from tests.material import ROOT, SHARED
+
+WANTED = 0.95
+LIMIT = 300  # seconds for one fault: what hangs is noticed
+
+
+def tracked() -> list[Path]:
+    """The files of the checkout that git knows, those not yet committed among them."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [Path(line) for line in listed.splitlines() if (ROOT / line).is_file()]
+
+
+def place(fault: Fault, files: list[Path]) -> Path:
+    """The one file of the fault's name that holds its text exactly once; ``ValueError`` where there is none."""
+    named = [f for f in files if f.name == fault.file and f.parts[0] != "tests"]
+    counts = {f: (ROOT / f).read_text(encoding="utf-8").count(fault.old) for f in named}
+    if sum(counts.values()) != 1:
+        raise ValueError(f"{fault.file}: {fault.old!r} stands {sum(counts.values())} times, not once")
+    return next(f for f, n in counts.items() if n)
+
+
+def tests_of(fault: Fault, files: list[Path]) -> list[str]:
+    """The test files of the faulty one, then the golden tests."""
+    wanted = {f"test_{name}.py" for name in TESTS[fault.file].split()}
+    found = sorted(str(f) for f in files if f.name in wanted)
+    if len(found) != len(wanted):
+        raise ValueError(f"{fault.file}: of its tests there are only {found}")
+    return [*found, "tests/golden"]
+
+
+def run(tests: list[str], tree: Path) -> tuple[int, str]:
+    """Exit code of pytest in a tree, and its last lines."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    env = {**os.environ, "CONTSEG_SHARED": str(SHARED), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return 1, "hangs"
+    return done.returncode, "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+
+
+def noticed(fault: Fault, files: list[Path], tree: Path) -> bool:
+    """Plant a fault in a tree, run its tests, and put the tree right again."""
+    path = place(fault, files)
+    right = (ROOT / path).read_text(encoding="utf-8")
+    (tree / path).write_text(right.replace(fault.old, fault.new), encoding="utf-8")
+    try:
+        code, words = run(tests_of(fault, files), tree)
+    finally:
+        (tree / path).write_text(right, encoding="utf-8")
+    if code in (3, 4, 5):  # pytest's own trouble: no test has judged
+        raise RuntimeError(words)
+    return code != 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="faults whose file, old or new text holds this")
+    parser.add_argument("--workers", type=int, default=2, help="tests side by side")
+    args = parser.parse_args(arguments)
+    faults = [f for f in FAULTS if args.only in f"{f.file} {f.old} {f.new}"]
+    files, began = tracked(), time.monotonic()
+    try:
+        wanted = sorted({t for f in faults for t in (tests_of(f, files) if place(f, files) else ())})
+    except ValueError as error:
+        print(f"tests/faults.py is out of date: {error}")
+        return 2
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
+        trees: SimpleQueue[Path] = SimpleQueue()
+        for number in range(args.workers):
+            tree = Path(folder) / str(number)
+            for path in files:
+                (tree / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / path, tree / path)
+            trees.put(tree)
+        code, words = run(wanted, tree)
+        if code:
+            print(f"without any fault the tests fail already:\n{words}")
+            return 2
+
+        def judge(fault: Fault) -> bool:
+            mine = trees.get()
+            try:
+                return noticed(fault, files, mine)
+            finally:
+                trees.put(mine)
+
+        missed = []
+        for fault, found in zip(faults, pool.map(judge, faults), strict=True):
+            print(f"{'noticed' if found else 'MISSED '}  {fault.file}: {fault.old!r} -> {fault.new!r}", flush=True)
+            missed += [] if found else [fault]
+    score = 1 - len(missed) / len(faults) if faults else 0.0
+    minutes = (time.monotonic() - began) / 60
+    print(f"{len(faults) - len(missed)} of {len(faults)} faults noticed ({score:.0%}) in {minutes:.0f} minutes")
+    return int(score < WANTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
