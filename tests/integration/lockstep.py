@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import methods.mib
 from benchmark import load, runner, trainer
 from benchmark.config import Config, RunConfig, TrainConfig
 from benchmark.model import IncrementalClassifier, Segmenter
@@ -24,6 +23,7 @@ from benchmark.model_config import ModelConfig
 from benchmark.plan import make_plan
 from benchmark.store import Store
 from datasets.base import SegmentationDataset
+from methods.mib import UnbiasedCrossEntropy
 
 D, E = 2048, 32
 TASK = "[1,2,3|4,5|6]"
@@ -126,7 +126,7 @@ def replay(run: str, names: Collection[str], folder: Path) -> dict[str, list[Tra
     """Train these methods as a stored run was; the steps of each by its name.
 
     ``run``: setup, ``--epochs a,b,c``, ``--lr a,b,c``, and ``--fold``: in the sequential setup kept old labels are
-    folded into background, as the releases do and the suite does not.
+    folded into background, as the releases do and MiB here does not.
     """
     words = argparse.ArgumentParser()
     words.add_argument("setup")
@@ -151,8 +151,7 @@ def replay(run: str, names: Collection[str], folder: Path) -> dict[str, list[Tra
             patch.setattr(module, "skeleton", lambda *arguments: load.skeleton(*arguments).double())
         patch.setattr(runner, "StepTrainer", _recorder(log))
         if asked.fold:
-            plain = methods.mib.unbiased_losses
-            patch.setattr(methods.mib, "unbiased_losses", lambda z, old, y, n_old, keeps=False: plain(z, old, y, n_old))
+            patch.setattr(UnbiasedCrossEntropy, "keeps_old", False)
         plan = make_plan(config, lambda name: data)
         outcome = runner.Runner(plan, Store(folder), runner.make_accelerator(config), say=lambda line: None).run()
     assert not outcome.failed, outcome.failed
