@@ -144,7 +144,8 @@ def cache(args: argparse.Namespace) -> int:
     if args.action == "list":
         print(listing(store))
         return 0
-    made = _plan(_config(args), store) if args.config or args.scenarios else None
+    asked = any((args.config, args.scenarios, args.methods, args.seeds, args.protocol, args.set))
+    made = _plan(_config(args), store) if asked else None
     print(prune(store, made, args.yes))
     return 0
 

@@ -237,6 +237,8 @@ def read_section(kind: type[Any], name: str, table: Any, where: str = "") -> Any
     for key, value in table.items():
         if key not in hints:
             kind_of = f"key of [{name}]" if name else "configuration key"
+            if not name and (section := _section_of(key)):
+                raise UserError(f"{prefix}{key} is a key of [{section}]: write it below a line [{section}]")
             raise unknown(f"{kind_of} in {where}" if where else kind_of, key, hints)
         full = f"{name}.{key}" if name else key
         if key in SECTIONS and not name:
@@ -262,12 +264,12 @@ def _load(path: Path) -> dict[str, Any]:
 def _override(config: Config, item: str) -> Config:
     path, equals, text = item.partition("=")
     section, dot, key = path.strip().partition(".")
-    if not equals:
+    if not equals or not section:
         raise UserError(f"--set {item!r}: write section.key=value, for example train.epochs=1")
     if not dot:
-        raise UserError(
-            f"--set {item!r}: top-level values have options of their own; known sections: {', '.join(sorted(SECTIONS))}"
-        )
+        owner = _section_of(section)
+        known = f"top-level values have options of their own; known sections: {', '.join(sorted(SECTIONS))}"
+        raise UserError(f"--set {item!r}: " + (f"write {owner}.{item.strip()}" if owner else known))
     if section not in SECTIONS:
         raise unknown("configuration section", section, SECTIONS)
     hints = typing.get_type_hints(SECTIONS[section], include_extras=True)
@@ -279,6 +281,11 @@ def _override(config: Config, item: str) -> Config:
         value = (value,) if plain(hints[key]) == tuple[str, ...] else coerce(value, hints[key])
     part = replace(getattr(config, section), **{key: _value(value, hints[key], f"{section}.{key}", text)})
     return replace(config, **{section: part})
+
+
+def _section_of(key: str) -> str | None:
+    """The first section that has this key."""
+    return next((name for name, kind in SECTIONS.items() if key in {f.name for f in fields(kind)}), None)
 
 
 def _value(value: Any, annotation: Any, name: str, written: str | None = None) -> Any:

@@ -257,8 +257,10 @@ def _parse(text: str) -> list[tuple[str, dict[str, str]]]:
         given: dict[str, str] = {}
         for item in _split(found[2], ",") if found[2] and found[2].strip() else []:
             key, equals, value = (piece.strip() for piece in item.partition("="))
-            if not (key and equals and value) or key in given:
-                raise UserError(f"method {text!r}: cannot read {item!r}; write each key=value once")
+            if not (key and equals and value):
+                raise UserError(f"method {text!r}: cannot read {item!r}; write key=value")
+            if key in given:
+                raise UserError(f"method {text!r}: {key} is given twice; {key}={given[key]}|{value} sweeps both")
             given[key] = value
         parts.append((found[1], given))
     return parts

@@ -191,6 +191,7 @@ def test_a_value_out_of_its_range(fails: Callable[..., str], words: list[str], l
 
 
 OF_A_FILE = [
+    ("lr = 0.1", "lr is a key of [train]: write it below a line [train]"),
     ('data = "x"', "data must be a table of names and texts, not 'x'"),
     ("data.voc = 3", "data must be a table of names and texts, not {'voc': 3}"),
     ("train = 3", "train must be a table, [train], not 3"),
@@ -220,6 +221,13 @@ def test_a_value_of_another_type_in_a_file(fails: Callable[..., str], text: str,
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (shapes("lr=3"), "--set 'lr=3': write train.lr=3"),
+        (shapes("=3"), "--set '=3': write section.key=value, for example train.epochs=1"),
+        (shapes("train=3"), "--set 'train=3': top-level values have options of their own; known sections: eval, "
+         "launch, model, run, train"),
+        (grid("MiB[kd=]"), "method 'MiB[kd=]': cannot read 'kd='; write key=value"),
+        (grid("MiB[kd=1,kd=2]"), "method 'MiB[kd=1,kd=2]': kd is given twice; kd=1|2 sweeps both"),
+        (["cache", "prune", "--methods", "FT"], "no trained steps: there is no folder OUT/cache"),
         ([*grid(), "--out", ""], "--out: the name of the folder is empty"),
         ([*grid(), "--out", "FILE"], "--out: cannot write into FILE, a file: name a folder"),
         ([*grid(), "--out", "FILE/below"], "cannot write FILE/below/contseg.json: Not a directory; choose another "

@@ -127,7 +127,7 @@ def test_values_reach_the_terms() -> None:
         ("SDR+SDR", "cannot be composed"),
         ("MiB[kd=1", "cannot read 'MiB[kd=1'"),
         ("MiB[kd]", "cannot read 'kd'"),
-        ("MiB[kd=1,kd=2]", "cannot read 'kd=2'"),
+        ("MiB[kd=1,kd=2]", "kd is given twice"),
         ("", "cannot read ''"),
         ("FT+", "cannot read ''"),
     ],
