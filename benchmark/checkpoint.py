@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmark.load import load_terms, term_states
 from benchmark.processes import gather
@@ -14,23 +14,25 @@ from benchmark.store import read_tensors, write_tensors
 if TYPE_CHECKING:
     from benchmark.trainer import StepTrainer
 
+LAYOUT = 2  # of this file: a checkpoint of another layout is not resumed
+
 
 def save(trainer: StepTrainer) -> None:
-    """Write model, momenta, loss scale, terms, every process's random state, and the progress. Called by all."""
-    states = gather(torch.get_rng_state())
+    """Write the network, momenta, loss scale, terms, what every process has of its own, and the progress.
+
+    Called by all processes.
+    """
+    processes = gather(_own(trainer))
     if trainer.accelerator.is_main_process:
         tensors = {f"model/{k}": v for k, v in trainer.model.state_dict().items()}
-        tensors |= {f"momentum/{i}": buffer for i, buffer in enumerate(_momenta(trainer.optimizer))}
+        tensors |= {f"momentum/{name}": buffer for name, buffer in _momenta(trainer).items()}
         tensors |= {f"terms/{k}": v for k, v in term_states(trainer.terms).items()}
         tensors |= {f"guests/{k}": v for k, v in term_states(trainer.guests).items()}
-        tensors |= {f"rng/{rank}": state for rank, state in enumerate(states)}
-        tensors["generator"] = trainer.generator.get_state()
-        if trainer.device.type == "cuda":
-            tensors["cuda_rng"] = torch.cuda.get_rng_state()
-        scaler = trainer.accelerator.scaler
+        tensors |= {f"process/{rank}/{k}": v for rank, own in enumerate(processes) for k, v in own.items()}
         meta = {
+            "layout": LAYOUT,
             "progress": vars(trainer.progress),
-            "scaler": scaler.state_dict() if scaler else None,
+            "scaler": trainer.scaler.state_dict(),
             "observers": sorted(trainer.observers),
         }
         write_tensors(trainer.store.checkpoint(trainer.node.key), tensors, meta)
@@ -41,36 +43,48 @@ def resume(trainer: StepTrainer) -> None:
     """Put everything back, if there is a sound checkpoint that the same observers rode on."""
     path = trainer.store.checkpoint(trainer.node.key)
     loaded = read_tensors(path) if path.exists() and trainer.total else None
-    if loaded is None or loaded[1].get("observers") != sorted(trainer.observers):
+    if loaded is None:
         return
     tensors, meta = loaded
+    if meta.get("layout") != LAYOUT or meta["observers"] != sorted(trainer.observers):
+        return
     trainer.model.load_state_dict(_part(tensors, "model"))
-    for i, buffer in _part(tensors, "momentum").items():
-        p = _parameters(trainer.optimizer)[int(i)]
-        trainer.optimizer.state[p]["momentum_buffer"] = buffer.to(p.device, p.dtype)
+    momenta = _momenta(trainer)
+    for name, buffer in _part(tensors, "momentum").items():
+        momenta[name].copy_(buffer)
     load_terms(trainer.terms, _part(tensors, "terms"), trainer.device)
     load_terms(trainer.guests, _part(tensors, "guests"), trainer.device)
-    rng = _part(tensors, "rng").get(str(trainer.accelerator.process_index))
-    if rng is not None:
-        torch.set_rng_state(rng)
-    trainer.generator.set_state(tensors["generator"])
-    if "cuda_rng" in tensors and trainer.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["cuda_rng"])
-    if meta["scaler"] and trainer.accelerator.scaler:
-        trainer.accelerator.scaler.load_state_dict(meta["scaler"])
-    for name, value in meta["progress"].items():
-        setattr(trainer.progress, name, value)
+    own = _part(tensors, f"process/{trainer.accelerator.process_index}")
+    if own:  # else there are more processes than before
+        trainer.model.load_state_dict(_part(own, "buffer"), strict=False)
+        torch.set_rng_state(own["rng"])
+        trainer.generator.set_state(own["generator"])
+        if trainer.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda_rng"], trainer.device)
+    if meta["scaler"]:
+        trainer.scaler.load_state_dict(meta["scaler"])
+    spent = trainer.progress.seconds  # to begin once more
+    vars(trainer.progress).update(meta["progress"])
+    for part, seconds in spent.items():
+        trainer.progress.seconds[part] += seconds
     trainer.progress.resumed += 1
+
+
+def _own(trainer: StepTrainer) -> dict[str, Tensor]:
+    """What differs between processes: random states, and the statistics of batch normalisations."""
+    own = {"rng": torch.get_rng_state(), "generator": trainer.generator.get_state()}
+    if trainer.device.type == "cuda":
+        own["cuda_rng"] = torch.cuda.get_rng_state(trainer.device)
+    kept = trainer.model.state_dict().keys()
+    return own | {f"buffer/{n}": b.cpu() for n, b in trainer.model.named_buffers() if n in kept}
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
 
 
-def _parameters(optimizer: Any) -> list[nn.Parameter]:
-    return [p for g in optimizer.param_groups for p in g["params"]]
-
-
-def _momenta(optimizer: Any) -> list[Tensor]:
-    state = optimizer.state
-    return [state[p]["momentum_buffer"] for p in _parameters(optimizer) if "momentum_buffer" in state[p]]
+def _momenta(trainer: StepTrainer) -> dict[str, Tensor]:
+    """The optimiser's momenta by the parameter's name; none if it has no momentum."""
+    state = trainer.optimizer.state
+    names = trainer.model.named_parameters()
+    return {name: state[p]["momentum_buffer"] for name, p in names if p in state}

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     accelerator.end_training()
     if outcome.interrupted:
         if main:
-            print("interrupted: the checkpoint is written; the same command goes on from there", file=sys.stderr)
+            print("interrupted: what is done is kept; the same command goes on from there", file=sys.stderr)
         return 128 + outcome.interrupted
     if not main:
         return 0

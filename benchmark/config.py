@@ -1,8 +1,8 @@
 """What a grid is trained with: frozen dataclasses, filled from TOML and ``--set``. No torch here.
 
 ``model``, ``train``, ``eval`` and ``protocol`` are identity: they go into the keys. ``run`` and ``launch`` say how and
-where the work is done. A field's declaration is its type, range, default and meaning; ``docs/configuration.md`` is
-written from it (``benchmark.config_reference``).
+where the work is done; they change a number in its last digits at most. A field's declaration is its type, range,
+default and meaning; ``docs/configuration.md`` is written from it (``benchmark.config_reference``).
 
 A field of ``train`` that is a tuple holds one value a step; the last one serves all later steps, so
 ``lr = [0.01, 0.001]`` is 0.01 at step 0 and 0.001 afterwards.
@@ -120,7 +120,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How the work is done. Nothing here changes a number, except `deterministic` in a GPU's last digits."""
+    """How the work is done. Last digits may change by `compile`, `eval_batch` and, on a GPU, `deterministic`."""
 
     workers: Annotated[int, Meta(ge=0, le=128, description="loader processes of each training process")] = 0
     keep_decoded: Annotated[bool, Meta(description="hold decoded images in memory")] = False

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from benchmark.confusion import count_pairs, void_last
 from benchmark.load import normalise
-from benchmark.processes import several
+from benchmark.processes import heed, several
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,13 +34,15 @@ def evaluate(
     batch: int = 8,
     workers: int = 0,
     title: str = "evaluation",
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[list[int]]]:
     """``{"seen": ..., "unseen": ...}``, each ``n_labels + 1`` rows (the last is void) of ``n_channels`` counts.
 
     ``predict(out, (H, W))`` gives channels (B, H, W). ``pictures`` gives (image (3, H, W) uint8, raw labels (H, W)
     uint8) by position; ``seen`` (N,) bool parts the test images with at least one seen class from the others.
     ``precision``: that of training; the forward pass runs in it. Each process takes every P-th image; batches hold
-    images of one size, and no prediction leaves the device.
+    images of one size, and no prediction leaves the device. Raises ``InterruptedStepError`` in all processes if
+    ``stop`` says so in one of them.
     """
     rank, processes = (dist.get_rank(), dist.get_world_size()) if several() else (0, 1)
     own = range(rank, len(pictures), processes)
@@ -50,6 +52,8 @@ def evaluate(
     )
     bar = tqdm(loader, total=len(own), desc=title, leave=False, disable=rank > 0)
     for positions, images, labels in _equal_sizes(bar, batch):
+        if stop():
+            break  # the others go on to the end of their share
         images = normalise(images.to(device, non_blocking=True)).to(_dtype(model))
         if device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
@@ -61,6 +65,7 @@ def evaluate(
         # the two groups of images are two blocks of rows: those of the second come after the first's void
         rows = void_last(labels, n_labels) + (~group).long()[:, None, None] * (n_labels + 1)
         counts += count_pairs(rows, prediction, 2 * (n_labels + 1), n_channels).view_as(counts)
+    heed(stop)
     if several():
         dist.all_reduce(counts)
     return {"seen": counts[0].tolist(), "unseen": counts[1].tolist()}

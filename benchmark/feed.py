@@ -5,6 +5,7 @@ Shapes: ``B`` batch of this process, ``H, W`` crop.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -34,9 +35,10 @@ class Feed:
     ) -> None:
         train, self.config, self.device, self.dtype = node.train, config, accelerator.device, dtype
         transform = TrainTransform(train.size, train.window_scale, flip=train.flip)
-        self.pictures = StepPictures(dataset, node.view, transform, node.seed, node.step.index, config.run.keep_decoded)
+        keep = 1 / processes_here() if config.run.keep_decoded else 0.0
+        self.pictures = StepPictures(dataset, node.view, transform, node.seed, node.step.index, keep)
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.batch, self.parts = train.batch[0], train.accumulate
+        self.size, self.batch, self.parts = train.size, train.batch[0], train.accumulate
         self.order = Order(len(node.view.ids), self.batch, node.seed, node.step.index)
 
     def updates(self, start: int, total: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -46,7 +48,8 @@ class Feed:
     def whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass over all pictures of the step, with training augmentation and random numbers of its own.
 
-        Every process gets the same number of batches; the last one holds what is left over as well.
+        Every process gets the same number of batches; the last one holds what is left over as well. Where a step has
+        fewer pictures than there are processes, some get a batch without a picture.
         """
         n = len(self.pictures)
         starts = [i * self.batch for i in range(max(1, n // self.batch))]
@@ -60,7 +63,8 @@ class Feed:
         loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
             self.pictures,
             batch_sampler=batches,  # type: ignore[arg-type]  # its indices are (epoch, position)
-            collate_fn=collate,
+            collate_fn=self._collate,
+            generator=torch.Generator(),  # else it draws its workers' seed from the global one
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if workers else None,
@@ -70,6 +74,16 @@ class Feed:
             if self.device.type == "cuda":
                 images = images.contiguous(memory_format=torch.channels_last)
             yield images, labels.to(self.device, non_blocking=True).long()
+
+    def _collate(self, samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        if samples:
+            return collate(samples)
+        return torch.empty(0, 3, *self.size, dtype=torch.uint8), torch.empty(0, *self.size, dtype=torch.uint8)
+
+
+def processes_here() -> int:
+    """How many processes train on this machine: of this program (torchrun's variable), times a launcher's workers."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get("CONTSEG_WORKERS", 1))
 
 
 class _Shares:

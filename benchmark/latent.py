@@ -61,7 +61,7 @@ def features(stored: Stored, record: Record, ids: list[str]) -> tuple[Values, Va
     found, labels = [], []
     for image_id in ids:
         image, label = stored.picture(record, image_id)
-        out = model(stored.batch(image)).features[0]
+        out = model(stored.batch(image).to(next(model.parameters()))).features[0]
         found.append(out.flatten(1).T.float().cpu().numpy())
         labels.append(shrink_labels(label[None], (out.shape[-2], out.shape[-1]))[0].flatten().numpy())
     points, classes = np.concatenate(found), np.concatenate(labels)

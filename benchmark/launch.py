@@ -45,7 +45,7 @@ def local(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[s
         heeded = stack.enter_context(_passing_on(workers))
         for i, log in enumerate(logs):
             file = stack.enter_context(log.open("wb"))
-            environment = {**os.environ, **visible(i)}
+            environment = {**os.environ, **visible(i), "CONTSEG_WORKERS": str(n)}
             # a session of its own: a terminal's Ctrl-C reaches the launcher alone, which passes it on
             own = subprocess.Popen(
                 call, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmark.config import read_section
 from benchmark.model import Segmenter, build_model
@@ -23,6 +23,7 @@ from datasets.scenario import Step
 from methods.base import Method, Term, describe
 from methods.registry import build_method, load_plugins
 
+M = TypeVar("M", bound=nn.Module)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pictures in 0..1
 
 
@@ -54,6 +55,18 @@ def grow(model: Any, step: Step, method: Method) -> None:
     method.build(model, step)
 
 
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put kept weights into a network, which takes their precision."""
+    model.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
+    model.load_state_dict(weights)
+
+
+def on_device(model: M, device: torch.device) -> M:
+    """The network on the device; channels last in memory where that is a GPU."""
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    return model.to(device).to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
 def load_terms(terms: dict[str, Term], flat: dict[str, Tensor], device: torch.device) -> None:
     """Give terms their state back from ``term-name:attribute`` entries."""
     for name, term in terms.items():
@@ -68,32 +81,34 @@ def term_states(terms: dict[str, Term]) -> dict[str, Tensor]:
 
 
 def load_step(
-    out: str | Path, key: str, method: str = "", device: torch.device | None = None
+    out: str | Path, key: str, method: str = "", device: str | torch.device = "cpu"
 ) -> tuple[Segmenter, Callable[[Tensor], Tensor]]:
     """The network of a trained step, in evaluation mode, and a function from images to class maps (channels).
 
     ``key`` is a record's ``step_key`` or its first digits; ``method`` the one whose prediction rule is wanted, where
-    several share the step (default: that of the first); ``device``: a CPU by default. Raises ``UserError`` if the step
-    is not in the cache of ``out``, or its file is damaged.
+    several share the step (default: that of the first). The network, and what its prediction rule reads, are on
+    ``device`` and in the precision of training; the function brings images there. Raises ``UserError`` if the step is
+    not in the cache of ``out``, or its file is damaged.
     """
     model, built = load_trained(out, key, method, device)
 
     @torch.inference_mode()
     def predict(images: Tensor) -> Tensor:
-        prediction: Tensor = built.predict(model(images), (images.shape[-2], images.shape[-1]))
+        out = model(images.to(next(model.parameters())))
+        prediction: Tensor = built.predict(out, (images.shape[-2], images.shape[-1]))
         return prediction
 
     return model, predict
 
 
 def load_trained(
-    out: str | Path, key: str, method: str = "", device: torch.device | None = None, plugins: bool = True
+    out: str | Path, key: str, method: str = "", device: str | torch.device = "cpu", plugins: bool = True
 ) -> tuple[Segmenter, Method]:
     """The network of a trained step as ``load_step`` gives it, and its method, with the states of its terms.
 
     ``plugins=False``: the code that the file names is not run.
     """
-    device = device or torch.device("cpu")
+    device = torch.device(device)
     store = Store(Path(out))
     found = sorted(store.cache.glob(f"{key[:2]}/{key}*/model.safetensors"))
     if len(found) != 1:
@@ -112,12 +127,22 @@ def load_trained(
     steps = [Step(s["index"], s["setup"], tuple(s["old_classes"]), tuple(s["new_classes"])) for s in meta["steps"]]
     config = read_section(ModelConfig, "model", meta["model"], str(found[0]))
     model = skeleton(config, steps, built, 0)
-    model.load_state_dict(tensors)
+    load_weights(model, tensors)
     terms = built.active(steps[-1])
     load_terms(terms, terms_state, device)
-    for path in sorted(found[0].parent.glob("observer-*.safetensors")):
-        loaded = read_tensors(path)
-        term = terms.get(loaded[1]["term"]) if loaded and "term" in loaded[1] else None
-        if loaded and term is not None and describe(term) == loaded[1]["is"]:
-            term.load_state_dict({k: v.to(device) for k, v in loaded[0].items()})
-    return model.to(device).eval().requires_grad_(False), built
+    for term in terms.values():
+        if term.observes and (state := _observed(found[0].parent, term)):
+            term.load_state_dict({k: v.to(device) for k, v in state.items()})
+    return on_device(model, device).eval().requires_grad_(False), built
+
+
+def _observed(folder: Path, term: Term) -> dict[str, Tensor] | None:
+    """The state of an observer that rode on a step, found by what it is: methods may name it differently."""
+    sound = [loaded for path in sorted(folder.glob("observer-*.safetensors")) if (loaded := read_tensors(path))]
+    states = {meta["sha256"]: state for state, meta in sound if meta.get("is") == describe(term)}
+    if len(states) > 1:
+        raise UserError(
+            f"{folder} holds {len(states)} different states of {type(term).__name__}, of methods that begin it at "
+            "different steps or setups: run them into folders of their own"
+        )
+    return next(iter(states.values()), None)

@@ -22,8 +22,9 @@ from datasets.view import StepView, step_view, tune_view, val_view
 from methods.base import DOORS, Method, Term, describe, held
 from methods.registry import build_method, expand_methods, refuse_equal
 
-# Of trainer, network and transforms: raise it when their numbers change, so that no old step is taken over.
-REVISION = 1
+# Of trainer, network and transforms, by train.precision: raised when their numbers change, so that no old step is taken
+# over. 2: a step in float64 starts from its parent's weights unrounded; in fp16 with a loss scale of its own.
+REVISIONS = {"no": 1, "bf16": 1, "fp16": 2, "double": 2}
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Cell:
     node: StepNode
     score: str  # key of the evaluation, and of the record
     path: Path  # of the record
-    observers: tuple[str, ...]  # keys of those whose state the prediction reads
+    reads: dict[str, str]  # observers whose state the prediction reads: name in the run's own method -> key
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Plan:
 
         for cell in self.missing_scores(store):
             if not store.score(cell.node.key, cell.score).exists():
-                need(cell.node, cell.observers)
+                need(cell.node, cell.reads.values())
         order = list(self.nodes)
         missing = [k for k, observers in wanted.items() if not store.trained(k, tuple(observers))]
         return [self.nodes[k] for k in sorted(missing, key=order.index)]
@@ -223,11 +224,11 @@ class _Builder:
             user = f"{scenario.name} {method.name}"
             if user not in node.used_by:
                 node.used_by.append(user)
-            shown = tuple(states[id(t)] for t in _read_by(method.predict) if id(t) in states)
-            score = digest(
-                {"step": key, "predict": describe(method.predict), "reads": shown, **self._test(scenario, step.index)}
-            )
-            cells.append(Cell(node, score, Path(), shown))
+            names = {id(t): name for name, t in active.items()}
+            reads = {names[id(t)]: states[id(t)] for t in _read_by(method.predict) if id(t) in states}
+            shows = {"step": key, "predict": describe(method.predict), "reads": [*reads.values()]}
+            score = digest({**shows, **self._test(scenario, step.index)})
+            cells.append(Cell(node, score, Path(), reads))
             parent = node
         return _with_paths(scenario, method.name, seed, cells)
 
@@ -249,7 +250,7 @@ class _Builder:
         uses_setup = bool(doors) or bool(method.endings(step)) or any(t.uses_setup for t in terms.values())
         return digest(
             {
-                "revision": REVISION,
+                "revision": REVISIONS[self.config.train.precision],
                 "parent": parent.key if parent else self._model,
                 "reads": reads,
                 "sees": view.digest,
@@ -288,7 +289,7 @@ def _with_paths(scenario: Scenario, method: str, seed: int, cells: list[Cell]) -
             c.node,
             c.score,
             cell_path(scenario.dataset, scenario.task, scenario.order, scenario.setup, method, key, seed, t),
-            c.observers,
+            c.reads,
         )
         for t, c in enumerate(cells)
     )

@@ -1,4 +1,6 @@
-"""Sums over processes whose backward sums too, so that DDP's averaging gives the gradient of the one global batch.
+"""What several processes do together: sums, means, small objects, and stopping.
+
+A sum's backward sums too, so that DDP's averaging gives the gradient of the one global batch.
 
 Each of P processes forms the same global loss from reduced sums. Its gradient with respect to a reduced sum is the
 same everywhere; summed over processes it is P times that; DDP divides by P.
@@ -6,6 +8,7 @@ same everywhere; summed over processes it is P times that; DDP divides by P.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,6 +55,14 @@ class AllProcesses:
 over_processes = AllProcesses()
 
 
+@torch.no_grad()
+def average(x: Tensor) -> None:
+    """Put the mean over processes in the place of ``x``."""
+    if several():
+        dist.all_reduce(x)
+        x /= dist.get_world_size()
+
+
 def gather(value: Any) -> list[Any]:
     """One small object of each process, in order of rank; of this process alone where there is one."""
     if not several():
@@ -64,3 +75,13 @@ def gather(value: Any) -> list[Any]:
 def any_process(flag: bool) -> bool:
     """Whether the flag is set anywhere; the same answer everywhere."""
     return any(gather(flag)) if several() else flag
+
+
+class InterruptedStepError(Exception):
+    """SIGTERM or SIGINT was heeded: what is done is kept, what was under way goes on from its last checkpoint."""
+
+
+def heed(stop: Callable[[], bool]) -> None:
+    """Raise ``InterruptedStepError`` in every process if one of them was told to stop. Called by all."""
+    if any_process(stop()):
+        raise InterruptedStepError

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
 from torch import Tensor
 
 from benchmark.claims import Claim
 from benchmark.config import Config
 from benchmark.evaluate import evaluate
-from benchmark.load import load_terms, skeleton, term_states
+from benchmark.load import load_terms, load_weights, on_device, skeleton, term_states
 from benchmark.plan import Cell, Plan, Run, StepNode
-from benchmark.processes import any_process, gather
+from benchmark.processes import InterruptedStepError, gather, heed
 from benchmark.provenance import provenance
 from benchmark.recorded import describe_step, make_record
 from benchmark.store import (
@@ -32,7 +32,7 @@ from benchmark.store import (
     write_tensors,
 )
 from benchmark.testset import test_set
-from benchmark.trainer import InterruptedStepError, NonFiniteLossError, StepTrainer
+from benchmark.trainer import NonFiniteLossError, StepTrainer
 from datasets.errors import UserError
 from methods.base import Method, Term, describe
 from methods.registry import build_method
@@ -51,7 +51,9 @@ class Outcome:
 
 def make_accelerator(config: Config) -> Accelerator:
     """One for each process of the program."""
-    precision = {"no": "no", "double": "no"}.get(config.train.precision, config.train.precision)
+    precision = {"double": "no"}.get(config.train.precision, config.train.precision)
+    if precision == "fp16" and PartialState().device.type == "cpu":
+        raise UserError("train.precision=fp16 needs a GPU: on a CPU set train.precision=bf16, or no")
     tracker = None if config.run.tracker == "none" else config.run.tracker
     if config.run.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -109,13 +111,12 @@ class Runner:
     def _walk(self, only: Collection[str]) -> None:
         """Take a step that nobody has claimed and whose parent is there, or wait; until all is done."""
         while not self.outcome.branched:
+            heed(self._stop)
             choice = gather(self._choose(only) if self.accelerator.is_main_process else None)[0]
             if choice is None:
                 return
             if choice == "wait":
                 time.sleep(1)
-                if any_process(self._signal is not None):
-                    raise InterruptedStepError
                 continue
             key, work, left = choice
             try:
@@ -213,7 +214,7 @@ class Runner:
             store,
             self.accelerator,
             parent,
-            lambda: self._signal is not None,
+            self._stop,
         )
         cost = trainer.run()
         weights = trainer.model.state_dict()
@@ -227,7 +228,8 @@ class Runner:
         self.accelerator.wait_for_everyone()
         self.outcome.trained += 1
         for cell in self._unscored(node):
-            self._score(cell, trainer.model, self._method_of(cell, method, node, observers))
+            own = self._run_of[cell.score].method == node.method
+            self._score(cell, trainer.model, method if own else self._method_of(cell))
 
     def _observers(self, node: StepNode, method: Method) -> tuple[dict[str, Term], dict[str, dict[str, Tensor]]]:
         """The observers that ride along, by key, and the states in which the parent left them."""
@@ -288,32 +290,21 @@ class Runner:
 
     def _score_kept(self, node: StepNode) -> None:
         """Score a step whose weights are in the cache."""
-        store = self.store
         model = skeleton(self.plan.config.model, node.scenario.steps[: node.index + 1], build_method(node.method), 0)
-        model.load_state_dict(store.read_model(node.key)[0])
-        model = model.to(self.accelerator.device)
+        load_weights(model, self.store.read_model(node.key)[0])
+        model = on_device(model, self.accelerator.device)
         for cell in self._unscored(node):
-            method = build_method(self._run_of[cell.score].method)
-            self._load_states(cell, method, node)
-            self._score(cell, model, method)
+            self._score(cell, model, self._method_of(cell))
 
-    def _load_states(self, cell: Cell, method: Method, node: StepNode) -> None:
-        terms = method.active(node.step)
-        load_terms(terms, self.store.read_terms(node.key), self.accelerator.device)
-        for observer in cell.observers:
-            state = self.store.read_observer(node.key, observer)
-            terms[node.observers[observer].term].load_state_dict(
-                {k: v.to(self.accelerator.device) for k, v in state.items()}
-            )
-
-    def _method_of(self, cell: Cell, trained: Method, node: StepNode, observers: dict[str, Term]) -> Method:
-        """The method whose prediction rule scores this cell; its states are those just trained."""
-        name = self._run_of[cell.score].method
-        if name == node.method:
-            return trained
-        method = build_method(name)
-        if cell.observers:
-            self._load_states(cell, method, node)
+    def _method_of(self, cell: Cell) -> Method:
+        """The method whose prediction rule scores this cell, its terms in their kept states."""
+        key, device = cell.node.key, self.accelerator.device
+        method = build_method(self._run_of[cell.score].method)
+        terms = method.active(cell.node.step)
+        load_terms(terms, self.store.read_terms(key), device)
+        for name, observer in cell.reads.items():
+            state = self.store.read_observer(key, observer)
+            terms[name].load_state_dict({k: v.to(device) for k, v in state.items()})
         return method
 
     def _score(self, cell: Cell, model: Any, method: Method) -> None:
@@ -334,6 +325,7 @@ class Runner:
             plan.config.run.eval_batch,
             plan.config.run.workers,
             f"{node.title}: evaluation",
+            self._stop,
         )
         if self.accelerator.is_main_process:
             score = {"matrix": matrix, "seconds": round(time.perf_counter() - began, 3), "pictures": len(pictures)}
@@ -365,6 +357,9 @@ class Runner:
             else:
                 write_sealed(self.store.records / cell.path, make_record(self.plan, run, t, score, meta))
         return whole
+
+    def _stop(self) -> bool:
+        return self._signal is not None
 
     def _heed(self, number: int, frame: Any) -> None:
         """A checkpoint at the first signal; a second Ctrl-C ends at once.

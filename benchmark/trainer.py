@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +20,16 @@ from tqdm import tqdm
 from benchmark import checkpoint
 from benchmark.config import Config
 from benchmark.feed import Feed
-from benchmark.load import fresh, grow, load_terms, skeleton
+from benchmark.load import fresh, grow, load_terms, load_weights, on_device, skeleton
+from benchmark.memory import peak_memory, watch_memory
 from benchmark.plan import StepNode
-from benchmark.processes import any_process, over_processes
+from benchmark.processes import InterruptedStepError, average, gather, heed, over_processes
 from benchmark.seeding import derive
 from benchmark.store import Store
 from datasets.base import SegmentationDataset
 from methods.base import Batch, Method, StepContext, Term
 
+PARTS = ("begin", "loop", "end")  # of a step: networks made and ``begin_step``; the updates; fusion and ``end_step``
 LOOK = 10  # updates between two looks at the device: losses shown, non-finite values noticed, signals heeded
 
 
@@ -36,17 +37,15 @@ class NonFiniteLossError(Exception):
     """A loss that is not a number: names its term and the update."""
 
 
-class InterruptedStepError(Exception):
-    """SIGTERM or SIGINT was heeded: the checkpoint is written."""
-
-
 @dataclass
 class Progress:
-    """How far a step is, beside its tensors: written into every checkpoint."""
+    """How far a step is, beside its tensors: written into every checkpoint.
+
+    ``seconds`` by part; "observer": what shared observers took of these.
+    """
 
     update: int = 0
-    seconds: float = 0.0
-    observer_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*PARTS, "observer"), 0.0))
     losses: dict[str, list[float]] = field(default_factory=dict)
     resumed: int = 0
 
@@ -69,7 +68,7 @@ class StepTrainer:
         store: Store,
         accelerator: Accelerator,
         parent_key: str | None = None,
-        stop: Any = lambda: False,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.node, self.method, self.observers, self.config = node, method, observers, config
         self.store, self.accelerator, self.stop = store, accelerator, stop
@@ -80,7 +79,12 @@ class StepTrainer:
         self.terms = method.active(self.step)
         mine = {id(t) for t in self.terms.values()}
         self.guests = {k: t for k, t in observers.items() if id(t) not in mine}
-        self._build(parent_key, parent_states)
+        self.progress = Progress()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
+        watch_memory(self.device)
+        with self._timed("begin"):
+            self._build(parent_key, parent_states)
+            self._optimiser()
 
     # --- before the first update ----------------------------------------------------------------------------------
 
@@ -92,7 +96,7 @@ class StepTrainer:
             old = None
         else:
             model = skeleton(self.config.model, steps[:t], method, seed)
-            model.load_state_dict(self.store.read_model(parent_key)[0])
+            load_weights(model, self.store.read_model(parent_key)[0])
             old = copy.deepcopy(model).eval().requires_grad_(False) if t > 0 else None
             grow(model, self.step, method)
             method.init(model, self.step)
@@ -100,16 +104,15 @@ class StepTrainer:
         for key, term in self.observers.items():
             if key in parent_states:
                 term.load_state_dict({k: v.to(self.device) for k, v in parent_states[key].items()})
-        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        self.model = model.to(self.device, self.dtype).to(memory_format=layout)
-        self.old = None if old is None else old.to(self.device, self.dtype).to(memory_format=layout)
+        self.model = on_device(model.to(self.dtype), self.device)
+        self.old = None if old is None else on_device(old, self.device)
         self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, t, "terms"))
-        self.context = StepContext(
-            self.step, self.model, self.old, self.feed.whole_pass, over_processes, self.node.seed
-        )
-        for term in self._all_terms():
+        self.context = StepContext(self.step, self.model, self.old, self._whole_pass, over_processes, self.node.seed)
+        for term in self.terms.values():
             term.begin_step(self.context)
-        self._optimiser()
+        with self._timed("observer"):
+            for term in self.guests.values():
+                term.begin_step(self.context)
 
     def _optimiser(self) -> None:
         groups = [g for g in self.method.door("trainable", self.step)(self.model, self.step) if len(g["params"])]
@@ -118,12 +121,11 @@ class StepTrainer:
             p.requires_grad_(id(p) in trained)
         self.fixed = [m for m in self.model.modules() if _is_fixed_norm(m)]
         self.total = self.train.plan_updates(len(self.node.view.ids)) if groups else 0
-        self.progress = Progress()
         if not groups:
             return
         base = self.train.lr[0]
         self.rates = [base * g.get("lr_scale", 1.0) for g in groups]
-        optimizer = torch.optim.SGD(
+        self.optimizer = torch.optim.SGD(
             [
                 {"params": g["params"], "lr": rate, "weight_decay": g.get("weight_decay", self.train.weight_decay)}
                 for g, rate in zip(groups, self.rates, strict=True)
@@ -133,8 +135,12 @@ class StepTrainer:
             nesterov=self.train.nesterov and self.train.momentum > 0,
             fused=self.device.type == "cuda" or None,
         )
+        if self.train.momentum:
+            # zeros, as torch's fused step leaves what it makes itself without a value if its first gradients overflow
+            for p in parameters(self.optimizer):
+                self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         network = torch.compile(self.model) if self.config.run.compile else self.model
-        self.prepared, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.prepared = self.accelerator.prepare_model(network)
         if self.old is not None:
             self.prepared_old = self.accelerator.prepare_model(self.old, evaluation_mode=True)
 
@@ -143,18 +149,25 @@ class StepTrainer:
     def run(self) -> dict[str, Any]:
         """Train from where the checkpoint stands, or from the start, to the end; returns the step's cost.
 
-        Raises ``NonFiniteLossError`` (names the term) and ``InterruptedStepError`` (after writing a checkpoint).
+        Raises ``NonFiniteLossError`` (names the term) and ``InterruptedStepError`` (in the loop after writing a
+        checkpoint).
         """
-        _watch_memory(self.device)
         torch.manual_seed(derive(self.node.seed, self.step.index, "train", self.accelerator.process_index))
         checkpoint.resume(self)
         if self.progress.update < self.total:
             self._loop()
-        self.model.eval()
-        for fuse in self.method.endings(self.step):
-            fuse(self.context)
-        for term in self._all_terms():
-            term.end_step(self.context)
+        with self._timed("end"):
+            self.model.eval()
+            self._agree()
+            for fuse in self.method.endings(self.step):
+                fuse(self.context)
+            for term in self.terms.values():
+                term.end_step(self.context)
+            with self._timed("observer"):
+                for term in self.guests.values():
+                    term.end_step(self.context)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
         return self._cost()
 
     def _loop(self) -> None:
@@ -164,42 +177,43 @@ class StepTrainer:
         window = torch.zeros(0, device=self.device)
         bad = torch.zeros(0, device=self.device)
         self._train_mode()
-        bar = tqdm(
+        with tqdm(
             total=self.total,
             initial=p.update,
             desc=self.node.title,
             unit="update",
             leave=False,
             disable=not self.accelerator.is_main_process,
-        )
-        while p.update < self.total:
-            self._set_rate(p.update)
-            values = self._update(batches)
-            if not names:
-                names = list(values)
-                window, bad = (torch.zeros(len(names), device=self.device) for _ in range(2))
-            losses = torch.stack([v.float() for v in values.values()])
-            window += losses
-            bad = torch.where((bad == 0) & ~losses.isfinite(), p.update + 1.0, bad)
-            p.update += 1
-            bar.update()
-            if p.update % LOOK and p.update < self.total:
-                continue
-            _raise_if_bad(dict(zip(names, bad.tolist(), strict=True)))
-            shown = dict(zip(names, (window / (p.update % LOOK or LOOK)).tolist(), strict=True))
-            window.zero_()
-            self._show(bar, shown)
-            now = time.perf_counter()
-            p.seconds, began = p.seconds + now - began, now
-            if any_process(self.stop()) and p.update < self.total:
-                checkpoint.save(self)
-                raise InterruptedStepError
-            every = self.config.run.checkpoint_updates
-            late = any_process(now - saved > 60 * self.config.run.checkpoint_minutes)
-            if p.update < self.total and (late or (every and p.update % every < LOOK)):
-                checkpoint.save(self)
-                saved = time.perf_counter()
-        bar.close()
+        ) as bar:
+            while p.update < self.total:
+                self._set_rate(p.update)
+                values = self._update(batches)
+                if not names:
+                    names = list(values)
+                    window, bad = (torch.zeros(len(names), device=self.device) for _ in range(2))
+                losses = torch.stack([v.float() for v in values.values()])
+                window += losses
+                bad = torch.where((bad == 0) & ~losses.isfinite(), p.update + 1.0, bad)
+                p.update += 1
+                bar.update()
+                if p.update % LOOK and p.update < self.total:
+                    continue
+                _raise_if_bad(dict(zip(names, bad.tolist(), strict=True)))
+                shown = dict(zip(names, (window / (p.update % LOOK or LOOK)).tolist(), strict=True))
+                window.zero_()
+                self._show(bar, shown)
+                now = time.perf_counter()
+                p.seconds["loop"] += now - began
+                began = now
+                late = now - saved > 60 * self.config.run.checkpoint_minutes
+                stopped, late = map(any, zip(*gather((self.stop(), late)), strict=True))
+                if stopped:
+                    checkpoint.save(self)
+                    raise InterruptedStepError
+                every = self.config.run.checkpoint_updates
+                if p.update < self.total and (late or (every and p.update % every < LOOK)):
+                    checkpoint.save(self)
+                    saved = time.perf_counter()
 
     def _update(self, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """One optimiser update; the weighted losses by name, detached."""
@@ -216,34 +230,38 @@ class StepTrainer:
                         old = self.prepared_old(images)
                 batch = Batch(images, labels, out, old, self.step, over_processes, self.generator)
                 losses = self.method.losses(batch)
-                with self._observing(), torch.no_grad():
+                with self._timed("observer"), torch.no_grad():
                     for term in self.guests.values():
                         term(batch)
-                self.accelerator.backward(torch.stack(list(losses.values())).sum() / parts)
+                self.scaler.scale(torch.stack(list(losses.values())).sum() / parts).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / parts
-        if self._unscaled():
-            with self._observing():
-                for term in self._all_terms():
-                    if term.observes:
-                        term.after_backward(self.model)
-            for term in self.terms.values():
-                if not term.observes:
-                    term.after_backward(self.model)
-            if self.train.clip:
-                nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.train.clip)
-        self.optimizer.step()
+        self.scaler.unscale_(self.optimizer)
+        self._after_backward()
+        if self.train.clip:
+            nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.train.clip)
+        self.scaler.step(self.optimizer)  # leaves out an update whose gradients overflowed in fp16
+        self.scaler.update()
         self.optimizer.zero_grad()
         return sums
 
-    def _unscaled(self) -> bool:
-        """Divide fp16's loss scale out of the gradients; False if they overflowed and the update is to be skipped."""
-        scaler = self.accelerator.scaler
-        if scaler is None:
-            return True
-        self.accelerator.unscale_gradients(self.optimizer)
-        found = scaler._per_optimizer_states[id(self.optimizer.optimizer)]["found_inf_per_device"]
-        return not any(v.item() for v in found.values())
+    def _after_backward(self) -> None:
+        """What terms do with the gradients; nothing if these overflowed in fp16."""
+        mine = [t for t in self.terms.values() if _reads_gradients(t)]
+        guests = [t for t in self.guests.values() if _reads_gradients(t)]
+        if (mine or guests) and self.scaler.is_enabled():
+            gradients = [p.grad for p in parameters(self.optimizer) if p.grad is not None]
+            if not torch.stack([g.isfinite().all() for g in gradients]).all():
+                return
+        for term in mine:
+            if term.observes:
+                term.after_backward(self.model)
+        with self._timed("observer"):
+            for term in guests:
+                term.after_backward(self.model)
+        for term in mine:
+            if not term.observes:
+                term.after_backward(self.model)
 
     def _set_rate(self, update: int) -> None:
         """Poly schedule: lr (1 - update / total)^power."""
@@ -256,14 +274,26 @@ class StepTrainer:
         for module in self.fixed:
             module.eval()
 
-    def _all_terms(self) -> list[Term]:
-        return [*self.terms.values(), *self.guests.values()]
+    def _agree(self) -> None:
+        """Processes that kept statistics of their own go on with their mean: all score, and store, one network."""
+        norms = [
+            m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in self.fixed
+        ]
+        for statistics in (s for m in norms for s in (m.running_mean, m.running_var) if s is not None):
+            average(statistics)
+
+    def _whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A pass outside the loop; heeds a signal as the loop does."""
+        for i, batch in enumerate(self.feed.whole_pass(), 1):
+            yield batch
+            if i % LOOK == 0:
+                heed(self.stop)
 
     @contextlib.contextmanager
-    def _observing(self) -> Iterator[None]:
+    def _timed(self, part: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self.progress.observer_seconds += time.perf_counter() - began
+        self.progress.seconds[part] += time.perf_counter() - began
 
     # --- what is shown and kept -----------------------------------------------------------------------------------
 
@@ -276,17 +306,27 @@ class StepTrainer:
             self.accelerator.log(values, step=self.progress.update)
 
     def _cost(self) -> dict[str, Any]:
+        """``seconds`` is the whole step, its parts are named; of these, observers of other methods took theirs."""
         p = self.progress
         return {
             "images": p.update * self.train.batch[0],
             "updates": p.update,
-            "seconds": round(p.seconds, 3),
-            "observer_seconds": round(p.observer_seconds, 3),
-            "peak_memory_mb": _peak_memory(self.device),
+            "seconds": round(sum(p.seconds[part] for part in PARTS), 3),
+            **{f"{part}_seconds": round(spent, 3) for part, spent in p.seconds.items()},
+            "peak_memory_mb": peak_memory(self.device),
             "parameters": sum(x.numel() for x in self.model.parameters()),
             "trained_parameters": sum(x.numel() for x in self.model.parameters() if x.requires_grad),
             "resumed": p.resumed,
         }
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What an optimiser trains, in its order."""
+    return [p for g in optimizer.param_groups for p in g["params"]]
+
+
+def _reads_gradients(term: Term) -> bool:
+    return type(term).after_backward is not Term.after_backward
 
 
 def _is_fixed_norm(module: nn.Module) -> bool:
@@ -303,23 +343,3 @@ def _raise_if_bad(first: dict[str, float]) -> None:
             f"the loss {name!r} is not finite at update {bad[name]} "
             "(lower train.lr, or set train.clip=1); nothing earlier is lost"
         )
-
-
-def _watch_memory(device: torch.device) -> None:
-    """Let the peak begin anew; on a CPU Linux's ``VmHWM`` of this process."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory(device: torch.device) -> float:
-    """MiB since ``_watch_memory``: of the device's allocator on a GPU, of this process on a CPU; 0 where unknown."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 2**10, 1)
-    return 0.0

@@ -24,7 +24,7 @@ class StepPictures(Dataset[tuple[Tensor, Tensor]]):
     The labels have gone through the view's table. The transform's random numbers are a function of (seed, step, epoch,
     image id) alone, so neither the order nor the number of loader processes matters; with the epoch in the index,
     loader processes may live on between epochs. ``pictures[i]`` is epoch 0. ``keep``: decoded pictures stay in
-    memory shared by all loader processes, as many as fit there.
+    memory shared by all loader processes, as many as fit into this share of what is free there; 0: none.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class StepPictures(Dataset[tuple[Tensor, Tensor]]):
         transform: Transform,
         seed: int = 0,
         step: int = 0,
-        keep: bool = False,
+        keep: float = 0.0,
     ) -> None:
         self.dataset, self.view, self.transform, self.seed, self.step = dataset, view, transform, seed, step
-        self._kept = _Kept(_sizes(dataset, view)) if keep else None
+        self._kept = _Kept(_sizes(dataset, view), keep) if keep else None
 
     def __len__(self) -> int:
         return len(self.view.ids)
@@ -77,11 +77,11 @@ class _Kept:
     Two processes that decode the same picture write the same bytes; ``there`` is set after the bytes are.
     """
 
-    def __init__(self, sizes: np.ndarray) -> None:
+    def __init__(self, sizes: np.ndarray, share: float) -> None:
         self.sizes = sizes.astype(np.int64)
         ends = np.cumsum(4 * self.sizes.prod(1))
         self.starts = ends - 4 * self.sizes.prod(1)
-        self.n = int(np.searchsorted(ends, _room(), side="right"))  # pictures that fit
+        self.n = int(np.searchsorted(ends, share * _room(), side="right"))  # pictures that fit
         self.buffer = torch.empty(int(ends[self.n - 1]) if self.n else 0, dtype=torch.uint8).share_memory_()
         self.there = torch.zeros(self.n, dtype=torch.uint8).share_memory_()
 

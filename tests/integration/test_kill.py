@@ -13,7 +13,7 @@ from tests.integration.forked import kill, start_together
 from tests.integration.grid import numbers, records, small, weights
 
 METHODS = ("MiB+SDR", "EWC[weight=1]")  # two steps and observers of both, one step shared
-SETS = ("train.updates=20,20", "run.checkpoint_updates=10", "model.norm=group")
+SETS = ("train.updates=20,20", "run.checkpoint_updates=10", "model.norm=batch")
 
 
 class Grid:

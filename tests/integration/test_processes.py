@@ -1,16 +1,24 @@
-"""Two processes train what one does: gradient, losses, matrices. gloo, frozen normalisation, float64."""
+"""Two processes train what one does: gradient, losses, matrices. gloo, group normalisation, float64.
+
+Batch normalisation over the images of each process is another training; yet its network is one.
+"""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmark.store import read_tensors
-from tests.integration.grid import HOME, records, small
+from benchmark import runner
+from benchmark.processes import gather
+from benchmark.store import read_tensors, tensors_digest
+from run_benchmark import main
+from tests.integration.forked import call_together
+from tests.integration.grid import HOME, records, small, weights
 
 EXACT = (
     "train.precision=double",
@@ -62,3 +70,22 @@ def test_weights_agree_after_every_step(both: tuple[Path, Path]) -> None:
         assert one is not None and two is not None
         for name, tensor in one[0].items():
             assert torch.allclose(tensor, two[0][name], rtol=1e-7, atol=1e-9), (path, name)
+
+
+def score_own_statistics(out: Path) -> None:
+    """In each of several processes: train with BatchNorm; what each scores is what is stored."""
+    scored, plain = [], runner.evaluate
+
+    def noting(model: Any, *args: Any) -> Any:
+        scored.append(gather(tensors_digest(model.state_dict())))
+        return plain(model, *args)
+
+    runner.evaluate = noting
+    assert main(["run", *map(str, small(out, "NearestPrototype", sets=("model.norm=batch",)))]) == 0
+    kept = {sha for path, sha in weights(out).items() if path.endswith("model.safetensors")}
+    assert len(scored) == len(kept) == 2
+    assert {(sha, sha) for sha in kept} == {tuple(shas) for shas in scored}
+
+
+def test_processes_with_statistics_of_their_own_score_one_network(tmp_path: Path) -> None:
+    call_together(2, tmp_path / "log", score_own_statistics, tmp_path / "out")

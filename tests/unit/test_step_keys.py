@@ -212,7 +212,8 @@ def test_a_revision_moves_what_uses_it(
     assert moved(before, grid()) == expected
 
 
-def test_the_trainers_revision_moves_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = grid()
-    monkeypatch.setattr(plan_module, "REVISION", plan_module.REVISION + 1)
-    assert moved(before, grid()) == EVERYTHING
+def test_the_trainers_revision_moves_everything_of_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {precision: grid(f"train.precision={precision}") for precision in ("no", "double")}
+    monkeypatch.setitem(plan_module.REVISIONS, "no", plan_module.REVISIONS["no"] + 1)
+    assert moved(before["no"], grid()) == EVERYTHING
+    assert moved(before["double"], grid("train.precision=double")) == NOTHING

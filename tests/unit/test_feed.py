@@ -1,0 +1,92 @@
+"""Shares of a step's images: every image once, the same number of batches for all, also where images are few."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmark import feed
+from benchmark.load import fresh, grow
+from benchmark.model_config import ModelConfig
+from datasets.pictures_of_step import StepPictures
+from methods.base import StepContext
+from methods.baselines import ClassMeans
+from methods.plop import PseudoLabelCrossEntropy
+from methods.registry import build_method
+from methods.reminder import BatchPrototypes
+from tests.unit.networks import make_images, make_labels, make_steps
+from tests.unit.steps import Grid, Images
+
+
+def shares(tmp_path: Path, images: int, processes: int) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The whole pass of every process."""
+    grid = Grid(tmp_path, ("FT",), data=Images(images))
+    node, config = grid.node(0), grid.plan.config
+    device = torch.device("cpu")
+    ranks = [SimpleNamespace(device=device, process_index=r, num_processes=processes) for r in range(processes)]
+    feeds: list[Any] = [feed.Feed(node, config, grid.data, r) for r in ranks]  # type: ignore[arg-type]
+    return [list(f.whole_pass()) for f in feeds]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("images", [1, 2, 3, 4, 9, 11])
+def test_a_pass_gives_every_process_as_many_batches_and_every_image_once(
+    images: int, processes: int, tmp_path: Path
+) -> None:
+    found = shares(tmp_path, images, processes)
+    assert len({len(batches) for batches in found}) == 1
+    assert sum(len(x) for batches in found for x, _ in batches) == images
+    for x, y in (b for batches in found for b in batches):
+        assert x.shape == (len(y), 3, 32, 32) and y.shape == (len(x), 32, 32)
+        assert x.dtype == torch.float32 and y.dtype == torch.int64
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+@pytest.mark.parametrize("term", [ClassMeans, BatchPrototypes, PseudoLabelCrossEntropy])
+def test_a_batch_without_an_image_counts_nothing(term: Any, norm: str, tmp_path: Path) -> None:
+    """What terms make of a pass is the same with an empty batch in it."""
+    first, second = make_steps(2, 1)
+    method = build_method("FT")
+    old = fresh(ModelConfig("tiny", norm=norm), first, method, 0).double().eval()
+    model = fresh(ModelConfig("tiny", norm=norm), first, method, 0).double().eval()
+    grow(model, second, method)
+    images, labels = make_images(), make_labels(second)
+    states = []
+    for empty in (False, True):
+        batches = [(images, labels)] + [(images[:0], labels[:0])] * empty
+        ctx = StepContext(second, model, old, lambda b=batches: b)
+        made = term()
+        made.begin_step(ctx)
+        made.end_step(ctx)
+        states.append(made.state_dict())
+    assert states[0].keys() == states[1].keys() and states[0]
+    for name, value in states[0].items():
+        assert torch.equal(value.nan_to_num(-1), states[1][name].nan_to_num(-1)), name
+
+
+# --- decoded images in memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes"),
+    [({}, 1), ({"LOCAL_WORLD_SIZE": "4"}, 4), ({"LOCAL_WORLD_SIZE": "2", "CONTSEG_WORKERS": "4"}, 8)],
+    ids=["one", "torchrun", "workers of torchrun"],
+)
+def test_processes_on_one_machine_share_its_memory(
+    environment: dict[str, str], processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    each = 4 * 32 * 32
+    monkeypatch.setattr("datasets.pictures_of_step._room", lambda: 8 * each)
+    monkeypatch.setattr(Images, "sizes", lambda self, split: torch.full((16, 2), 32).numpy())
+    grid = Grid(tmp_path, ("FT",), ("run.keep_decoded=true",), data=Images(16))
+    kept = grid.trainer().feed.pictures._kept
+    assert kept is not None and kept.n == 8 // processes
+
+
+def test_nothing_is_kept_unless_asked_for(tmp_path: Path) -> None:
+    pictures = Grid(tmp_path, ("FT",)).trainer().feed.pictures
+    assert isinstance(pictures, StepPictures) and pictures._kept is None
