@@ -28,7 +28,9 @@ def doubtful(out: Path, record: dict[str, Any]) -> int:
 def moved(one: dict[str, Any], other: dict[str, Any]) -> int:
     """Pixels that two records of one network count under different predictions, at least."""
     parts = ("seen", "unseen")
-    change = sum(abs(a - b) for k in parts for x, y in zip(one[k], other[k], strict=True) for a, b in zip(x, y, strict=True))
+    change = sum(
+        abs(a - b) for k in parts for x, y in zip(one[k], other[k], strict=True) for a, b in zip(x, y, strict=True)
+    )
     return change // 2
 
 

@@ -7,6 +7,8 @@ import torch
 
 from tests.golden.harness import DTYPES, load_checkers, manifest, run
 
+pytestmark = pytest.mark.numeric
+
 CASES = [("golden", e) for e in manifest("golden")]
 CASES += [("golden_later", e) for e in manifest("golden_later") if e["operation"] in load_checkers()]
 

@@ -24,6 +24,8 @@ from methods.base import Method, SegOutput, argmax
 from methods.registry import addons, build_method, methods
 from tests.integration.forked import call_together
 
+pytestmark = pytest.mark.numeric
+
 PICTURES = 6  # a batch that 2 and 3 processes can share
 
 

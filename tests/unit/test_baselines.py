@@ -9,6 +9,8 @@ from methods.baselines import ClassMeans, NearestMean
 from methods.registry import build_method
 from tests.unit.networks import make_images, make_labels, make_steps, student_of, taught
 
+pytestmark = pytest.mark.numeric
+
 STEPS = make_steps(2, 1)
 
 

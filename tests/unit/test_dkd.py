@@ -10,6 +10,8 @@ from methods.modules import is_norm
 from methods.registry import build_method
 from tests.unit.networks import make_batch, make_steps, student_of, taught
 
+pytestmark = pytest.mark.numeric
+
 METHOD = build_method("DKD")
 FIRST, SECOND, THIRD = make_steps(3, 2, 1)
 

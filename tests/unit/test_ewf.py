@@ -8,6 +8,8 @@ from methods.ewf import ewf, fusion_weight
 from methods.registry import build_method
 from tests.unit.networks import make_steps, student_of, taught
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(("n_old", "n_new", "alpha"), [(16, 1, 0.2425), (16, 5, 0.4880), (101, 50, 0.5754)])
 def test_share_of_the_new_state_in_known_tasks(n_old: int, n_new: int, alpha: float) -> None:

@@ -13,6 +13,8 @@ from methods.importance import Fisher, PathIntegral, QuadraticPenalty, Riemannia
 from methods.registry import build_method
 from tests.unit.networks import make_steps
 
+pytestmark = pytest.mark.numeric
+
 FIRST, SECOND = make_steps(2, 1)
 
 

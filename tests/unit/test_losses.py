@@ -19,6 +19,8 @@ from tests.unit.terms import (
     value_and_gradients,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 @each_setup
 @each_term

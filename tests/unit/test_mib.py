@@ -25,6 +25,8 @@ from tests.unit.terms import (
     value_and_gradients,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6), images=st.integers(1, 3))

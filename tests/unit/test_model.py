@@ -21,6 +21,8 @@ from benchmark.weights import fetch_weights, load_weights
 from datasets.errors import UserError
 from methods.base import SegModel, SegOutput
 
+pytestmark = pytest.mark.numeric
+
 TINY = ModelConfig("tiny", weights="none")
 IMAGENET = [name for name, backbone in BACKBONES.items() if backbone.imagenet]
 CASES = [(name, stride) for name, backbone in BACKBONES.items() for stride in backbone.rates]

@@ -13,6 +13,8 @@ from methods.base import Batch, SegOutput, StepContext
 from methods.plop import LocalPod, PseudoLabelCrossEntropy, exact_medians, fold_new_into_background, local_pod
 from tests.unit.networks import make_steps
 
+pytestmark = pytest.mark.numeric
+
 _, STEP = make_steps(2, 2)
 
 

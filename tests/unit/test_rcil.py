@@ -16,6 +16,8 @@ from methods.rcil import BranchDraws, Branches, PooledCube, branches_of, channel
 from methods.registry import build_method
 from tests.unit.networks import TINY, make_batch, make_images, make_steps, student_of, taught
 
+pytestmark = pytest.mark.numeric
+
 KEPT, MERGED = build_method("RCIL"), build_method("RCIL[start=merged]")
 FIRST, SECOND, THIRD = make_steps(3, 2, 1)
 

@@ -12,6 +12,8 @@ from methods.registry import build_method
 from methods.reminder import BatchPrototypes, SimilarityDistillation, class_means, similarity_weights
 from tests.unit.networks import make_batch, make_images, make_labels, make_steps, student_of, taught
 
+pytestmark = pytest.mark.numeric
+
 FIRST, SECOND, THIRD = make_steps(3, 2, 1)
 
 

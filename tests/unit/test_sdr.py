@@ -23,6 +23,8 @@ from tests.unit.terms import (
     value_and_gradients,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 def slow_attraction(data: Data) -> Tensor:
     trusted = 0 if data.step.setup == "sequential" else 1

@@ -22,6 +22,8 @@ from tests.unit.terms import (
     O,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 def mixed(counts: list[int]) -> Data:
     """Feature channel c is c everywhere; image b has ``counts[b]`` positions of class O, the rest is void."""

@@ -9,6 +9,8 @@ import torch
 
 from datasets.shapes import COUNTS, KINDS, SEEDS, SIDE, Shapes, _rgb, draw_image, draw_label, layout
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def counts() -> np.ndarray:

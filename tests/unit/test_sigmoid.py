@@ -13,6 +13,8 @@ from methods.lwf_mc import BinaryCrossEntropy, ReplacedTargets, SigmoidDistillat
 from methods.registry import build_method
 from tests.unit.networks import make_steps
 
+pytestmark = pytest.mark.numeric
+
 _, STEP = make_steps(2, 2)
 O, C = STEP.n_old, STEP.n_classes
 

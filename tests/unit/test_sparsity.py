@@ -15,6 +15,8 @@ from methods.sdr_variants import ReleasedSparsity
 from tests.unit.terms import C, D, Data, O, gradients, positions, step, value_and_gradients
 from tests.unit.test_losses import Recorded, in_processes
 
+pytestmark = pytest.mark.numeric
+
 
 def slow_sparsity(data: Data) -> Tensor:
     """Class by class, with sizes, and the constant that negative features add to the denominator."""

@@ -10,6 +10,8 @@ from methods.registry import build_method
 from methods.ssul import UnknownBCE, pseudo_labels, shifted_labels, sigmoid_cross_entropy, unknown_is_background
 from tests.unit.networks import make_batch, make_images, make_steps, student_of, taught
 
+pytestmark = pytest.mark.numeric
+
 METHOD = build_method("SSUL")
 FIRST, SECOND, THIRD = make_steps(3, 2, 1)
 

@@ -10,6 +10,8 @@ from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedC
 
 from datasets.transforms import EvalTransform, TrainTransform, cover, random_window, resized_window
 
+pytestmark = pytest.mark.numeric
+
 RATIO = (3 / 4, 4 / 3)
 
 

@@ -10,6 +10,8 @@ from methods.base import Batch, SegOutput
 from methods.ucd import UncertaintyContrast, contrastive_distillation, pair_labels
 from tests.unit.networks import make_steps
 
+pytestmark = pytest.mark.numeric
+
 TAU = 0.5
 
 
