@@ -135,7 +135,14 @@ def _grid(parser: argparse.ArgumentParser) -> None:
 
 
 def _plugins(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="methods or data sets of your own")
+    parser.add_argument(
+        "--plugin",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="FILE.py",
+        help="methods or data sets of your own",
+    )
 
 
 if __name__ == "__main__":

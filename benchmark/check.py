@@ -13,20 +13,21 @@ Rules run on a network of 145 thousand parameters and drawn pictures, a few seco
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from benchmark.course import Build, Course, Stage, clones, second_step, tensors_of
+from benchmark.course import Build, Course, Stage, clones, second_step, steepest, tensors_of
 from benchmark.load import term_states
 from benchmark.lockstep import compare_split
+from benchmark.waits import WaitError, no_waits
 from datasets.errors import UserError
-from methods.base import Method
-from methods.registry import addons, build_method, methods
+from methods.base import Method, held
+from methods.faults import place
+from methods.registry import addons, build_method, methods, reason
 from methods.visible import check_visible
 
 SETUPS = ("sequential", "disjoint", "overlapped")
@@ -79,13 +80,8 @@ def check_method(method: str | Build) -> Report:
             except Broken as broken:
                 return Report(name, number, title, str(broken))
             except Exception as error:
-                return Report(name, number, title, _crash(error))
+                return Report(name, number, title, reason(error))
     return Report(name, len(RULES))
-
-
-def check_all() -> list[Report]:
-    """The reports of ``every_name``."""
-    return [check_method(name) for name in every_name()]
 
 
 def every_name() -> list[str]:
@@ -97,12 +93,6 @@ def assert_contract(method: str | Build) -> None:
     """For tests: an ``AssertionError`` that names the first broken rule."""
     report = check_method(method)
     assert report.passed, str(report)
-
-
-def _crash(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 # --- rules ---------------------------------------------------------------------------------------------------------
@@ -157,13 +147,21 @@ def gradients_arrive(build: Build) -> None:
 
 def old_model_stays(build: Build) -> None:
     """The previous network never changes."""
-    stage = _second(build)
+    make = second_step(Course(), build)
+    stage = make(begin=False) if make is not None else None
     if stage is None or stage.old is None:
         return
     before = clones(stage.old.state_dict())
-    stage.updates(range(2)).end()
-    if changed := _differing(before, stage.old.state_dict()):
-        raise Broken(f"{changed} changed")
+    hooks = (
+        ("begin_step", stage.start),
+        ("an update", lambda: stage.updates(range(2))),
+        ("the end of the step", stage.end),
+        ("predict", lambda: stage.predict(stage.course.pictures(stage.step, 0)[0])),
+    )
+    for name, hook in hooks:
+        hook()
+        if changed := _differing(before, stage.old.state_dict()):
+            raise Broken(f"{changed} changed in {name}")
 
 
 def nothing_is_written_to(build: Build) -> None:
@@ -204,27 +202,23 @@ def differs_from_fine_tuning(build: Build) -> None:
     """Weights or predictions differ from FT's after five updates from a perturbed student."""
     if build().name == "FT":
         return
-    ends = []
-    for maker in (build, lambda: build_method("FT")):
-        course, parent, method = Course(), None, maker()
-        for index in range(len(course.steps(method))):
-            stage = Stage.begin(course, maker, index, parent, moved=index > 0).updates(range(5))
-            parent = stage.end()
-        ends.append((_weights(stage), stage.predict(course.pictures(course.steps(maker())[-1], 0)[0])))
-    (weights, map_), (weights_ft, map_ft) = ends
+    (weights, map_), (weights_ft, map_ft) = _perturbed(build), _fine_tuned()
     if weights.keys() == weights_ft.keys() and not _differing(weights, weights_ft) and torch.equal(map_, map_ft):
         raise Broken("they are equal: it is plain fine-tuning by another name")
 
 
 def observers_only_observe(build: Build) -> None:
-    """Weights with and without the observers are equal, and no shared random number is drawn."""
-    method = build()
-    if not any(t.observes for t in method.first.values()):
+    """Weights with and without the observers are equal, and no shared random number is drawn.
+
+    An observer that a loss of the step holds stays in: it has its part in the key of the weights.
+    """
+    if not _unread_observers(build()):
         return
 
     def bare() -> Method:
         made = build()
-        return replace(made, first={n: t for n, t in made.first.items() if not t.observes})
+        unread = _unread_observers(made)
+        return replace(made, first={n: t for n, t in made.first.items() if n not in unread})
 
     ends = []
     for maker in (build, bare):
@@ -234,6 +228,35 @@ def observers_only_observe(build: Build) -> None:
         )
     if changed := _differing(*ends):
         raise Broken(f"{changed} differs with them")
+
+
+def _unread_observers(method: Method) -> set[str]:
+    read = {id(h) for t in method.first.values() if not t.observes for h in held(t)}
+    return {name for name, t in method.first.items() if t.observes and id(t) not in read}
+
+
+def terms_do_not_wait(build: Build) -> None:
+    """No term waits for the device in an update."""
+    for make in (lambda: Stage.begin(Course(), build, 0, None), lambda: _second(build)):
+        stage = make()
+        if stage is None or stage.optimizer is None:
+            continue
+        batches = [stage.batch(number) for number in range(2)]
+        try:
+            with no_waits():
+                for batch in batches:
+                    stage.method.losses(batch)
+        except WaitError as wait:
+            raise Broken(f"{wait} at step {stage.step.index}{place(wait)}: keep to tensors of fixed shapes") from wait
+
+
+def signed_features(build: Build) -> None:
+    """Features that may be negative work: losses are finite, and their gradients not a thousand times the usual."""
+    _lead(Course(signed=True), build)
+    usual, signed = (steepest(Course(signed=s), build) for s in (False, True))
+    for name, slope in signed.items():
+        if slope > 1000 * max(usual.get(name, 0.0), 0.01 * sum(usual.values())):
+            raise Broken(f"the gradient of {name!r} reaches {slope:.2g}, and {usual.get(name, 0.0):.2g} without them")
 
 
 def state_survives(build: Build) -> None:
@@ -253,9 +276,9 @@ def interruption_is_harmless(build: Build) -> None:
     for make in (lambda: Stage.begin(Course(), build, 0, None), second_step(Course(), build)):
         if make is None:
             continue
-        whole = make().updates(range(6))
-        kept, weights = whole.end(), _weights(whole)
-        content = make().updates(range(3)).checkpoint()
+        whole = make().updates(range(3))
+        content = whole.checkpoint()
+        kept, weights = whole.updates(range(3, 6)).end(), _weights(whole)
         later = make().resume(content).updates(range(3, 6))
         ended = later.end()
         if changed := _differing(weights, _weights(later)) or _differing(kept.terms, ended.terms):
@@ -303,10 +326,12 @@ RULES: tuple[Callable[[Build], None], ...] = (
     only_background,
     rectangular,
     bfloat16,
+    signed_features,
     gradients_arrive,
     old_model_stays,
     nothing_is_written_to,
     terms_matter,
+    terms_do_not_wait,
     differs_from_fine_tuning,
     observers_only_observe,
     state_survives,
@@ -339,6 +364,21 @@ def _lead(course: Course, build: Build) -> None:
             raise Broken(f"`predict` gives {prediction.dtype} {tuple(prediction.shape)}, not a class map")
         if prediction.min() < 0 or prediction.max() >= stage.step.n_classes:
             raise Broken(f"`predict` gives class {int(prediction.max())} of {stage.step.n_classes} after {where}")
+
+
+def _perturbed(build: Build) -> tuple[dict[str, Tensor], Tensor]:
+    """Weights and a class map after all steps, five updates each, every later student moved."""
+    course, parent = Course(), None
+    for index in range(len(course.steps(build()))):
+        stage = Stage.begin(course, build, index, parent, moved=index > 0).updates(range(5))
+        parent = stage.end()
+    return _weights(stage), stage.predict(course.pictures(stage.step, 0)[0])
+
+
+@cache
+def _fine_tuned() -> tuple[dict[str, Tensor], Tensor]:
+    """FT's, found once for all methods."""
+    return _perturbed(lambda: build_method("FT"))
 
 
 def _second(build: Build) -> Stage | None:

@@ -12,7 +12,6 @@ from benchmark.arguments import places
 from benchmark.config import Config, check_shares, read_config
 from benchmark.store import Store
 from datasets.errors import UserError, unknown
-from methods.registry import load_plugins
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -122,16 +121,25 @@ def data(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """The method contract."""
-    load_plugins(*args.plugin)
+    """The method contract: each report as soon as it is there."""
+    from benchmark import plugins
+
+    plugins.load(args.plugin)
     if bool(args.methods) is args.all:
         raise UserError("check what? Name methods, for example `check MiB`, or give --all alone")
-    from benchmark.check import check_all, check_method
+    from tqdm import tqdm
 
-    reports = check_all() if args.all else [check_method(name) for name in args.methods]
-    for result in reports:
-        print(result)
-    return 0 if all(r.passed for r in reports) else 1
+    from benchmark.check import check_method, every_name
+    from methods.registry import build_method, expand_methods
+
+    names = every_name() if args.all else [name for text in args.methods for name in expand_methods(text)]
+    names = [build_method(name).name for name in dict.fromkeys(names)]  # a mistake is told before the work begins
+    passed = True
+    for name in tqdm(names, "check", unit="method", leave=False, disable=None):
+        report = check_method(name)
+        _say(str(report))
+        passed = passed and report.passed
+    return 0 if passed else 1
 
 
 def cache(args: argparse.Namespace) -> int:
@@ -152,7 +160,9 @@ def cache(args: argparse.Namespace) -> int:
 
 def list(args: argparse.Namespace) -> int:
     """What there is to choose from."""
-    load_plugins(*args.plugin)
+    from benchmark import plugins
+
+    plugins.load(args.plugin)
     from benchmark.listing import LISTS, published
 
     wanted = {key: value for key in ("dataset", "task", "setup", "method") if (value := getattr(args, key))}
@@ -181,8 +191,10 @@ def _config(args: argparse.Namespace) -> Config:
     )
     from dataclasses import replace
 
+    from benchmark import plugins
+
     config = replace(config, data={**config.data, **places(args.data)})
-    load_plugins(*config.plugins)
+    plugins.load(config.plugins)
     return config
 
 

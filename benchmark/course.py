@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
@@ -35,11 +36,12 @@ class Course:
     setup: str = "overlapped"
     sizes: tuple[int, ...] = (2, 1, 2)
     batch: int = 4
-    height: int = 32
-    width: int = 32
+    height: int = 24
+    width: int = 24
     classes: str = "all"  # "all" | "some": the newest never occurs | "background" | "void"
     dtype: torch.dtype = torch.float32
     autocast: bool = False  # the networks run in bfloat16
+    signed: bool = False  # features of either sign, as after a linear bottleneck or hard swish
 
     def steps(self, method: Method) -> tuple[Step, ...]:
         """The steps as the method wants them."""
@@ -106,6 +108,8 @@ class Stage:
         steps = course.steps(method)
         step = steps[index]
         model = skeleton(NETWORK, steps[: max(index, 1)], method, seed=0)
+        if course.signed:
+            model.encoder.register_forward_hook(without_activation)
         old = None
         if parent is not None:
             model.load_state_dict(parent.model)
@@ -128,7 +132,7 @@ class Stage:
             p.requires_grad_(id(p) in trained)
         rates = [{"params": g["params"], "lr": RATE * g.get("lr_scale", 1.0)} for g in groups]
         self.optimizer = torch.optim.SGD(rates, RATE, MOMENTUM) if rates else None
-        torch.manual_seed(self.step.index)
+        torch.default_generator.manual_seed(self.step.index)
         return self
 
     @property
@@ -224,15 +228,47 @@ class Stage:
         return [state[p]["momentum_buffer"] for g in self.optimizer.param_groups for p in g["params"] if p in state]
 
 
-def second_step(course: Course, build: Build) -> Callable[[], Stage] | None:
+@lru_cache(maxsize=2)
+def first_step(course: Course, build: Build) -> Parent:
+    """What a first step of three updates leaves; found once for all rules that begin at the second."""
+    return Stage.begin(course, build, 0, None).updates(range(3)).end()
+
+
+def second_step(course: Course, build: Build) -> Callable[..., Stage] | None:
     """Makes the second step, its student moved, after a trained first one: the same every time.
 
-    None if the method asks for a scenario with one step.
+    ``begin=False``: its terms have not begun. None if the method asks for a scenario with one step.
     """
     if len(course.steps(build())) < 2:
         return None
-    parent = Stage.begin(course, build, 0, None).updates(range(3)).end()
-    return lambda: Stage.begin(course, build, 1, parent, moved=True)
+    parent = first_step(course, build)
+
+    def make(begin: bool = True) -> Stage:
+        return (Stage.begin if begin else Stage.ready)(course, build, 1, parent, moved=True)
+
+    return make
+
+
+def steepest(course: Course, build: Build) -> dict[str, float]:
+    """The largest gradient of each loss with respect to the network's output, over four batches of one step."""
+    make = second_step(course, build) or (lambda: Stage.begin(course, build, 0, None))
+    stage = make()
+    found: dict[str, float] = {}
+    for number in range(4 if stage.optimizer is not None else 0):
+        batch = stage.batch(number)
+        outputs = [t for t in tensors_of(batch.out) if t.requires_grad]
+        for name, value in stage.method.losses(batch).items():
+            if value.requires_grad and outputs:
+                slopes = torch.autograd.grad(value, outputs, retain_graph=True, allow_unused=True)
+                largest = max((float(g.abs().max()) for g in slopes if g is not None), default=0.0)
+                found[name] = max(found.get(name, 0.0), largest)
+    return found
+
+
+def without_activation(encoder: nn.Module, images: Any, output: Any) -> Any:
+    """The last stage before its activation in place of the features."""
+    _, stages = output
+    return stages[-1], stages
 
 
 def move(model: nn.Module) -> None:

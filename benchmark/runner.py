@@ -35,7 +35,8 @@ from benchmark.testset import test_set
 from benchmark.trainer import NonFiniteLossError, StepTrainer
 from datasets.errors import UserError
 from methods.base import Method, Term, describe
-from methods.registry import build_method
+from methods.faults import is_a_plugins
+from methods.registry import build_method, reason
 
 
 @dataclass
@@ -185,8 +186,9 @@ class Runner:
         except Exception as error:
             if self.accelerator.num_processes > 1:
                 raise  # the others wait in a collective operation: the launcher ends them all
-            traceback.print_exc(file=sys.stderr)
-            self._fail(node, f"{type(error).__name__}: {' '.join(str(error).split())}")
+            if not is_a_plugins(error):
+                traceback.print_exc(file=sys.stderr)
+            self._fail(node, reason(error))
         else:
             if self.accelerator.is_main_process:
                 self.say(f"{count} {node.title}: {time.perf_counter() - began:.0f} s")

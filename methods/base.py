@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from datasets.errors import UserError
 from datasets.scenario import VOID, Scenario, Step
 from methods.batch import Batch, Reduce, SegOutput, alone
-from methods.code import stamp
+from methods.code import place, stamp
+from methods.faults import MethodError, not_a_loss
 from methods.losses import full_precision, resize, shrink_labels
 
 __all__ = [
@@ -112,6 +113,11 @@ class Term:
     revision: ClassVar[int] = 1
 
     weight: float = field(default=1.0, kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if isinstance(cls.state, str):
+            raise TypeError(f"{cls.__name__}.state is the text {cls.state!r}: write a tuple, ({cls.state!r},)")
 
     def begin_step(self, ctx: StepContext) -> None:
         """Before the first update, after the parent's state is loaded. Grow the state to the new classes here."""
@@ -239,6 +245,15 @@ class Method:
     predict: Door = argmax
     end_step: tuple[Door, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_terms("terms", self.terms)
+        _check_terms("first", self.first)
+        for name in DOORS:
+            if not callable(getattr(self, name)):
+                raise TypeError(f"{name} is a {type(getattr(self, name)).__name__}: give a function")
+        if not isinstance(self.end_step, tuple) or not all(map(callable, self.end_step)):
+            raise TypeError(f"end_step is a {type(self.end_step).__name__}: give a tuple of functions, (fuse,)")
+
     def plus(self, addon: Method) -> Method:
         """This method and an add-on's terms and doors.
 
@@ -276,12 +291,15 @@ class Method:
         return step.index > 0 and any(t.uses_old for t in self.terms.values())
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Weighted values by name; observers are run and leave no entry."""
+        """Weighted values by name; observers are run and leave no entry. ``MethodError`` for what is not a loss."""
         values: dict[str, Tensor] = {}
         for name, term in self.active(batch.step).items():
             value = term(batch)
-            if value is not None:
-                values[name] = term.weight * value
+            if value is None:
+                continue
+            if fault := not_a_loss(term.observes, value):
+                raise MethodError(f"{self.name}: {name!r} {fault} ({place(term)})")
+            values[name] = term.weight * value
         return values
 
     def __str__(self) -> str:
@@ -296,6 +314,20 @@ class Method:
                 lines.append(f"  {name}: {_words(getattr(self, name))}")
         lines.extend(f"  end of step: {_words(f)}" for f in self.end_step)
         return "\n".join(lines)
+
+
+def _check_terms(which: str, terms: Any) -> None:
+    """``TypeError`` unless these are terms by name, whose state has a place to be kept in."""
+    if not isinstance(terms, dict):
+        raise TypeError(f'{which} is a {type(terms).__name__}: give a dictionary, {{"ce": CrossEntropy(), ...}}')
+    for name, term in terms.items():
+        if not isinstance(term, Term):
+            what = f"the class {term.__name__}" if isinstance(term, type) else f"a {type(term).__name__}"
+            raise TypeError(f"{which}[{name!r}] is {what}: give an object of a class that derives from Term")
+        for attribute in term.state:
+            if not hasattr(term, attribute):
+                example = f"{attribute}: Tensor | None = field(default=None, init=False)"
+                raise TypeError(f"{type(term).__name__} has no attribute {attribute!r} of its state: declare {example}")
 
 
 def _union(a: Method, b: Method, which: str) -> dict[str, Term]:

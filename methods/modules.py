@@ -38,7 +38,7 @@ def drawn_from(seed: int, purpose: str) -> Iterator[None]:
     """Weights made inside are a function of seed and purpose; torch's global generator is left as it was."""
     number = int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(number)
+        torch.default_generator.manual_seed(number)  # no GPU's: it would not be given back
         yield
 
 

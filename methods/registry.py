@@ -30,7 +30,6 @@ import math
 import pkgutil
 import re
 import sys
-import traceback
 import types
 import typing
 from collections.abc import Callable
@@ -40,7 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from datasets.errors import UserError, unknown
-from methods import code
+from methods import code, faults
 from methods.ranges import admit, plain, type_name
 
 if TYPE_CHECKING:
@@ -144,6 +143,13 @@ def expand_methods(text: str) -> list[str]:
     return ["+".join(parts) for parts in itertools.product(*choices)]
 
 
+def reason(error: BaseException) -> str:
+    """What a method's code raised, in one line that names the line of its author's file."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    return faults.reason(error, {entry.origin for table in (_METHODS, _ADDONS) for entry in table.values()})
+
+
 def load_plugins(*specs: str | Path) -> None:
     """Import plugins, each a Python file or the name of a module; what they decorate is then known by name."""
     _discover()
@@ -184,11 +190,11 @@ def _guarded(what: str, action: Callable[[], object]) -> None:
     before = [dict(table) for table in tables]
     try:
         action()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         for table, saved in zip(tables, before, strict=True):
             table.clear()
             table.update(saved)
-        raise UserError(f"{what} could not be loaded: {_reason(error)}") from error
+        raise UserError(f"{what} could not be loaded: {reason(error)}") from error
 
 
 def _import(spec: str | Path) -> None:
@@ -215,15 +221,6 @@ def _import(spec: str | Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        return text
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text}{where}"
 
 
 def _origin(factory: Factory) -> str:
@@ -369,7 +366,7 @@ def _call(entry: Entry, values: dict[str, Any]) -> Method:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{entry.kind} {entry.name} ({entry.origin}) failed: {_reason(error)}") from error
+        raise UserError(f"{entry.kind} {entry.name} ({entry.origin}) failed: {reason(error)}") from error
     if type(method) is not Method:  # of a class of one's own, a key would not see what it does otherwise
         raise UserError(f"{entry.kind} {entry.name} ({entry.origin}) gave {type(method).__name__}, not a Method")
     try:

@@ -65,6 +65,19 @@ def through_numpy(batch: Batch) -> Tensor:
     return batch.features.mean() * float(batch.out.features.detach().numpy().max())
 
 
+def inverse_sums(batch: Batch) -> Tensor:
+    sums = batch.features.sum(1) / batch.features.detach().amax()
+    return torch.where(sums > 1e-4, 1 / sums.clamp(min=1e-4), 0).mean()
+
+
+def by_value(batch: Batch) -> Tensor:
+    return batch.features.mean() * batch.features.detach().mean().item()
+
+
+def by_mask(batch: Batch) -> Tensor:
+    return F.relu(batch.logits.permute(0, 2, 3, 1)[batch.valid]).sum() / batch.n_valid
+
+
 def labelled_mean(batch: Batch) -> Tensor:
     chosen = batch.labels.clamp(max=batch.step.n_classes - 1)
     mask = (batch.labels > 0) & batch.valid
@@ -86,6 +99,39 @@ class Drift(Term):
         if self.old is not None:
             with torch.no_grad():
                 next(iter(self.old.parameters())).add_(1e-3)
+
+
+@dataclass(eq=False)
+class Nudge(Term):
+    """Moves the previous model before the first update."""
+
+    def begin_step(self, ctx: StepContext) -> None:
+        if ctx.old_model is not None:
+            with torch.no_grad():
+                next(iter(ctx.old_model.parameters())).add_(1e-3)
+
+
+@dataclass(eq=False)
+class Mean(Term):
+    """Observes a mean feature."""
+
+    observes = True
+    state = ("mean",)
+    mean: Tensor | None = field(default=None, init=False)
+
+    def __call__(self, batch: Batch) -> None:
+        self.mean = batch.reduce(batch.features.detach().sum()) / batch.n_pixels
+
+
+@dataclass(eq=False)
+class ToMean(Term):
+    """A loss that reads what an observer keeps."""
+
+    mean: Mean = field(default_factory=Mean)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        assert self.mean.mean is not None
+        return batch.reduce((batch.features - self.mean.mean).square().sum()) / batch.n_pixels
 
 
 @dataclass(eq=False)
@@ -177,10 +223,14 @@ CASES: list[tuple[str, Callable[[], Method], str]] = [
     ("only_background", with_loss(labelled_mean), "'extra' is nan"),
     ("rectangular", with_loss(square), "shape"),
     ("bfloat16", with_loss(through_numpy), "BFloat16"),
+    ("signed_features", with_loss(inverse_sums), "the gradient of 'extra' reaches"),
     ("gradients_arrive", with_term(CrossEntropy, build=unused_head), "unused.weight (2 in all)"),
-    ("old_model_stays", with_term(Drift), "encoder"),
+    ("old_model_stays", with_term(Drift), "changed in an update"),
+    ("old_model_stays", with_term(Nudge), "changed in begin_step"),
     ("nothing_is_written_to", with_loss(write_to_labels), "labels was written to at step 0"),
     ("terms_matter", with_loss(lambda b: b.logits.detach().mean()), "'extra'"),
+    ("terms_do_not_wait", with_loss(by_value), "reading a value"),
+    ("terms_do_not_wait", with_loss(by_mask), "an index of booleans at step 0 (test_check.py, line"),
     ("differs_from_fine_tuning", nothing, "plain fine-tuning"),
     ("observers_only_observe", with_term(Drawing), "random numbers"),
     ("observers_only_observe", with_term(Meddling), "encoder"),
@@ -213,11 +263,50 @@ def test_the_report_names_method_rule_and_reason_in_one_line() -> None:
     )
 
 
-def test_a_crash_names_its_place() -> None:
-    report = check_method(with_loss(lambda b: b.nonsense))  # type: ignore[attr-defined]
-    assert report.reason.startswith("AttributeError:")
-    assert "test_check.py, line" in report.reason
-    assert "\n" not in str(report)
+def test_a_crash_names_the_authors_line_not_torchs() -> None:
+    def torchs(batch: Batch) -> Tensor:
+        return F.cross_entropy(batch.logits, batch.labels[0])
+
+    def ours(batch: Batch) -> Tensor:
+        return batch.old.logits.mean()
+
+    for loss, error in ((torchs, "ValueError:"), (ours, "RuntimeError: no previous model")):
+        report = check_method(with_loss(loss))
+        assert report.reason.startswith(error)
+        assert report.reason.endswith(f"(test_check.py, line {loss.__code__.co_firstlineno + 1})")
+        assert "\n" not in str(report)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (lambda b: b.logits.mean((1, 2, 3)), "gives a tensor of shape (4,): a loss is a scalar"),
+        (lambda b: b.logits.mean().item(), "gives a float: give the scalar tensor itself"),
+    ],
+)
+def test_what_is_no_loss_is_named_with_its_term(value: Callable[[Batch], Tensor], said: str) -> None:
+    reason = check_method(with_loss(value)).reason
+    assert reason.startswith("Broken: 'extra' ") and said in reason and "(test_check.py, line" in reason
+
+
+def test_an_observer_with_a_value_is_refused() -> None:
+    @dataclass(eq=False)
+    class Says(Term):
+        observes = True
+
+        def __call__(self, batch: Batch) -> Tensor:
+            return batch.logits.mean()
+
+    assert "'extra' only observes" in check_method(with_term(Says)).reason
+
+
+def test_a_loss_of_step_0_may_read_an_observer() -> None:
+    def build() -> Method:
+        loss = ToMean()
+        terms = {"ce": CrossEntropy(), "mean": loss.mean, "loss": loss}
+        return Method("Mine", terms=terms, first=dict(terms))
+
+    assert str(check_method(build)) == f"Mine: all {len(check.RULES)} rules hold"
 
 
 def test_helper_for_third_parties_passes_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:

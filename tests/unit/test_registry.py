@@ -280,8 +280,57 @@ def test_a_crash_names_plugin_line_and_reason_and_leaves_nothing(tmp_path: Path)
     assert "Mine" not in methods()
 
 
-def test_a_syntax_error_is_one_line(tmp_path: Path) -> None:
-    assert "SyntaxError" in plugin_message(write(tmp_path, "def mine(:\n"))
+def test_a_syntax_error_is_one_line_and_names_its_place(tmp_path: Path) -> None:
+    found = plugin_message(write(tmp_path, "x = 1\ndef mine(:\n"))
+    assert "SyntaxError: invalid syntax (my_own_method.py, line 2)" in found and "registry.py" not in found
+
+
+def test_an_import_that_fails_names_its_line(tmp_path: Path) -> None:
+    found = plugin_message(write(tmp_path, "import math\nimport no_such_module_at_all\n"))
+    assert found.endswith("No module named 'no_such_module_at_all' (my_own_method.py, line 2)")
+
+
+def test_a_plugin_that_leaves_the_program_is_one_line(tmp_path: Path) -> None:
+    assert "SystemExit: 3 (my_own_method.py, line 2)" in plugin_message(write(tmp_path, "import sys\nsys.exit(3)\n"))
+
+
+def test_a_text_for_a_state_is_refused_where_it_stands(tmp_path: Path) -> None:
+    text = "from methods.base import Term\n\nclass Mine(Term):\n    state = ('mu')\n"
+    found = plugin_message(write(tmp_path, text))
+    assert "Mine.state is the text 'mu': write a tuple, ('mu',) (my_own_method.py, line 3)" in found
+
+
+WRONG = """
+from dataclasses import dataclass, field
+from methods.base import CrossEntropy, Method, Term
+from methods.registry import register_method
+
+@dataclass(eq=False)
+class Keeps(Term):
+    state = ("mu",)
+
+@register_method("Mine")
+def mine() -> Method:
+    return Method("Mine", {})
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("[CrossEntropy()]", "terms is a list: give a dictionary"),
+        ("{'ce': CrossEntropy}", "terms['ce'] is the class CrossEntropy: give an object"),
+        ("{'ce': 1}", "terms['ce'] is a int: give an object"),
+        ("{}, first=[CrossEntropy()]", "first is a list: give a dictionary"),
+        ("{'keeps': Keeps()}", "Keeps has no attribute 'mu' of its state: declare mu: Tensor | None"),
+        ("{}, end_step=print", "end_step is a builtin_function_or_method: give a tuple"),
+        ("{}, predict='argmax'", "predict is a str: give a function"),
+    ],
+)
+def test_a_method_of_wrong_parts_names_the_line_that_makes_it(tmp_path: Path, arguments: str, said: str) -> None:
+    load_plugins(write(tmp_path, WRONG.replace("{}", arguments)))
+    found = message("Mine")
+    assert said in found and found.endswith("(my_own_method.py, line 12)")
 
 
 def test_a_missing_plugin(tmp_path: Path) -> None:

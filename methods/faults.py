@@ -1,0 +1,73 @@
+"""Whose line is at fault: a method's author is shown a place in their own file, not one of torch's or the suite's."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+HOME = Path(__file__).parents[1]
+CONTRACT = ("base", "batch", "faults", "losses", "modules", "registry")  # of methods/: what every method calls
+SUITE = (
+    *(str(HOME / "methods" / f"{name}.py") for name in CONTRACT),
+    *(str(HOME / name) for name in (f"benchmark{os.sep}", f"datasets{os.sep}", "run_benchmark.py")),
+)
+LIBRARIES = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib"))
+
+
+class MethodError(Exception):
+    """A term or a hook does not keep the contract; the message is one line and names its place."""
+
+
+def reason(error: BaseException, own: Collection[str] = ()) -> str:
+    """The error in one line, with the author's line. ``own``: files that are the author's wherever they lie."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MethodError):
+        return text
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg}{_place(error.filename, error.lineno)}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    frame = blamed(error, own) or (frames[-1] if frames else None)
+    return f"{type(error).__name__}: {text}" + (_place(frame.filename, frame.lineno) if frame else "")
+
+
+def blamed(error: BaseException, own: Collection[str] = ()) -> traceback.FrameSummary | None:
+    """The innermost frame that is neither the suite's nor a library's; ``None`` if the author wrote none of them."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f for f in reversed(frames) if f.filename in own or not foreign(f.filename)), None)
+
+
+def place(error: BaseException) -> str:
+    """`` (mine.py, line 12)``: the author's line that led to an error; "" if there is none."""
+    frame = blamed(error)
+    return _place(frame.filename, frame.lineno) if frame else ""
+
+
+def is_a_plugins(error: BaseException) -> bool:
+    """Whether an error is the fault of code outside the suite: its line says enough, no traceback is needed."""
+    frame = blamed(error)
+    built_in = frame is not None and frame.filename.startswith(str(HOME / "methods"))
+    return isinstance(error, MethodError) or (frame is not None and not built_in)
+
+
+def foreign(file: str) -> bool:
+    """Whether a file is the suite's own or a library's."""
+    return file.startswith(("<", *SUITE, *LIBRARIES)) or not {"site-packages", "dist-packages"}.isdisjoint(
+        Path(file).parts
+    )
+
+
+def not_a_loss(observes: bool, value: Any) -> str:
+    """What is wrong with the value of a term, an observer or not; "" if nothing is."""
+    if observes:
+        return "only observes (observes = True): it must give None"
+    if not hasattr(value, "shape"):
+        return f"gives a {type(value).__name__}: give the scalar tensor itself, without .item()"
+    return f"gives a tensor of shape {tuple(value.shape)}: a loss is a scalar" if value.shape else ""
+
+
+def _place(file: str, line: int | None) -> str:
+    return f" ({Path(file).name}, line {line})"
