@@ -50,12 +50,12 @@ def tests_of(fault: Fault, files: list[Path]) -> list[str]:
     return [*found, "tests/golden"]
 
 
-def run(tests: list[str], tree: Path) -> tuple[int, str]:
+def run(tests: list[str], tree: Path, limit: float | None = LIMIT) -> tuple[int, str]:
     """Exit code of pytest in a tree, and its last lines."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     env = {**os.environ, "CONTSEG_SHARED": str(SHARED), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=LIMIT)
+        done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         return 1, "hangs"
     return done.returncode, "\n".join((done.stdout + done.stderr).splitlines()[-15:])
@@ -64,7 +64,7 @@ def run(tests: list[str], tree: Path) -> tuple[int, str]:
 def noticed(fault: Fault, files: list[Path], tree: Path) -> bool:
     """Plant a fault in a tree, run its tests, and put the tree right again."""
     path = place(fault, files)
-    right = (ROOT / path).read_text(encoding="utf-8")
+    right = (tree / path).read_text(encoding="utf-8")
     (tree / path).write_text(right.replace(fault.old, fault.new), encoding="utf-8")
     try:
         code, words = run(tests_of(fault, files), tree)
@@ -82,10 +82,15 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     faults = [f for f in FAULTS if args.only in f"{f.file} {f.old} {f.new}"]
     files, began = tracked(), time.monotonic()
-    try:
-        wanted = sorted({t for f in faults for t in (tests_of(f, files) if place(f, files) else ())})
-    except ValueError as error:
-        print(f"tests/faults.py is out of date: {error}")
+    wanted, stale = set(), []
+    for fault in faults:
+        try:
+            place(fault, files)
+            wanted.update(tests_of(fault, files))
+        except ValueError as error:
+            stale.append(str(error))
+    if stale or not faults:
+        print("\n".join(["tests/faults.py is out of date:", *stale]) if stale else f"no fault holds {args.only!r}")
         return 2
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
         trees: SimpleQueue[Path] = SimpleQueue()
@@ -95,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
                 (tree / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / path, tree / path)
             trees.put(tree)
-        code, words = run(wanted, tree)
+        code, words = run(sorted(wanted), tree, limit=None)
         if code:
             print(f"without any fault the tests fail already:\n{words}")
             return 2
@@ -111,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         for fault, found in zip(faults, pool.map(judge, faults), strict=True):
             print(f"{'noticed' if found else 'MISSED '}  {fault.file}: {fault.old!r} -> {fault.new!r}", flush=True)
             missed += [] if found else [fault]
-    score = 1 - len(missed) / len(faults) if faults else 0.0
+    score = 1 - len(missed) / len(faults)
     minutes = (time.monotonic() - began) / 60
     print(f"{len(faults) - len(missed)} of {len(faults)} faults noticed ({score:.0%}) in {minutes:.0f} minutes")
     return int(score < WANTED)
