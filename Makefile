@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench install clean
+.PHONY: help demo test numeric lint format bench install clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -17,6 +17,11 @@ demo: $(INSTALLED)  ## the default grid on drawn pictures: minutes on a CPU, end
 
 test: lint  ## lint, types and the whole test suite
 	$(BIN)/python -m pytest
+
+# `make test` itself: the machine's own instructions and one thread (tests/conftest.py)
+numeric: $(INSTALLED)  ## tests of numbers, without AVX-512 and plain kernels; then in two threads
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -q -m "numeric and not slow"
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m "numeric and not slow"
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

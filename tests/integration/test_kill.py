@@ -5,6 +5,8 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,13 +41,13 @@ class Grid:
         kill(*processes)
         return [p.exitcode for p in processes]
 
-    def kill(self, out: Path, after: float, number: int) -> bool:
-        """Start, and kill after some seconds; whether there was anything left to kill."""
+    def kill(self, out: Path, moment: Callable[[], object]) -> bool:
+        """Start, and kill at that moment; whether it hit a grid that was still running."""
         processes = self.start(out)
-        processes[0].join(after)
-        killed = all(p.exitcode is None for p in processes)
-        kill(*processes, number=number)
-        return killed
+        while not moment() and all(p.is_alive() for p in processes):
+            time.sleep(0.01)
+        kill(*processes)
+        return all(p.exitcode == -signal.SIGKILL for p in processes)
 
     def same(self, out: Path) -> None:
         """Run to the end and compare."""
@@ -60,21 +62,45 @@ def grid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Grid(request.param, tmp_path_factory.mktemp(f"with{request.param}"))
 
 
+def behind_a_checkpoint(out: Path) -> set[str]:
+    """Keys of the steps that are under way and have a checkpoint."""
+    steps = {path.parent for path in out.rglob("checkpoint.safetensors")}
+    return {step.name for step in steps if not (step / "model.safetensors").exists()}
+
+
+def compare(grid: Grid, out: Path, cut: set[str]) -> None:
+    """To the end: the same bits, and every step that was cut behind a checkpoint went on from there."""
+    grid.same(out)
+    resumed = {r["step_key"] for r in records(out).values() if r["cost"]["resumed"]}
+    assert cut <= resumed, "begun anew in spite of a checkpoint"
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
 def test_sigkill(kills: int, grid: Grid, tmp_path: Path) -> None:
-    """At moments drawn over the whole time that is left; a grid that got to its end is compared, and begun anew."""
-    draw, killed, resumed, out = random.Random(kills), 0, 0, tmp_path / "out"
-    while killed < kills:
-        if grid.kill(out, draw.uniform(0, grid.seconds), signal.SIGKILL):
+    """At moments drawn over the whole time that is left, and at last behind a checkpoint.
+
+    A grid that got to its end is compared, and begun anew.
+    """
+    draw, out, killed, cut = random.Random(kills), tmp_path / "out", 0, set[str]()
+    for _ in range(10 * kills):
+        last = killed >= kills - 1
+        end = time.monotonic() + draw.uniform(0, grid.seconds)
+        moment = partial(behind_a_checkpoint, out) if last else partial(passed, end)
+        if grid.kill(out, moment):
             killed += 1
+            cut |= behind_a_checkpoint(out)
         else:
-            grid.same(out)
-            resumed += sum(r["cost"]["resumed"] for r in records(out).values())
+            compare(grid, out, cut)
             shutil.rmtree(out)
-    grid.same(out)
-    resumed += sum(r["cost"]["resumed"] for r in records(out).values())
-    print(f"{killed} kills, {resumed} resumed steps in records")
-    assert resumed or kills < 10  # some of so many hit a step behind a checkpoint
+            cut.clear()
+        if last and cut:
+            break
+    assert killed >= kills and cut, "no kill was behind a checkpoint"
+    compare(grid, out, cut)
+
+
+def passed(end: float) -> bool:
+    return time.monotonic() >= end
 
 
 def test_sigterm_writes_a_checkpoint_and_leaves_cleanly(grid: Grid, tmp_path: Path) -> None:
