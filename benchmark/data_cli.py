@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="files train-0.npy, train-0.txt ... or their folder; our JSON",
     )
-    imported.add_argument("--name", default="voc", metavar="voc|ade|NAME", help="the data set (default: voc)")
+    imported.add_argument("--name", metavar="voc|ade|NAME", help="the data set (default: the layout of its folder)")
     imported.add_argument(
         "--scenario", metavar="DATA/TASK/SETUP", help="whose classes; found if it is one of the papers'"
     )
@@ -96,12 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _data(parser: argparse.ArgumentParser) -> None:
     folder = parser.add_mutually_exclusive_group()
     folder.add_argument("--root", type=Path, metavar="DIR", help="the folder of the data set")
-    folder.add_argument("--data", type=_path_of, dest="root", metavar="NAME=DIR", help="the same, written as for `run`")
+    folder.add_argument("--data", metavar="NAME=DIR", help="the same, written as for `run`")
     parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="data sets of your own")
-
-
-def _path_of(item: str) -> Path:
-    return Path(item.partition("=")[2] or item)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -122,51 +120,70 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    from datasets.download import no_space
     from datasets.prepare import prepare_ade, prepare_voc
 
-    if args.what == "ade":
-        if args.aug:
-            raise UserError("--aug belongs to voc: ADE20K has no augmented labels")
-        prepare_ade(args.root)
-    else:
-        prepare_voc(args.root, args.aug)
+    if args.aug and args.what == "ade":
+        raise UserError("--aug belongs to voc: ADE20K has no augmented labels")
+    if args.aug and not args.aug.is_file():
+        raise UserError(f"--aug {args.aug}: there is no such file")
+    try:
+        args.root.mkdir(parents=True, exist_ok=True)
+        prepare_ade(args.root) if args.what == "ade" else prepare_voc(args.root, args.aug)
+    except OSError as error:
+        raise no_space(error, args.root) from error
     print(f"now: run_benchmark.py data verify {args.what} --root {args.root}")
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from datasets.base import known_datasets, open_dataset
+    from datasets.base import known_datasets, open_dataset, open_folder
+    from datasets.errors import unknown
     from datasets.verify import verify
 
-    name, root = args.what, args.root
-    if root is None and (name not in known_datasets() or Path(name).is_dir()):
+    name, root, known = args.what, _root(args, args.what), known_datasets()
+    if root is not None or (name in known and not Path(name).is_dir()):
+        dataset = open_dataset(name, root)
+    elif Path(name).is_dir():
         root = Path(name)
-        name = root.resolve().name
-    report = verify(open_dataset(name, root))
+        dataset = open_folder(root.resolve().name, root)
+        if known.get(dataset.name, type(dataset)) is not type(dataset):
+            dataset.name += " (a folder)"  # of this name; not the published data
+    else:
+        raise UserError(f"there is no folder {name}, and {unknown('data set', name, known)}")
+    report = verify(dataset)
     print(json.dumps(report.as_json(), indent=1) if args.json else report)
     return 1 if report.deviations else 0
 
 
 def _init(args: argparse.Namespace) -> int:
-    from datasets.own import Convention, look_at, write
+    from datasets.own import Convention, check_target, look_at, write
 
+    convention = Convention(args.first_class, tuple(args.void))
+    if args.out:
+        check_target(args.out, args.folder)
     with tempfile.TemporaryDirectory() as work:
-        found = look_at(args.folder, Convention(args.first_class, tuple(args.void)), Path(work))
+        found = look_at(args.folder, convention, Path(work))
         print(found)
         if args.out:
-            write(found, args.out)
+            with _writing(args.out):
+                write(found, args.out)
             print(f"\nwritten: {args.out}\nnow: run_benchmark.py data verify {args.out}")
     return 1 if found.faults else 0
 
 
 def _show(args: argparse.Namespace) -> int:
-    from datasets.show import contact_sheet, table, training_pictures
+    from datasets.show import check_sheet, contact_sheet, table, training_pictures
 
-    dataset, scenario = _scenario(args.scenario, args.root)
+    if args.out:
+        check_sheet(args.out, args.pictures)
+    dataset, scenario = _scenario(args)
     found = training_pictures(dataset)
     print(table(dataset, scenario, found))
     if args.out:
-        contact_sheet(dataset, scenario, found, args.pictures).save(args.out)
+        sheet = contact_sheet(dataset, scenario, found, args.pictures)
+        with _writing(args.out):
+            sheet.save(args.out)
         print(f"\ncontact sheet: {args.out}")
     return 0
 
@@ -174,8 +191,11 @@ def _show(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from datasets.splits import export
 
-    dataset, scenario = _scenario(args.scenario, args.root)
-    lists = export(dataset, scenario, args.out)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file: give the folder that gets the lists")
+    dataset, scenario = _scenario(args)
+    with _writing(args.out):
+        lists = export(dataset, scenario, args.out)
     sizes = ", ".join(str(len(ids)) for ids in lists["train"].values())
     print(f"{scenario.name}: {sizes} pictures by step; lists in {args.out}")
     return 0
@@ -186,21 +206,69 @@ def _import(args: argparse.Namespace) -> int:
     from datasets.scenario import parse_scenario
     from datasets.splits import compare, read_lists, write_scenario
 
-    name = args.scenario.split("/")[0] if args.scenario else args.name
-    dataset = open_dataset(name, args.root)
+    if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".json"):
+        raise UserError(f"--out {args.out}: give a file that ends in .json, in a folder that is there")
+    if args.scenario and args.name and args.scenario.split("/")[0] != args.name:
+        raise UserError(f"--name {args.name} and --scenario {args.scenario} are two data sets: leave one out")
+    name = args.scenario.split("/")[0] if args.scenario else args.name or _name_of(args)
+    dataset = open_dataset(name, _root(args, name), _kept())
     wanted = parse_scenario(args.scenario, dataset.n_foreground) if args.scenario else None
     theirs = read_lists(args.lists, dataset, {"train": args.train_list, "val": args.val_list})
     nearest, equal, text = compare(dataset, theirs, wanted)
     print(text)
     if args.out:
-        write_scenario(args.out, wanted or nearest, theirs)
+        with _writing(args.out):
+            write_scenario(args.out, wanted or nearest, theirs)
         print(f"\nrun them as: --scenarios {(wanted or nearest).name}+{args.out}")
     return 0 if equal or args.out else 1
 
 
-def _scenario(text: str, root: Path | None) -> tuple[SegmentationDataset, Scenario]:
+def _scenario(args: argparse.Namespace) -> tuple[SegmentationDataset, Scenario]:
     from datasets.base import open_dataset
     from datasets.scenario import parse_scenario
 
-    dataset = open_dataset(text.split("/")[0], root)
-    return dataset, parse_scenario(text, dataset.n_foreground)
+    name = args.scenario.split("/")[0]
+    dataset = open_dataset(name, _root(args, name), _kept())
+    return dataset, parse_scenario(args.scenario, dataset.n_foreground)
+
+
+def _root(args: argparse.Namespace, name: str) -> Path | None:
+    """The folder of the data set called ``name``, from ``--root DIR`` or ``--data NAME=DIR``."""
+    if args.data is None:
+        root: Path | None = args.root
+        return root
+    given, _, path = args.data.partition("=")
+    if not given or not path:
+        raise UserError(f"--data {args.data}: write NAME=DIR, for example voc=/data/VOCdevkit, or --root DIR")
+    if given != name:
+        raise UserError(f"--data {args.data} is the folder of {given!r}, but the data set asked for is {name!r}")
+    return Path(path)
+
+
+def _name_of(args: argparse.Namespace) -> str:
+    """Which data set lists belong to, where nothing but its folder is given."""
+    from datasets.base import open_dataset
+
+    if args.data:
+        return str(args.data.partition("=")[0])
+    if args.root is None:
+        raise UserError("whose lists are they? Give the data set's folder: --root DIR, or --data NAME=DIR")
+    for name in ("voc", "ade"):
+        with contextlib.suppress(UserError):
+            return open_dataset(name, args.root).name
+    return str(args.root.resolve().name)
+
+
+def _kept() -> Path:
+    """Where it is kept which labels occur in which map: reading all maps takes minutes."""
+    return Path(os.environ.get("CONTSEG_CACHE") or "~/.cache/contseg").expanduser() / "presence"
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # Pillow's too, for what a format cannot hold
+        raise UserError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; choose another place with --out"
+        ) from error

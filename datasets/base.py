@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache as once
@@ -26,6 +27,7 @@ from datasets.errors import UserError, unknown
 from datasets.index import Index, gather, read_index, row
 from datasets.pictures import decode_image, decode_label, read_bytes, same_size
 from datasets.scenario import VOID
+from datasets.strangers import check_names, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +99,7 @@ class SegmentationDataset(ABC):
             if not ids:
                 raise UserError(f"data set {self.name!r} has no {split} pictures")
             index = self._read(ids, split, progress)
-            self._check_range(ids, split, index.present)
+            self.check_range(ids, split, index.present)
             self._indices[split] = index
         return self._indices[split]
 
@@ -113,7 +115,8 @@ class SegmentationDataset(ABC):
             for image, label in drawn
         )
 
-    def _check_range(self, ids: tuple[str, ...], split: str, present: np.ndarray) -> None:
+    def check_range(self, ids: tuple[str, ...], split: str, present: np.ndarray) -> None:
+        """``UserError`` for a label that no class has. ``present`` (N, 256) bool: the labels of these images."""
         outside = present[:, len(self.class_names) : VOID]
         if outside.any():
             i, value = (int(x[0]) for x in outside.nonzero())
@@ -133,7 +136,12 @@ C = TypeVar("C", bound=type[SegmentationDataset])
 def register_dataset(name: str) -> Callable[[C], C]:
     """Decorator: ``open_dataset(name)`` gives an object of this class, made with ``(name, root, cache)``."""
 
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", name):
+        raise UserError(f"@register_dataset({name!r}): a data set's name is letters, digits, '-', '_' and '.'")
+
     def add(cls: C) -> C:
+        if not isinstance(cls, type) or not issubclass(cls, SegmentationDataset):
+            raise UserError(f"data set {name!r}: {cls!r} is no subclass of datasets.base.SegmentationDataset")
         if name in _REGISTRY:
             first = _REGISTRY[name]
             raise ValueError(f"data set {name!r} is already {first.__module__}.{first.__qualname__}")
@@ -162,13 +170,31 @@ def open_dataset(name: str, root: Path | str | None = None, cache: Path | str | 
     if root is not None and not root.is_dir():
         raise UserError(f"data set {name!r}: there is no folder {root}")
     if name in known:
-        return known[name](name, root, cache)
+        return _opened(known[name], name, root, cache)
     if root is None:
         raise UserError(f"{unknown('data set', name, known)}; or give the folder of your own: --data {name}=/path")
-    for cls in known.values():
+    return open_folder(name, root, cache)
+
+
+def open_folder(name: str, root: Path, cache: Path | None = None) -> SegmentationDataset:
+    """The data set in a folder, by its layout alone: ``name`` is what it is called, known or not."""
+    for cls in known_datasets().values():
         if cls.found_in(root):
-            return cls(name, root, cache)
+            return _opened(cls, name, root, cache)
+    if (root / "JPEGImages").is_dir() and (root / "SegmentationClass").is_dir():
+        raise UserError(
+            f"data set {name!r}: {root} has no class_names.txt (line n is the name of label n): write one, or "
+            f"`data init {root} --out DIR` makes a data set of it; `data prepare voc --root DIR` gets VOC 2012 itself"
+        )
     raise UserError(
         f"data set {name!r}: {root} is in no known layout; looked for class_names.txt with JPEGImages/ (VOC layout) "
-        "and for images/ with annotations/ (ADE layout)"
+        f"and for images/ with annotations/ (ADE layout); `data init {root}` looks at any folder of images and maps"
     )
+
+
+def _opened(cls: type[SegmentationDataset], name: str, root: Path | None, cache: Path | None) -> SegmentationDataset:
+    if cls.__module__.partition(".")[0] != __name__.partition(".")[0]:
+        return opened(cls, name, root, cache)
+    dataset = cls(name, root, cache)
+    check_names(dataset.class_names, f"data set {name!r}" + (f" in {root}" if root else ""))
+    return dataset

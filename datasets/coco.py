@@ -17,6 +17,7 @@ from PIL import Image
 from datasets.errors import UserError
 from datasets.paired import PICTURES
 from datasets.pairs import Found, Pair, split_by_name
+from datasets.pictures import read_bytes
 from datasets.scenario import VOID
 
 KEYS = {"images", "annotations", "categories"}
@@ -74,7 +75,7 @@ def _draw(annotations, info: dict, label_of: dict[int, int]) -> np.ndarray:
 
 def _is_coco(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(read_bytes(path))
+    except (UserError, ValueError):
         return False
     return isinstance(content, dict) and content.keys() >= KEYS

@@ -14,7 +14,7 @@ from pathlib import Path
 from datasets.base import register_dataset
 from datasets.errors import UserError
 from datasets.paired import Listing, PairedFiles, read_lines
-from datasets.scenario import VOID
+from datasets.strangers import check_names
 
 
 @register_dataset("folder")
@@ -29,13 +29,18 @@ class Folder(PairedFiles):
         if not self.found_in(root):
             raise UserError(f"data set {name!r}: no class_names.txt in {root}, or no JPEGImages/ beside it")
         self.class_names = tuple(read_lines(root / "class_names.txt"))
-        if not 2 <= len(self.class_names) <= VOID:
-            raise UserError(f"{root / 'class_names.txt'} names {len(self.class_names)} labels: needs 2 to {VOID}")
+        check_names(self.class_names, str(root / "class_names.txt"))
 
     @classmethod
     def found_in(cls, root: Path) -> bool:
         return (root / "class_names.txt").is_file() and (root / "JPEGImages").is_dir()
 
     def listing(self, split: str) -> Listing:
-        ids = read_lines(self.folder / "ImageSets" / "Segmentation" / f"{split}.txt")
+        path = self.folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+        if not path.exists():
+            raise UserError(
+                f"data set {self.name!r}: there is no {path}, the ids of {split}, one a line; `data init {self.folder} "
+                "--out DIR` makes a data set with both lists"
+            )
+        ids = read_lines(path)
         return Listing(ids, self.folder / "JPEGImages", self.folder / "SegmentationClass")

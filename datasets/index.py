@@ -6,6 +6,7 @@ are what they were; only the other rows are read again. The data folder itself i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zipfile
@@ -89,6 +90,8 @@ def _key(image: Path, label: Path) -> bytes:
 
 
 def _load(path: Path) -> dict[bytes, Row]:
+    if not path.is_file():
+        return {}
     try:
         with np.load(path, allow_pickle=False) as data:
             present = np.unpackbits(data["present"], axis=1).astype(bool)
@@ -99,17 +102,22 @@ def _load(path: Path) -> dict[bytes, Row]:
 
 
 def _store(path: Path, keys: list[bytes], index: Index) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Keep the table; one that cannot be kept is read again the next time."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.savez(
-            file,
-            keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16),
-            present=np.packbits(index.present, axis=1),
-            sizes=index.sizes,
-            prints=index.prints,
-        )
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16),
+                present=np.packbits(index.present, axis=1),
+                sizes=index.sizes,
+                prints=index.prints,
+            )
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,6 +20,7 @@ from datasets.paired import read_lines
 from datasets.pairs import Pair, find_pairs
 from datasets.scan import Look, fault_kind, look
 from datasets.scenario import VOID, parse_scenario
+from datasets.strangers import check_names
 from datasets.view import selection
 
 NAME_FILES = ("class_names.txt", "classes.txt", "labels.txt")
@@ -34,6 +36,11 @@ class Convention:
 
     first_class: int = 1
     void: tuple[int, ...] = (VOID,)
+
+    def __post_init__(self) -> None:
+        for label in self.void:
+            if not 0 <= label <= VOID:
+                raise UserError(f"--void {label}: the labels of an 8-bit map are 0 to {VOID}")
 
     def table(self) -> np.ndarray:
         """(256,) uint8: value in the map -> label (0 background, 1..n classes, 255 void)."""
@@ -124,7 +131,8 @@ def look_at(folder: Path, convention: Convention, work: Path) -> Own:
             faults.setdefault(fault_kind(line), []).append(line)
         good = [(p, x) for p, x in zip(group, looks, strict=True) if not isinstance(x, str)]
         if not good:
-            raise UserError(next(iter(faults.values()))[0] if faults else f"no {split} pictures in {folder}")
+            nothing = f"no {split} pictures in {folder} (splits: {found.how}): give a list or a folder for {split}"
+            raise UserError(next(iter(faults.values()))[0] if faults else nothing)
         pairs[split] = [p for p, _ in good]
         raw = np.array([x[0] for _, x in good], np.int64)
         counts[split] = np.zeros_like(raw)
@@ -140,10 +148,17 @@ def look_at(folder: Path, convention: Convention, work: Path) -> Own:
     return own
 
 
-def write(own: Own, out: Path) -> None:
-    """The data set in VOC layout, in a folder of its own; all or nothing. Pictures are copied as they are."""
+def check_target(out: Path, source: Path) -> None:
+    """``UserError`` unless a data set can be written to ``out``, a new folder outside the one that is looked at."""
     if out.exists():
         raise UserError(f"{out} is there already: give a folder that is not")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{out} is inside {source}, which is not changed: give a folder outside it")
+
+
+def write(own: Own, out: Path) -> None:
+    """The data set in VOC layout, in a folder of its own; all or nothing. Pictures are copied as they are."""
+    check_target(out, own.folder)
     if any(counts[:, len(own.class_names) : VOID].any() for counts in own.counts.values()):
         raise UserError(f"{out} is not written: there are labels without a class (above)")
     part = out.with_name(f".{out.name}.unfinished")
@@ -152,15 +167,28 @@ def write(own: Own, out: Path) -> None:
     for folder in (images, labels, lists):
         folder.mkdir(parents=True)
     table = own.convention.table()
-    twice = {p.image_id for p in own.pairs["train"]} & {p.image_id for p in own.pairs["val"]}
+    names = _new_ids(own)
     for split, pairs in own.pairs.items():
-        ids = [f"{split}_{p.image_id}" if twice else p.image_id for p in pairs]
+        ids = names[split]
         for image_id, pair in zip(ids, pairs, strict=True):
             shutil.copyfile(pair.image, images / f"{image_id}{pair.image.suffix.lower()}")
             _write_map(pair.label, labels / f"{image_id}.png", table)
         (lists / f"{split}.txt").write_text("".join(f"{i}\n" for i in sorted(ids)), "utf-8")
     (part / "class_names.txt").write_text("".join(f"{name}\n" for name in own.class_names), "utf-8")
     part.replace(out)
+
+
+def _new_ids(own: Own) -> dict[str, list[str]]:
+    """Ids for one folder: the files' names; where one occurs twice, after their split or else their folder."""
+    for name in (
+        lambda split, p: p.image_id,
+        lambda split, p: f"{split}_{p.image_id}",
+        lambda split, p: "_".join((*p.image.relative_to(own.folder).parent.parts, p.image_id)),
+    ):
+        ids = {split: [name(split, p) for p in pairs] for split, pairs in own.pairs.items()}
+        if len(set().union(*ids.values())) == sum(map(len, ids.values())):
+            return ids
+    raise UserError(f"{own.folder} holds several images of one name in folders whose names run together: rename them")
 
 
 def _look(pairs: list[Pair], title: str) -> list[Look | str]:
@@ -183,7 +211,9 @@ def _names_beside(folder: Path) -> list[str] | None:
     """Class names from a file that lies in the folder."""
     for name in NAME_FILES:
         if (folder / name).is_file():
-            return read_lines(folder / name)
+            names = read_lines(folder / name)
+            bare = [re.sub(rf"^{label}[\s:,.]+", "", n) for label, n in enumerate(names)]
+            return bare if all(b != n for b, n in zip(bare, names, strict=True)) else names  # "3 dog", line for line
     tables = sorted(folder.glob("objectInfo*.txt"))
     return ["background", *object_names(tables[0])] if tables else None
 
@@ -202,10 +232,13 @@ def _name_classes(own: Own, names: list[str] | None, pixels: np.ndarray) -> None
         own.class_names = ["background", *names]
     else:
         own.class_names = names
+    check_names(own.class_names, f"{own.folder}: its list of class names")
+    zero = own.class_names[0]
+    first = "" if zero.startswith("background") else f" (line 0 of the names is the background, here {zero!r})"
     for label in (x for x in occurring if x >= len(own.class_names)):
         own.faults.append(
             f"label {label} in {_maps_with(own, label)} is out of range: the classes end at "
-            f"{len(own.class_names) - 1}; name it in class_names.txt, or call it void with --void"
+            f"{len(own.class_names) - 1}{first}; name it in class_names.txt, or call it void with --void"
         )
     absent = [own.class_names[x] for x in range(1, len(own.class_names)) if x not in occurring]
     if absent:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets.base import SPLITS, SegmentationDataset
 from datasets.errors import UserError
+from datasets.pictures import read_bytes
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAPS = (".png", ".bmp", ".tif", ".tiff")
@@ -45,25 +47,36 @@ class PairedFiles(SegmentationDataset):
             for image_id in maps if listed is None else listed:
                 for what, found, folder in (("picture", pictures, images), ("label map", maps, labels)):
                     if image_id not in found:
-                        raise UserError(f"{self.name}: {split} id {image_id!r} has no {what} in {folder}")
+                        hint = ending_hint(image_id, found)
+                        raise UserError(f"{self.name}: {split} id {image_id!r} has no {what} in {folder}{hint}")
             kept[split] = {i: (pictures[i], maps[i]) for i in sorted(set(maps if listed is None else listed))}
         return kept[split]
+
+
+def ending_hint(image_id: str, found: Container[str]) -> str:
+    """For an id that is not found, but would be if it was the name alone."""
+    stem = Path((image_id.split() or [""])[0]).stem
+    return f": write {stem}, one name a line without folder and ending" if stem in found else ""
 
 
 def files_by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
     """The files of a folder by name without ending; UserError if the folder is not there."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    names = ((*os.path.splitext(name), name) for name in os.listdir(folder))
-    return {stem: folder / name for stem, ending, name in names if ending.lower() in endings}
+    try:
+        names = [(*os.path.splitext(name), name) for name in sorted(os.listdir(folder))]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
+    return {stem: folder / name for stem, ending, name in names if ending.lower() in endings and name[0] != "."}
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, without the spaces around them and without empty ones."""
     try:
-        return [stripped for line in path.read_text("utf-8").splitlines() if (stripped := line.strip())]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        text = read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}: it is no UTF-8 text ({error.reason} at byte {error.start})") from error
+    return [stripped for line in text.splitlines() if (stripped := line.strip())]
 
 
 def first_folder(root: Path, below: tuple[str, ...], holds: tuple[str, ...]) -> Path | None:

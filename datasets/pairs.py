@@ -7,6 +7,7 @@ that shares most file names with it, the nearest one on ties. VOC's and ADE20K's
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from datasets.errors import UserError
 from datasets.paired import MAPS, PICTURES, files_by_stem, read_lines
+from datasets.pictures import read_bytes
 from datasets.view import held_out
 
 MAP_NAMES = re.compile(r"annot|label|mask|segmentationclass|ground|gt", re.IGNORECASE)
@@ -55,7 +57,7 @@ def find_pairs(root: Path) -> Found:
     if not chosen:
         raise UserError(
             f"no pictures with label maps of the same names in {root} ({len(folders)} folders with pictures): expected "
-            "for example JPEGImages/ID.jpg and SegmentationClass/ID.png"
+            f"for example JPEGImages/ID.jpg and SegmentationClass/ID.png{_what_does_not_fit(root, folders, maps)}"
         )
     together = {images: _pairs(images, labels) for images, (_, labels) in chosen.items()}
     without = [
@@ -66,6 +68,18 @@ def find_pairs(root: Path) -> Found:
     ]
     splits, how = _splits(root, together)
     return Found(splits, how, without)
+
+
+def _what_does_not_fit(root: Path, folders: list[Path], maps: list[Path]) -> str:
+    """The likely reasons: maps as JPEG, or with names of their own."""
+    for folder in folders:
+        if MAP_NAMES.search(folder.name) and not files_by_stem(folder, MAPS):
+            return f"; {folder} holds no {', '.join(e[1:] for e in MAPS)} (JPEG does not keep labels)"
+    images = [d for d in folders if d not in maps]
+    if images and maps:
+        names = [min(files_by_stem(d, PICTURES).values()).relative_to(root) for d in (images[0], maps[0])]
+        return f"; {names[0]} and {names[1]} differ in more than their ending: rename them"
+    return ""
 
 
 def _folders(root: Path) -> list[Path]:
@@ -86,9 +100,9 @@ def _holds_maps(folder: Path, root: Path) -> bool:
     if any(MAP_NAMES.search(part) for part in folder.relative_to(root).parts):
         return True
     try:
-        with Image.open(files[min(files)]) as first:
+        with Image.open(io.BytesIO(read_bytes(files[min(files)]))) as first:
             return first.mode in ("P", "L")
-    except (OSError, UnidentifiedImageError):
+    except (OSError, UnidentifiedImageError, UserError):
         return False
 
 
@@ -100,14 +114,24 @@ def _pairs(images: Path, labels: Path) -> list[Pair]:
 def _splits(root: Path, together: dict[Path, list[Pair]]) -> tuple[dict[str, list[Pair]], str]:
     """By lists, by the names of the folders, or a fifth held out."""
     pairs = [p for group in together.values() for p in group]
+    known = {p.image_id for p in pairs}
+    unused = ""
     for train in sorted(root.rglob("train.txt")):
         lists = {split: train.with_name(f"{split}.txt") for split in ("train", "val")}
         if lists["val"].is_file():
-            ids = {split: {Path(line.split()[0]).stem for line in read_lines(p)} for split, p in lists.items()}
-            if ids["train"] | ids["val"] <= {p.image_id for p in pairs}:
+            ids = {split: {_id(line, known) for line in read_lines(p)} for split, p in lists.items()}
+            foreign = sorted((ids["train"] | ids["val"]) - known)
+            if not foreign:
                 chosen = {split: [p for p in pairs if p.image_id in ids[split]] for split in ids}
                 return chosen, f"by the lists in {train.parent}"
-    return split_by_name({str(images.relative_to(root)): group for images, group in together.items()})
+            unused = f" (not by the lists in {train.parent}: {len(foreign)} ids, as {foreign[0]}, have no two files)"
+    splits, how = split_by_name({str(images.relative_to(root)): group for images, group in together.items()})
+    return splits, how + unused
+
+
+def _id(line: str, known: set[str]) -> str:
+    """Of a line that is an id, or begins with a file's path."""
+    return line if line in known else Path(line.split()[0]).stem
 
 
 def split_by_name(groups: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], str]:

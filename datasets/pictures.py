@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import struct
 from pathlib import Path
 
@@ -15,11 +17,18 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.Decom
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file as it is."""
+    """The file as it is; UserError for what is no regular file (a pipe would be waited for)."""
     try:
-        return path.read_bytes()
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"cannot read {path}: it is no regular file")
+            return file.read()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def decode_image(data: bytes, path: Path) -> np.ndarray:
@@ -39,11 +48,19 @@ def inspect(image: Path, label: Path, image_data: bytes, label_data: bytes) -> t
             size, kind = header.size, header.format
     except _BROKEN as error:
         raise UserError(f"cannot read picture {image}: {error}") from error
-    if kind == "JPEG" and b"\xff\xd9" not in image_data:  # the end-of-image marker; it occurs nowhere else
+    if kind in ("JPEG", "MPO") and not _ends(image_data):
         raise UserError(f"cannot read picture {image}: the file is truncated")
     map_ = _label(label_data, label)
     same_size(size[::-1], map_.size[::-1], image, label)
     return map_.histogram(), size[::-1]
+
+
+def _ends(jpeg: bytes) -> bool:
+    """Whether the end-of-image marker follows the first scan. A thumbnail in the header has one of its own."""
+    at = 2
+    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] != b"\xda":  # a segment: marker, length, content
+        at += 2 + max(2, int.from_bytes(jpeg[at + 2 : at + 4], "big"))
+    return b"\xff\xd9" in jpeg[at if jpeg[at : at + 2] == b"\xff\xda" or at >= len(jpeg) else 0 :]
 
 
 def same_size(image_size: tuple[int, ...], label_size: tuple[int, ...], image: Path, label: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from datasets.base import SegmentationDataset
 from datasets.errors import UserError
 from datasets.index import in_parallel
-from datasets.paired import MAPS, PICTURES, PairedFiles, files_by_stem
+from datasets.paired import MAPS, PICTURES, PairedFiles, ending_hint, files_by_stem
 from datasets.pictures import inspect, read_bytes
 
 Look: TypeAlias = tuple[list[int], tuple[int, int]]
@@ -88,7 +88,8 @@ def _files(
     wanted = sorted(pictures.keys() | maps.keys()) if listed is None else listed
     faults: dict[str, list[str]] = {}
     for what, found, folder in (("picture", pictures, images), ("label map", maps, labels)):
-        lines = [f"{split} id {i!r} has no {what} in {folder}" for i in sorted(set(wanted)) if i not in found]
+        lacking = [i for i in sorted(set(wanted)) if i not in found]
+        lines = [f"{split} id {i!r} has no {what} in {folder}{ending_hint(i, found)}" for i in lacking]
         if lines:
             faults[f"no {what}"] = lines
     return wanted, {i: (pictures[i], maps[i]) for i in wanted if i in pictures and i in maps}, faults

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image, ImageDraw
 
 from datasets.base import SegmentationDataset
 from datasets.errors import UserError
+from datasets.paired import PICTURES
 from datasets.palette import voc_palette
 from datasets.scan import Scan, scan
 from datasets.scenario import BACKGROUND, VOID, Scenario, Step
@@ -16,16 +19,28 @@ TILE = (184, 138)
 GAP = 6
 TITLE = 20
 BAR = 34  # height of the text above a row
+MOST = 100  # pictures a step on a sheet
 PAPER, INK = (255, 255, 255), (0, 0, 0)
 PALETTE = np.array(voc_palette(), np.uint8).reshape(256, 3)
 PALETTE[VOID] = PAPER
 
 
+def check_sheet(path: Path, pictures: int) -> None:
+    """``UserError`` unless a contact sheet of so many pictures a step can be written there."""
+    if path.is_dir() or path.suffix.lower() not in PICTURES:
+        raise UserError(f"--out {path}: give an image file, for example {path.stem or 'sheet'}.png")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}")
+    if not 1 <= pictures <= MOST:
+        raise UserError(f"--pictures {pictures}: give 1 to {MOST} a step")
+
+
 def training_pictures(dataset: SegmentationDataset) -> Scan:
-    """Pixels of every label in every training picture; UserError if one cannot be read."""
+    """Pixels of every label in every training picture; UserError if one cannot be read or has another label."""
     found = scan(dataset, "train")
     for lines in found.faults.values():
         raise UserError(lines[0])
+    dataset.check_range(found.ids, "train", found.present)
     return found
 
 

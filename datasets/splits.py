@@ -10,19 +10,21 @@ Three kinds: ``train`` (the pictures of the step), ``val`` (validation pictures 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datasets.base import SegmentationDataset
 from datasets.errors import UserError
 from datasets.paired import read_lines
+from datasets.pictures import read_bytes
 from datasets.scenario import Scenario, known_orders, known_tasks, parse_scenario
 from datasets.view import listed, seen, selection
 
@@ -75,7 +77,7 @@ def write_scenario(path: Path, scenario: Scenario, lists: Lists) -> None:
     """Ids by step with the classes of each, as JSON: what ``parse_scenario`` reads after a ``+``."""
     missing = sorted(set(range(len(scenario.groups))) - set(lists["train"]))
     if missing:
-        raise UserError(f"there is no training list of step {missing[0]} of {scenario.name}")
+        raise UserError(f"there is no training list of step {missing[0]} of {scenario.name}: {path} is not written")
     content = {
         "format": 1,
         "scenario": scenario.name,
@@ -160,7 +162,7 @@ def _contents(paths: list[Path]) -> Iterator[tuple[Path, str, int, Content]]:
 
 def _from_json(path: Path) -> Iterator[tuple[Path, str, int, Content]]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(read_bytes(path))
         for kind in KINDS:
             for step, ids in enumerate(content.get(kind, [])):
                 yield path, kind, step, [str(i) for i in ids]
@@ -170,7 +172,7 @@ def _from_json(path: Path) -> Iterator[tuple[Path, str, int, Content]]:
 
 def _read_array(path: Path) -> Content:
     try:
-        array = np.load(path, allow_pickle=False).ravel()
+        array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False).ravel()
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if array.dtype.kind == "U":
@@ -184,25 +186,31 @@ def _read_array(path: Path) -> Content:
 
 
 def compare(dataset: SegmentationDataset, theirs: Lists, wanted: Scenario | None) -> tuple[Scenario, bool, str]:
-    """The scenario of ours with the nearest training lists, whether all lists are equal, and the words for it.
+    """The scenario of ours with the nearest training lists, whether all given lists are equal, and the words for it.
 
+    Lists of some of the steps are compared as far as they go.
     ``wanted``: whose classes; every setup of it is tried. Without, all that the papers report.
     """
+    steps = sorted(theirs["train"])
     masks = {t: np.isin(dataset.ids("train"), ids) for t, ids in theirs["train"].items()}
+    candidates = _candidates(dataset, theirs, wanted)
+    whole = [c for c in candidates if len(c.groups) == 1 + steps[-1]]
+    known: dict[Any, int] = {}
 
-    apart: dict[Scenario, int] = {}
-    for c in _candidates(dataset, theirs, wanted):
-        disjoint = replace(c, setup="disjoint")
-        if c.setup == "sequential" and disjoint in apart:  # the same pictures
-            apart[c] = apart[disjoint]
-        else:
-            wrong = (_chosen(dataset, c, "train", t) ^ masks.get(t, False) for t in range(len(c.groups)))
-            apart[c] = int(sum(w.sum() for w in wrong))
-    nearest = min(apart, key=lambda c: apart[c])
-    ours = our_lists(dataset, nearest)
-    same = [c.name for c, pictures in apart.items() if not pictures]
-    lines = [f"their training lists are those of {' and '.join(same)}" if same else f"nearest of ours: {nearest.name}"]
+    def apart(c: Scenario) -> int:
+        """Pictures that are in one of two lists only."""
+        alike = _alike(c)
+        if alike not in known:
+            known[alike] = int(sum((_chosen(dataset, c, "train", t) ^ masks[t]).sum() for t in steps))
+        return known[alike]
+
+    same = [c for c in whole if not apart(c)] or [c for c in candidates if not apart(c)]
+    nearest = same[0] if same else min(whole or candidates, key=apart)
+    left = sorted(set(range(len(nearest.groups))) - set(steps))
+    given = f" (step {_ranges(steps)})" if left else ""
+    lines = [f"their training lists{given} are those of {_names(same)}" if same else f"nearest of ours: {nearest.name}"]
     equal = bool(same)
+    ours = our_lists(dataset, nearest)
     for kind in KINDS:
         for step in sorted(theirs[kind]):
             a, b = set(theirs[kind][step]), set(ours[kind].get(step, ()))
@@ -211,17 +219,42 @@ def compare(dataset: SegmentationDataset, theirs: Lists, wanted: Scenario | None
                 only = f"only theirs {_few(a - b)}, only ours {_few(b - a)}"
                 lines.append(f"  {kind} step {step}: {len(a)} theirs, {len(b)} ours; {only}")
     counts = ", ".join(f"{len(theirs[kind])} {kind}" for kind in KINDS if theirs[kind])
-    lines.append(f"all equal ({counts} lists): run {same[0]}" if equal else f"not all equal ({counts} lists)")
+    verdict = f"equal as far as they go, without step {_ranges(left)}" if left else "all equal"
+    lines.append(f"{verdict} ({counts} lists): run {nearest.name}" if equal else f"not all equal ({counts} lists)")
     return nearest, equal, "\n".join(lines)
 
 
+def _alike(scenario: Scenario) -> Any:
+    """What decides the lists: the order of the classes inside a step does not, and disjoint is sequential's."""
+    if scenario.setup == "partitioned":  # goes through the classes one by one
+        return scenario
+    setup = "disjoint" if scenario.setup == "sequential" else scenario.setup
+    return setup, tuple(frozenset(group) for group in scenario.groups)
+
+
+def _names(scenarios: list[Scenario]) -> str:
+    """Equal ones by name; of class orders that change nothing the first, and how many more there are."""
+    shown = [c for c in scenarios if c.order == scenarios[0].order]
+    orders = {c.order for c in scenarios} - {scenarios[0].order}
+    more = f" (and of {len(orders)} other class orders with the same steps)" if orders else ""
+    return " and ".join(c.name for c in shown) + more
+
+
+def _ranges(steps: list[int]) -> str:
+    """``[0, 1, 2, 5]`` -> ``0-2, 5``."""
+    starts = [t for t in steps if t - 1 not in steps]
+    ends = [t for t in steps if t + 1 not in steps]
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
 def _candidates(dataset: SegmentationDataset, theirs: Lists, wanted: Scenario | None) -> list[Scenario]:
+    """Scenarios with the steps that the lists have, or more; those without a class order first."""
     steps = 1 + max(theirs["train"])
     if wanted:
         tasks = [f"{wanted.dataset}/{wanted.task}" + (f"@{wanted.order}" if wanted.order else "")]
     else:
         orders = ["", *(f"@{o}" for o in known_orders(dataset.name))]
-        tasks = [f"{dataset.name}/{task}{order}" for task in known_tasks(dataset.name) for order in orders]
+        tasks = [f"{dataset.name}/{task}{order}" for order in orders for task in known_tasks(dataset.name)]
     found = []
     for task in tasks:
         for setup in ("overlapped", "disjoint", "sequential", "partitioned"):
@@ -231,7 +264,7 @@ def _candidates(dataset: SegmentationDataset, theirs: Lists, wanted: Scenario | 
                 found.append(parse_scenario(f"{task}/{setup}", dataset.n_foreground))
             except UserError:  # an order of another task
                 continue
-    found = [c for c in found if len(c.groups) == steps]
+    found = [c for c in found if len(c.groups) >= steps]
     if not found:
         what = f"{wanted.name} does not have" if wanted else f"no scenario known for {dataset.name} has"
         raise UserError(f"{what} {steps} steps, as their lists have: say with --scenario whose classes they are")

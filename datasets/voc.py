@@ -41,6 +41,13 @@ class Voc(PairedFiles):
             raise UserError(f"data set {name!r} needs its folder: --data {name}=/path/to/VOCdevkit")
         folder = first_folder(root, BELOW, HOLDS)
         if folder is None:
+            if plain := first_folder(root, BELOW, ("JPEGImages", "SegmentationClass")):
+                above = plain.parent if plain.name == BELOW[0] else "DIR"
+                raise UserError(
+                    f"data set {name!r}: {plain} has SegmentationClass, but not SegmentationClassAug, the labels of "
+                    f"10 582 training images: `data prepare voc --root {above}` makes them; data of your own need "
+                    f"another name and a class_names.txt: --data mine={plain}"
+                )
             raise UserError(
                 f"data set {name!r}: looked for {' with '.join(HOLDS)} in {root} and in its {', '.join(BELOW)}"
             )
@@ -58,7 +65,7 @@ class Voc(PairedFiles):
             if self._path(name):
                 return Listing(self._list(name), images, labels)
         val = set(self._list("val"))
-        return Listing([i for i in files_by_stem(labels, MAPS) if i not in val], images, labels)
+        return Listing(sorted(i for i in files_by_stem(labels, MAPS) if i not in val), images, labels)
 
     def _path(self, name: str) -> Path | None:
         return next((p for p in (self.folder / where.format(name) for where in LISTS) if p.is_file()), None)

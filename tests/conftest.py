@@ -1,6 +1,7 @@
 """What every test shares: few threads, and the way to the material beside the checkout."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.material import SHARED, material
 
 # before torch is imported, and for every process that a test starts
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CONTSEG_CACHE", tempfile.mkdtemp(prefix="contseg-"))  # not the user's own
 
 
 def pytest_report_header() -> str:

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from datasets.base import SegmentationDataset, open_dataset
-from datasets.splits import compare, read_lists
+from datasets.scenario import parse_scenario
+from datasets.splits import compare, our_lists, read_lists
 from datasets.verify import verify
 from run_benchmark import main
 from tests.material import material
@@ -312,6 +313,19 @@ def test_every_published_list_is_one_of_ours(name, tmp_path, request):
         assert released(name, source, task) in text
         seen += len(lists)
     assert seen == 40
+
+
+@pytest.mark.parametrize(
+    ("scenario", "steps", "left"),
+    [("voc/10-1/disjoint", range(1, 11), "0"), ("voc/2-1/overlapped", range(14), "14-18")],
+)
+def test_lists_of_some_of_the_steps_are_recognised(voc, scenario, steps, left):
+    """As SDR ships 10-10s, without its first step, and EWF 2-1-ov, up to step 13."""
+    lists = our_lists(voc, parse_scenario(scenario, 20))["train"]
+    theirs = {"train": {t: lists[t] for t in steps}, "val": {}, "test": {}}
+    nearest, equal, text = compare(voc, theirs, None)
+    assert equal and nearest.name == scenario
+    assert f"equal as far as they go, without step {left} ({len(steps)} train lists): run {scenario}" in text
 
 
 def test_a_list_in_another_order_is_noticed(voc, tmp_path):

@@ -104,6 +104,32 @@ def test_dkds_arrays_of_lines(data, tmp_path):
     assert "own/2-1/disjoint and own/2-1/sequential" in text
 
 
+@pytest.mark.parametrize(("steps", "left"), [((1, 2), "0"), ((0, 1), "2"), ((1,), "0, 2")])
+def test_lists_of_some_of_the_steps(data, tmp_path, steps, left):
+    """Equal as far as they go; what is left out is said, and no scenario is made of them."""
+    for t in steps:
+        np.save(tmp_path / f"train-{t}.npy", np.array(OVERLAPPED[t]))
+    theirs = read_lists([tmp_path], data, no_lists())
+    nearest, equal, text = compare(data, theirs, scenario())
+    assert equal and nearest == scenario()
+    assert f"equal as far as they go, without step {left} ({len(steps)} train lists)" in text
+    assert "all equal" not in text
+    np.save(tmp_path / "train-1.npy", np.array([2, 6]))
+    _, equal, text = compare(data, read_lists([tmp_path], data, no_lists()), scenario())
+    assert not equal and "only ours 1 (2007_000010)" in text
+
+
+def test_equal_class_orders_are_counted_not_listed(monkeypatch):
+    """Nine orders of ten that change no step: one line names the plain scenario, and how many more there are."""
+    names = ("background", *(f"class {c}" for c in range(1, 21)))
+    monkeypatch.setattr(Table, "class_names", names)
+    voc = Table("voc")
+    lists = our_lists(voc, parse_scenario("voc/offline/overlapped", 20))
+    _, equal, text = compare(voc, {**lists, "val": {}, "test": {}}, None)
+    assert equal and "voc/offline/overlapped" in text
+    assert len(text) < 400 and "other class orders with the same steps" in text
+
+
 def test_text_in_any_order_and_twice(data, tmp_path):
     for t, positions in OVERLAPPED.items():
         (tmp_path / f"train_{t}.txt").write_text("\n".join([*ids(positions)[::-1], IDS[positions[0]]]))
@@ -168,7 +194,9 @@ def test_lists_of_an_unknown_task(data, tmp_path):
     np.save(tmp_path / "train-0.npy", np.array([0, 1]))
     theirs = read_lists([tmp_path], data, no_lists())
     error_of(lambda: compare(data, theirs, None), "--scenario")
-    error_of(lambda: compare(data, theirs, scenario()), "own/2-1/overlapped", "1 steps")
+    error_of(
+        lambda: compare(data, {**theirs, "train": {5: ()}}, scenario()), "own/2-1/overlapped does not have 6 steps"
+    )
     error_of(lambda: write_scenario(tmp_path / "x.json", scenario(), theirs), "step 1")
 
 

@@ -1,0 +1,97 @@
+"""A data set of the user's own class, looked at as it is opened: what it does not give is said in one line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from datasets.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.base import SegmentationDataset
+
+T = TypeVar("T")
+
+
+def opened(kind: type[SegmentationDataset], name: str, root: Path | None, cache: Path | None) -> SegmentationDataset:
+    """An object of the class, with ids and files as ``SegmentationDataset`` promises them; else ``UserError``."""
+    where = f"data set {name!r} ({_file(kind)})"
+    missing = sorted(kind.__abstractmethods__)
+    if not missing:
+        dataset = _asked(f"{where} cannot be made", root, lambda: kind(name, root, cache))
+        if not hasattr(dataset, "_indices"):
+            raise UserError(f"{where}: its __init__ must call super().__init__(name, root, cache)")
+        missing = [] if hasattr(dataset, "class_names") else ["class_names"]
+    if missing:
+        raise UserError(f"{where} does not define {' and '.join(missing)}: docs/your_data.md shows a whole one")
+    check_names(dataset.class_names, where)
+    for split in ("train", "val"):
+        call = f"{where}: ids({split!r})"
+        ids = _asked(f"{call} fails", root, lambda split=split: dataset.ids(split))  # type: ignore[misc]
+        if not isinstance(ids, tuple) or not all(isinstance(i, str) for i in ids):
+            raise UserError(f"{call} gives {_kind(ids)}: needed is a tuple of str, such as tuple(sorted(...))")
+        if list(ids) != sorted(set(ids)):
+            raise UserError(f"{call} gives ids that are not ascending or not distinct: return tuple(sorted(set(...)))")
+        if ids:
+            _check_files(f"{where}: files({ids[0]!r}, {split!r})", dataset, ids[0], split)
+    return dataset
+
+
+def _check_files(call: str, dataset: SegmentationDataset, image_id: str, split: str) -> None:
+    from datasets.base import SegmentationDataset as Base
+
+    files = _asked(f"{call} fails", dataset.root, lambda: dataset.files(image_id, split))
+    if files is None:
+        if type(dataset).load is Base.load:
+            raise UserError(f"{call} gives None, which is for drawn images: then load must be defined")
+        _check_drawn(call.replace("files", "load"), dataset, image_id, split)
+    elif not (isinstance(files, tuple) and len(files) == 2 and all(isinstance(f, Path) for f in files)):
+        raise UserError(f"{call} gives {_kind(files)}: needed are two pathlib.Path, of the image and of the label map")
+
+
+def _check_drawn(call: str, dataset: SegmentationDataset, image_id: str, split: str) -> None:
+    import torch
+
+    drawn = _asked(f"{call} fails", dataset.root, lambda: dataset.load(image_id, split))
+    pair = drawn if isinstance(drawn, tuple) and len(drawn) == 2 else (None, None)
+    image, label = ((x.dtype, tuple(x.shape)) if isinstance(x, torch.Tensor) else (None, ()) for x in pair)
+    if image != (torch.uint8, (3, *label[1])) or label[0] != torch.uint8 or len(label[1]) != 2:
+        raise UserError(f"{call} must give two uint8 tensors: the image (3, H, W) and its labels (H, W)")
+
+
+def check_names(names: Any, where: str) -> None:
+    """``UserError`` unless these are class names: a sequence of distinct texts, background first."""
+    if not isinstance(names, (tuple, list)) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise UserError(f"{where}: class_names must be a tuple of names, label 0 (background) first; got {names!r}")
+    if not 2 <= len(names) <= 255:
+        raise UserError(f"{where} names {len(names)} labels: needs 2 to 255, label 0 (background) first")
+    first: dict[str, int] = {}
+    for label, name in enumerate(names):
+        if first.setdefault(name, label) != label:
+            raise UserError(f"{where} calls labels {first[name]} and {label} both {name!r}: names must differ")
+
+
+def _asked(failure: str, root: Path | None, call: Callable[[], T]) -> T:
+    """What a stranger's code answers."""
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        hint = "" if root else "; it was given no folder: --data NAME=DIR (or --root DIR) does"
+        raise UserError(f"{failure} ({reason}){hint}") from error
+
+
+def _kind(value: object) -> str:
+    inside = f" of {', '.join(sorted({type(x).__name__ for x in value}))}" if isinstance(value, (tuple, list)) else ""
+    return f"a {type(value).__name__}{inside}"
+
+
+def _file(kind: type) -> str:
+    try:
+        return Path(inspect.getfile(kind)).name
+    except (TypeError, OSError):
+        return kind.__module__
