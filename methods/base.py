@@ -82,7 +82,8 @@ class StepContext(NamedTuple):
 
     ``loader`` gives a fresh pass over this step's training images, (images (B, 3, H, W), labels (B, H, W)) already on
     the device, with a generator of its own: it disturbs no random number of the training. Each process sees its
-    share of every batch, hence ``reduce``. ``old_model`` is ``None`` at step 0; both models are unwrapped.
+    share of every batch, hence ``reduce``; it is empty where images are fewer than processes. ``old_model`` is ``None``
+    at step 0; both models are unwrapped.
     """
 
     step: Step
