@@ -23,6 +23,7 @@ from tests.material import ROOT, SHARED
 
 WANTED = 0.95
 LIMIT = 300  # seconds for one fault: what hangs is noticed
+HANGS = "hangs"
 
 
 def tracked() -> list[Path]:
@@ -57,12 +58,12 @@ def run(tests: list[str], tree: Path, limit: float | None = LIMIT) -> tuple[int,
     try:
         done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        return 1, "hangs"
+        return 1, HANGS
     return done.returncode, "\n".join((done.stdout + done.stderr).splitlines()[-15:])
 
 
-def noticed(fault: Fault, files: list[Path], tree: Path) -> bool:
-    """Plant a fault in a tree, run its tests, and put the tree right again."""
+def noticed(fault: Fault, files: list[Path], tree: Path) -> str:
+    """Plant a fault in a tree, run its tests, and put the tree right again; "noticed", "hangs" or "MISSED"."""
     path = place(fault, files)
     right = (tree / path).read_text(encoding="utf-8")
     (tree / path).write_text(right.replace(fault.old, fault.new), encoding="utf-8")
@@ -72,7 +73,7 @@ def noticed(fault: Fault, files: list[Path], tree: Path) -> bool:
         (tree / path).write_text(right, encoding="utf-8")
     if code in (3, 4, 5):  # pytest's own trouble: no test has judged
         raise RuntimeError(words)
-    return code != 0
+    return HANGS if words == HANGS else "noticed" if code else "MISSED"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"without any fault the tests fail already:\n{words}")
             return 2
 
-        def judge(fault: Fault) -> bool:
+        def judge(fault: Fault) -> str:
             mine = trees.get()
             try:
                 return noticed(fault, files, mine)
@@ -114,8 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         missed = []
         for fault, found in zip(faults, pool.map(judge, faults), strict=True):
-            print(f"{'noticed' if found else 'MISSED '}  {fault.file}: {fault.old!r} -> {fault.new!r}", flush=True)
-            missed += [] if found else [fault]
+            print(f"{found:<7}  {fault.file}: {fault.old!r} -> {fault.new!r}", flush=True)
+            missed += [fault] if found == "MISSED" else []
     score = 1 - len(missed) / len(faults)
     minutes = (time.monotonic() - began) / 60
     print(f"{len(faults) - len(missed)} of {len(faults)} faults noticed ({score:.0%}) in {minutes:.0f} minutes")
