@@ -109,6 +109,17 @@ def test_prototypes_grow_by_steps_and_old_ones_stay() -> None:
     assert torch.equal(observer.prototypes[:4], first) and observer.prototypes.shape == (6, 48)
 
 
+def test_prototypes_are_those_of_the_network_in_evaluation_mode() -> None:
+    method = build_method("REMINDER")
+    observer, model, images = method.terms["prototypes"], taught(method, FIRST), make_images()
+    with torch.no_grad():
+        expected, _ = class_means(model(images).embedding, make_labels(FIRST), 0, FIRST.n_classes, alone)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    observer.end_step(StepContext(FIRST, model.train(), None, lambda: [(images, make_labels(FIRST))]))
+    torch.testing.assert_close(observer.prototypes, expected, rtol=1e-12, atol=1e-14)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())  # no statistic has moved
+
+
 def test_a_batch_counts_once_whatever_its_pixels() -> None:
     few, many = torch.zeros(1, 4, 4, dtype=torch.int64), torch.ones(1, 4, 4, dtype=torch.int64)
     few[0, 0, 0] = 1
