@@ -35,4 +35,4 @@ def test_it_has_its_rows(soft_kd: Path, tmp_path: Path) -> None:
 
 def test_it_is_listed_with_its_sources(soft_kd: Path) -> None:
     done = call("list", "methods", "--long", "--plugin", soft_kd)
-    assert "temperature: float = 2.0   of both softmaxes; 2 lies in the range" in done.stdout
+    assert "temperature = 2.0   (float)   of both softmaxes; 2 lies in the range" in done.stdout
