@@ -54,23 +54,23 @@ TESTS = {
 
 FAULTS = [
     # defaults
-    Fault("sdr.py", """    repulsion: float | None = 1e-3,
-    sparsity: float | None = 1e-3,
+    Fault("sdr.py", """    repulsion: Weight | None = 1e-3,
+    sparsity: Weight | None = 1e-3,
     formulation: Formulation = "intended",
 ) -> Method:
-    \"\"\"The four""", """    repulsion: float | None = 1e-2,
-    sparsity: float | None = 1e-3,
+    \"\"\"The four""", """    repulsion: Weight | None = 1e-2,
+    sparsity: Weight | None = 1e-3,
     formulation: Formulation = "intended",
 ) -> Method:
     \"\"\"The four"""),
-    Fault("rcil.py", "    kd: float = 100.0,", "    kd: float = 10.0,"),
-    Fault("ucd.py", "def ucd(weight: float = 0.01, temperature: float = 0.07)", "def ucd(weight: float = 0.01, temperature: float = 0.1)"),
-    Fault("reminder.py", "    csw: float = 0.5,", "    csw: float = 1.0,"),
-    Fault("ssul.py", "def ssul(threshold: float = 0.7,", "def ssul(threshold: float = 0.5,"),
-    Fault("plop.py", "def plop(pod: float = 0.01, pod_logits: float = 0.0005,", "def plop(pod: float = 0.01, pod_logits: float = 0.005,"),
-    Fault("importance.py", "def ewc(weight: float = 500.0, alpha: float = 0.9,", "def ewc(weight: float = 500.0, alpha: float = 0.1,"),
-    Fault("importance.py", "    every: int = 10,\n    normalise", "    every: int = 1,\n    normalise"),
-    Fault("dkd.py", "    first_positive: float = 2.0,", "    first_positive: float = 1.0,"),
+    Fault("rcil.py", "    kd: Weight = 100.0,", "    kd: Weight = 10.0,"),
+    Fault("ucd.py", "temperature: Positive = 0.07", "temperature: Positive = 0.1"),
+    Fault("reminder.py", "    csw: Weight = 0.5,", "    csw: Weight = 1.0,"),
+    Fault("ssul.py", "def ssul(threshold: Share = 0.7,", "def ssul(threshold: Share = 0.5,"),
+    Fault("plop.py", "pod_logits: Weight = 0.0005,", "pod_logits: Weight = 0.005,"),
+    Fault("importance.py", "def ewc(weight: Weight = 500.0, alpha: Share = 0.9,", "def ewc(weight: Weight = 500.0, alpha: Share = 0.1,"),
+    Fault("importance.py", "    every: Count = 10,", "    every: Count = 1,"),
+    Fault("dkd.py", "    first_positive: Weight = 2.0,", "    first_positive: Weight = 1.0,"),
     # reductions
     Fault("ssul.py", "batch.reduce(batch.valid.sum().to(total.dtype)).clamp(min=1)", "batch.n_pixels"),
     Fault("rcil.py", "[*(F.relu(stage) for stage in out.stages), out.embedding", "[*out.stages, out.embedding"),
@@ -114,8 +114,8 @@ FAULTS = [
     # the way through a step
     Fault("trainer.py", "old = copy.deepcopy(model).eval().requires_grad_(False)", "old = copy.deepcopy(model).train().requires_grad_(False)"),
     Fault("trainer.py", "decay = (1 - update / self.total) ** self.train.power", "decay = (1 - (update + 1) / self.total) ** self.train.power"),
-    Fault("trainer.py", "        for term in self._all_terms():\n            term.end_step(self.context)", "        for term in self.terms.values():\n            term.end_step(self.context)"),
-    Fault("trainer.py", "                    if term.observes:\n", "                    if not term.observes:\n"),
+    Fault("trainer.py", "                for term in self.guests.values():\n                    term.end_step(self.context)\n", "                pass\n"),
+    Fault("trainer.py", "            if term.observes:\n", "            if not term.observes:\n"),
     Fault("feed.py", "ends = [*starts[1:], n]", "ends = [*starts[1:], n - 1]"),
     Fault("seeding.py", 'derive(self.seed, self.step, "order", epoch)', 'derive(self.seed, self.step, "order")'),
     Fault("plan.py", '"reads": reads,', '"reads": [],'),
