@@ -160,6 +160,11 @@ class UnknownBCE(Term):
         labels = shifted_labels(batch.labels, torch.ones_like(batch.labels, dtype=torch.bool))
         if batch.step.index > 0:
             labels = pseudo_labels(labels, resize(scores(batch.old), size).detach(), self.threshold)
+        return self.mean(batch, labels)
+
+    def mean(self, batch: Batch, labels: Tensor) -> Tensor:
+        """Over the valid pixels; labels (B, H, W) as the channels are: 0 unknown, 1 background, k + 1 class k."""
+        size = batch.labels.shape[-2], batch.labels.shape[-1]
         total = sigmoid_cross_entropy(resize(scores(batch.out), size), labels).sum()
         return batch.reduce(total) / batch.reduce(batch.valid.sum().to(total.dtype)).clamp(min=1)
 

@@ -1,4 +1,4 @@
-"""``python -m tests.golden``: how many fixtures of each operation the suite reproduces, values and gradients."""
+"""``python -m tests.golden``: how many fixtures of each operation the suite reproduces; how many have no checker."""
 
 import sys
 from collections import Counter
@@ -9,8 +9,10 @@ from tests.golden.harness import DTYPES, FOLDERS, load_checkers, manifest, run
 def main() -> int:
     failures: list[str] = []
     for folder in FOLDERS:
-        entries = [e for e in manifest(folder) if folder == "golden" or e["operation"] in load_checkers()]
-        total, passed, arrays, without = Counter(), Counter(), Counter(), {}
+        known = load_checkers()
+        entries = [e for e in manifest(folder) if folder == "golden" or e["operation"] in known]
+        unchecked = Counter(e["operation"] for e in manifest(folder) if e["operation"] not in known)
+        total, passed, arrays, without, excused = Counter(), Counter(), Counter(), {}, {}
         for entry in entries:
             name = entry["operation"]
             total[name] += 1
@@ -23,11 +25,16 @@ def main() -> int:
             passed[name] += 1
             arrays[name] += len(fixtures[0].compared)
             without.update({f"{name}: {k}": why for k, why in fixtures[0].without_counterpart.items()})
+            excused.update({f"{entry['file']}: {k}": why for k, why in fixtures[1].excused.items()})
         print(f"{folder}: {passed.total()} of {total.total()} fixtures, {arrays.total()} references compared")
         for name in total:
             print(f"  {name:<18} {passed[name]:>3} of {total[name]:<3} ({arrays[name]} references)")
         for key, why in without.items():
             print(f"  without counterpart  {key}: {why}")
+        for key, why in excused.items():
+            print(f"  not in float32       {key}: {why}")
+        names = ", ".join(f"{name} ({n})" for name, n in unchecked.items())
+        print(f"  {unchecked.total()} fixtures have no checker" + (f": {names}" if names else ""))
     print("\n".join(failures))
     return 1 if failures else 0
 

@@ -16,7 +16,7 @@ SIZES = {"voc": 20, "ade": 150}
 def label_remap(fixture: Fixture) -> None:
     dataset = "ade" if "ade" in fixture.name else "voc"
     for key in (k for k in fixture.arrays if k.startswith("released_")):
-        found = re.fullmatch(r"released_(?:lut__)?(.+?)__step(\d)__(train|val|test)__(\w+)", key)
+        found = re.fullmatch(r"released_(?:lut__)?(.+?)__step(\d+)__(train|val|test)__(\w+)", key)
         assert found, key
         task, index, split, rule = found.groups()
         if rule == "sdr_nomask":
@@ -51,7 +51,7 @@ def filter_images(fixture: Fixture) -> None:
     maps = fixture.arrays["in_labels"]
     present = np.array([np.isin(np.arange(256), m) for m in maps])
     for key in (k for k in fixture.arrays if k.startswith("released_")):
-        found = re.fullmatch(r"released_(.+?)__step(\d)__(overlapped|disjoint|test)", key)
+        found = re.fullmatch(r"released_(.+?)__step(\d+)__(overlapped|disjoint|test)", key)
         assert found, key
         task, index, setup = found[1], int(found[2]), found[3]
         scenario = parse_scenario(f"voc/{task}/{'overlapped' if setup == 'test' else setup}", 20)

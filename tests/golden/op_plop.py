@@ -100,6 +100,10 @@ def pseudo_labels(fixture: Fixture) -> None:
         for k in numbers:
             z = fixture.leaf(f"in_logits_new_{k}")
             batch = make_batch(fixture, step, labels[k], z, old[k])
+            if key == "paper" and not fixture.resolves(fixture[f"paper_margin_{k}"]):
+                for what in ("labels", "factor", "loss", "loss_grad", "margin"):
+                    fixture.excuse(f"paper_{what}_{k}", "an entropy that is as good as its threshold")
+                continue
             completed, factor = term.complete(batch)
             fixture.check(f"{key}_labels_{k}", completed.to(torch.uint8))
             fixture.check(f"{key}_factor_{k}", factor)
@@ -107,7 +111,7 @@ def pseudo_labels(fixture: Fixture) -> None:
             fixture.check(f"{key}_loss_{k}", value)
             fixture.check_gradient(f"{key}_loss_grad_{k}", value, z)
             if key == "paper" and fixture.dtype == torch.float32:
-                fixture.no_counterpart(f"paper_margin_{k}", "a difference of near equals: compared in float64 only")
+                fixture.excuse(f"paper_margin_{k}", "a difference of near equals")
             elif key == "paper":
                 background = labels[k] == 0
                 margin = term.uncertainty(batch.old_logits, step.n_classes) - thresholds[batch.old_logits.argmax(1)]

@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from methods.rcil import Branches, mix, pooled_cube
-from tests.golden.harness import Fixture, operation
+from methods.base import SegOutput
+from methods.rcil import Branches, PooledCube, mix, pooled_cube
+from tests.golden.harness import Fixture, make_batch, make_step, operation
 
 
 def branch(fixture: Fixture, number: int, released: bool) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
@@ -43,10 +44,15 @@ def rcil_pckd(fixture: Fixture) -> None:
     n = range(fixture["cfg_n_layers"])
     old, new = [fixture.tensor(f"in_old_{i}") for i in n], [fixture.leaf(f"in_new_{i}") for i in n]
     classes = fixture["cfg_old_classes"], fixture["cfg_new_classes"]
-    values = pooled_cube(old, new, *classes, fixture["cfg_factor"], fixture["cfg_factor_last"])
-    spatial, channel = (v.mean() for v in values)
+    factors = fixture["cfg_factor"], fixture["cfg_factor_last"]
+    # the stages' ReLU passes a map's sizes, and only squares are compared
+    outs = [SegOutput(x[-1], x[-2], x[-2], tuple(a.abs() for a in x[:-2])) for x in (old, new)]
+    batch = make_batch(fixture, make_step(*classes), torch.zeros(len(new[0]), 8, 8, dtype=torch.int64))
+    batch.out, batch._old = outs[1], outs[0]
+    loss = PooledCube(*factors)(batch)
+    channel = pooled_cube(old, new, *classes, *factors)[1].mean()
     for kind in ("paper", "released"):
-        fixture.check(f"{kind}_spatial", spatial)
+        fixture.check(f"{kind}_spatial", loss - channel)
         fixture.check(f"{kind}_channel", channel)
     for i in n:
-        fixture.check_gradient(f"released_grad_new_{i}", spatial + channel, new[i])
+        fixture.check_gradient(f"released_grad_new_{i}", loss, new[i])

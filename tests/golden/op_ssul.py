@@ -1,8 +1,8 @@
 """F-SSUL-LABEL, F-SSUL-PSEUDO, F-BCE with its gradient, F-SSUL-PRED."""
 
 from methods.base import SegOutput
-from methods.ssul import pseudo_labels, shifted_labels, sigmoid_cross_entropy, unknown_is_background
-from tests.golden.harness import Fixture, operation
+from methods.ssul import UnknownBCE, pseudo_labels, shifted_labels, unknown_is_background
+from tests.golden.harness import Fixture, make_batch, make_step, operation
 
 
 @operation("ssul")
@@ -13,8 +13,10 @@ def ssul(fixture: Fixture) -> None:
     fixture.check("released_labels_unknown", shifted)
     target = pseudo_labels(shifted, old, fixture["cfg_threshold"])
     fixture.check("released_labels_pseudo", target)
-    loss = sigmoid_cross_entropy(logits, target).sum() / (labels != 255).sum()
+    out = SegOutput(logits[:, 1:], logits, logits, extra={"unknown": logits[:, :1]})
+    batch = make_batch(fixture, make_step(fixture["cfg_old_classes"], fixture["cfg_new_classes"]), labels)
+    batch.out = out
+    loss = UnknownBCE(fixture["cfg_threshold"]).mean(batch, target)
     fixture.check("released_loss", loss)
     fixture.check_gradient("released_grad_logits_new", loss, logits)
-    out = SegOutput(logits[:, 1:], logits, logits, extra={"unknown": logits[:, :1]})
     fixture.check("released_prediction", unknown_is_background(out, (labels.shape[1], labels.shape[2])))

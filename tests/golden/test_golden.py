@@ -1,16 +1,16 @@
-"""101 of 101 fixtures of ``golden``, and those of ``golden_later`` whose operation the suite has."""
+"""101 of 101 fixtures of ``golden``, and those of the other folders whose operation the suite has."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from tests.golden.harness import DTYPES, load_checkers, manifest, run
+from tests.golden.harness import DTYPES, FOLDERS, load_checkers, manifest, run
 
 pytestmark = pytest.mark.numeric
 
 CASES = [("golden", e) for e in manifest("golden")]
-CASES += [("golden_later", e) for e in manifest("golden_later") if e["operation"] in load_checkers()]
+CASES += [(f, e) for f in FOLDERS[1:] for e in manifest(f) if e["operation"] in load_checkers()]
 
 
 @pytest.mark.skipif(not CASES, reason="no golden fixtures: neither the shared material nor tests/golden/selection")
