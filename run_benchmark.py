@@ -93,6 +93,10 @@ def parser() -> argparse.ArgumentParser:
     )
     plan = add("plan", "show what `run` would do and cost: runs, steps to train, shared, done, images to be seen")
     _grid(plan)
+    for command in (run, plan):
+        command.add_argument(
+            "--trust-cache", action="store_true", help="take over stored steps and records that other code made"
+        )
     form = plan.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the plan as JSON")
     form.add_argument("--graph", action="store_true", help="print the graph of steps as Mermaid text")

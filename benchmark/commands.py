@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     """Train and score the grid, write the leaderboard, print its table."""
-    config, store = _config(args), Store(args.out)
+    config, store = _config(args), Store(args.out, args.trust_cache)
     if args.launcher != "inline":
         return _launch(args, config, store)
     from benchmark.runner import Runner, make_accelerator
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         only = _only(plan, args.only) if only is None else only
         if main:
             store.open()
-            print(_summary(plan, store), flush=True)
+            _print_summary(plan, store)
         outcome = Runner(plan, store, accelerator, _say).run(only)
     accelerator.end_training()
     if outcome.interrupted:
@@ -73,7 +73,7 @@ def _launch(args: argparse.Namespace, config: Config, store: Store) -> int:
     plan = _plan(config, store.check())
     _only(plan, args.only)
     store.open()
-    print(_summary(plan, store), flush=True)
+    _print_summary(plan, store)
     code, wrong = LAUNCHERS[args.launcher](plan, store, _inline_words())
     _print_table(plan, store)
     for line in wrong:
@@ -97,7 +97,7 @@ def plan(args: argparse.Namespace) -> int:
     """What `run` would do and cost."""
     from benchmark.drawing import as_json, as_mermaid, as_table
 
-    config, store = _config(args), Store(args.out)
+    config, store = _config(args), Store(args.out, args.trust_cache)
     made = _plan(config, store.check())
     if args.json:
         print(json.dumps(as_json(made, store), indent=1))
@@ -210,6 +210,14 @@ def _plan(config: Config, store: Store) -> Plan:
         return opened[name]
 
     return make_plan(config, open_data, store.branches())
+
+
+def _print_summary(plan: Plan, store: Store) -> None:
+    from benchmark.drawing import other_code
+
+    print(_summary(plan, store), flush=True)
+    if told := other_code(plan, store):
+        print(told, flush=True)
 
 
 def _summary(plan: Plan, store: Store) -> str:

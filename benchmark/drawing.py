@@ -37,7 +37,7 @@ def as_json(plan: Plan, store: Store) -> dict[str, Any]:
                 "images": n.images,
                 "used_by": len(n.used_by),
                 "observers": sorted(n.observers),
-                "state": _state(n, store, todo),
+                "state": _state(n, plan, store, todo),
             }
             for n in plan.nodes.values()
         ],
@@ -47,7 +47,7 @@ def as_json(plan: Plan, store: Store) -> dict[str, Any]:
 def totals(plan: Plan, store: Store) -> dict[str, Any]:
     """The sums under a plan: cells, steps, pictures, updates, and an estimate of time from what was recorded."""
     todo = plan.to_train(store)
-    replays = [n for n in todo if store.model(n.key).exists()]
+    replays = [n for n in todo if plan.trained(store, n.key)]
     alone, shared = plan.alone(), plan.shared()
     return {
         "runs": len(plan.runs),
@@ -55,6 +55,7 @@ def totals(plan: Plan, store: Store) -> dict[str, Any]:
         "distinct_steps": len(plan.nodes),
         "to_train": len(todo),
         "replays": len(replays),
+        "made_otherwise": len(plan.made_otherwise(store)),
         "branches": sum(n.branch for n in plan.nodes.values()),
         "to_score": len(plan.missing_scores(store)),
         "images_alone": alone,
@@ -71,7 +72,7 @@ def as_table(plan: Plan, store: Store) -> str:
     todo = {n.key for n in plan.to_train(store)}
     rows = []
     for run in plan.runs:
-        states = [_state(c.node, store, todo) for c in run.cells]
+        states = [_state(c.node, plan, store, todo) for c in run.cells]
         first = [c for c in run.cells if c.node.used_by[0] == f"{run.scenario.name} {run.method}"]
         rows.append(
             [
@@ -99,8 +100,25 @@ def as_table(plan: Plan, store: Store) -> str:
         f"({t['sharing_factor']:.2f} times fewer), "
         f"{t['images_to_train']:,} still to train in {t['updates_to_train']:,} updates",
         f"time: {hours}",
+        *([told] if (told := other_code(plan, store)) else []),
     ]
     return "\n".join(lines)
+
+
+def other_code(plan: Plan, store: Store) -> str:
+    """What is done again as other code made it, in one line; "" if nothing is."""
+    made = plan.made_otherwise(store)
+    if not made:
+        return ""
+    files = _some(sorted({f for names in made.values() for f in names}), ", ")
+    return (
+        f"{len(made)} stored steps were made by other code ({files}) and are done again: {_some([*made], '; ')}; "
+        "--trust-cache takes them as they are"
+    )
+
+
+def _some(words: list[str], mark: str) -> str:
+    return mark.join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
 
 
 def as_mermaid(plan: Plan) -> str:
@@ -118,9 +136,9 @@ def as_mermaid(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _state(node: StepNode, store: Store, todo: set[str]) -> str:
+def _state(node: StepNode, plan: Plan, store: Store, todo: set[str]) -> str:
     if node.key in todo:
-        return "replay" if store.model(node.key).exists() else "to train"
+        return "replay" if plan.trained(store, node.key) else "to train"
     return "done"
 
 

@@ -213,11 +213,11 @@ def _known_jobs(folder: Path) -> dict[str, str]:
 
 def _watch(plan: Plan, store: Store, alive: Callable[[], bool], pause: float) -> None:
     """A bar over the plan's steps for as long as somebody works on them; looks every ``pause`` seconds at most."""
-    left = [k for k in plan.nodes if not store.trained(k)]
+    left = [k for k in plan.nodes if not plan.trained(store, k)]
     with tqdm(total=len(plan.nodes), initial=len(plan.nodes) - len(left), desc="steps", unit="step") as bar:
         while True:
             working = alive()
-            left = [k for k in left if not store.trained(k)]
+            left = [k for k in left if not plan.trained(store, k)]
             bar.n = len(plan.nodes) - len(left)
             at_work = [plan.nodes[k].title for k in left if Claim(store.step(k)).path.exists()]
             bar.set_postfix_str("; ".join(at_work[:2]) + (f" and {n} more" if (n := len(at_work) - 2) > 0 else ""))

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmark.config import Config, TrainConfig, checked
 from benchmark.model_config import check, model_identity
+from benchmark.origin import Origin, Origins, differing, evaluation_files, observer_files, training_files
 from benchmark.protocol import Protocol, parse_protocol
 from benchmark.store import Store, cell_path, digest
 from datasets.base import SegmentationDataset
@@ -20,7 +21,7 @@ from datasets.errors import UserError
 from datasets.scenario import Scenario, Step, parse_scenario
 from datasets.view import StepView, step_view, tune_view, val_view
 from methods.base import DOORS, Method, Term, describe, held
-from methods.registry import build_method, expand_methods, refuse_equal
+from methods.registry import build_method, expand_methods, plugins_of, refuse_equal
 
 # Of trainer, network and transforms, by train.precision: raised when their numbers change, so that no old step is taken
 # over. 2: a step in float64 starts from its parent's weights unrounded; in fp16 with a loss scale of its own.
@@ -96,6 +97,7 @@ class Run:
     seed: int
     cells: tuple[Cell, ...]
     key: str
+    plugins: tuple[tuple[str, str], ...] = ()  # module and hash of those that define its method
 
     @property
     def title(self) -> str:
@@ -111,10 +113,43 @@ class Plan:
     datasets: dict[str, SegmentationDataset]
     runs: tuple[Run, ...]
     nodes: dict[str, StepNode]
+    origins: Origins
+
+    def recorded(self, store: Store, cell: Cell) -> bool:
+        """Whether a cell's record is there; one of other code is not, unless it is trusted."""
+        return store.record_key(cell.path) == cell.score and not self._record_differs(store, cell)
+
+    def scored(self, store: Store, cell: Cell) -> bool:
+        """Whether a cell's evaluation is in the cache, by the code of today."""
+        return self.origins.current(cell.score, store)
+
+    def trained(self, store: Store, key: str, observers: Iterable[str] = ()) -> bool:
+        """Whether a step's weights and the states of these observers are in the cache, by the code of today."""
+        return all(self.origins.current(k, store) for k in (key, *observers))
+
+    def made_otherwise(self, store: Store) -> dict[str, list[str]]:
+        """Steps to be done again as other code made them: their titles, and the files that are not what they were."""
+        found: dict[str, list[str]] = {}
+        todo = {n.key for n in self.to_score_or_train(store)}
+        for cell in (c for r in self.runs for c in r.cells if c.node.key in todo):
+            keys = [k for k in (cell.node.key, *cell.node.observers, cell.score) if self.origins.kept(k, store)]
+            files = [*(self.origins.differs(k, store) for k in keys), self._record_differs(store, cell)]
+            if any(files):
+                found.setdefault(cell.node.title, next(f for f in files if f))
+        return found
+
+    def _record_differs(self, store: Store, cell: Cell) -> list[str]:
+        key, code = store.record_of(cell.path)
+        if store.trust or key != cell.score or code is None:
+            return []
+        keys = {"training": cell.node.key, "evaluation": cell.score}
+        said = {name: code[name] if isinstance(code[name], dict) else None for name in keys}
+        files = [differing(said[name], self.origins.expected(k)) for name, k in keys.items()]
+        return files[0] or files[1]
 
     def missing_scores(self, store: Store) -> list[Cell]:
         """Cells without a record that is theirs, one for each evaluation."""
-        cells = {c.score: c for r in self.runs for c in r.cells if not _recorded(store, c)}
+        cells = {c.score: c for r in self.runs for c in r.cells if not self.recorded(store, c)}
         return list(cells.values())
 
     def to_train(self, store: Store) -> list[StepNode]:
@@ -124,21 +159,21 @@ class Plan:
         def need(node: StepNode, observers: Iterable[str]) -> None:
             asked = wanted.setdefault(node.key, set())
             asked.update(observers)
-            if node.parent is not None and not store.trained(node.key, tuple(asked)):
+            if node.parent is not None and not self.trained(store, node.key, asked):
                 need(node.parent, node.parent.observers)
 
         for cell in self.missing_scores(store):
-            if not store.score(cell.node.key, cell.score).exists():
+            if not self.scored(store, cell):
                 need(cell.node, cell.reads.values())
         order = list(self.nodes)
-        missing = [k for k, observers in wanted.items() if not store.trained(k, tuple(observers))]
+        missing = [k for k, observers in wanted.items() if not self.trained(store, k, observers)]
         return [self.nodes[k] for k in sorted(missing, key=order.index)]
 
     def to_score_or_train(self, store: Store) -> list[StepNode]:
         """``to_train``, then the steps that are trained but not scored."""
         todo = {n.key: n for n in self.to_train(store)}
         for cell in self.missing_scores(store):
-            if not store.score(cell.node.key, cell.score).exists():
+            if not self.scored(store, cell):
                 todo.setdefault(cell.node.key, cell.node)
         return list(todo.values())
 
@@ -165,6 +200,8 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], b
         raise UserError("no method: give --methods FT MiB+SDR ... or a --config FILE.toml that names some")
     methods = {m.name: m for text in config.methods for m in map(build_method, expand_methods(text))}
     refuse_equal(methods.values())
+    for m in methods.values():  # before data are read for minutes: the files as they were loaded
+        training_files([*m.first.values(), *m.terms.values()])
     builder = _Builder(config, protocol, open_data, branches)
     asked = [builder.scenario(text, seed) for text in config.scenarios for seed in config.seeds]
     runs = {}
@@ -172,7 +209,7 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], b
         for method in methods.values():
             run = builder.run(method.scenario(scenario), method, seed)
             runs[run.scenario.name, run.method, seed] = run
-    return Plan(config, protocol, builder.datasets, tuple(runs.values()), builder.nodes)
+    return Plan(config, protocol, builder.datasets, tuple(runs.values()), builder.nodes, builder.origins)
 
 
 class _Builder:
@@ -188,6 +225,7 @@ class _Builder:
         self.config, self.protocol, self.open_data, self.branches = config, protocol, open_data, branches
         self.datasets: dict[str, SegmentationDataset] = {}
         self.nodes: dict[str, StepNode] = {}
+        self.origins = Origins()
         self._views: dict[tuple[Scenario, int], StepView] = {}
         self._tests: dict[Any, dict[str, Any]] = {}  # by data set; for tuning by scenario and step
         self._model = model_identity(config.model)
@@ -219,8 +257,15 @@ class _Builder:
                 branch = key != original
                 node = StepNode(key, parent, scenario, step.index, method.name, seed, train, view, branch=branch)
                 self.nodes[key] = node
+                things = [*self._made_by(step, method), *method.endings(step)]
+                seen = _reads(method.active(step), before)
+                on = (*([parent.key] if parent else ()), *seen)
+                self.origins.add(key, Origin("model", key, training_files(things), on))
             for name, term in riders.items():
-                node.observers.setdefault(states[id(term)], Rider(method.name, name, before.get(id(term))))
+                state, earlier = states[id(term)], before.get(id(term))
+                node.observers.setdefault(state, Rider(method.name, name, earlier))
+                on = (key, *([earlier] if earlier else ()))
+                self.origins.add(state, Origin("observer", key, observer_files(term), on))
             user = f"{scenario.name} {method.name}"
             if user not in node.used_by:
                 node.used_by.append(user)
@@ -228,9 +273,17 @@ class _Builder:
             reads = {names[id(t)]: states[id(t)] for t in _read_by(method.predict) if id(t) in states}
             shows = {"step": key, "predict": describe(method.predict), "reads": [*reads.values()]}
             score = digest({**shows, **self._test(scenario, step.index)})
+            files = evaluation_files(method.predict)
+            self.origins.add(score, Origin("score", key, files, (key, *reads.values())))
             cells.append(Cell(node, score, Path(), reads))
             parent = node
         return _with_paths(scenario, method.name, seed, cells)
+
+    @staticmethod
+    def _made_by(step: Step, method: Method) -> list[Any]:
+        """The terms and hooks that a step's training calls."""
+        terms = [t for t in method.active(step).values() if not t.observes]
+        return [*terms, *(method.door(name, step) for name in ("build", "trainable", "init"))]
 
     def _view(self, scenario: Scenario, index: int) -> StepView:
         if (scenario, index) not in self._views:
@@ -246,7 +299,7 @@ class _Builder:
         terms = {n: t for n, t in method.active(step).items() if not t.observes}
         doors = {name: method.door(name, step) for name in ("build", "trainable", *(("init",) if step.index else ()))}
         doors = {name: describe(door) for name, door in doors.items() if door is not DOORS[name]}
-        reads = [states[id(h)] for t in terms.values() for h in held(t) if id(h) in states]
+        reads = _reads(terms, states)
         uses_setup = bool(doors) or bool(method.endings(step)) or any(t.uses_setup for t in terms.values())
         return digest(
             {
@@ -293,7 +346,7 @@ def _with_paths(scenario: Scenario, method: str, seed: int, cells: list[Cell]) -
         )
         for t, c in enumerate(cells)
     )
-    return Run(scenario, method, seed, placed, key)
+    return Run(scenario, method, seed, placed, key, plugins_of(method))
 
 
 def _observed(key: str, step: Step, active: dict[str, Term], before: dict[int, str]) -> dict[int, str]:
@@ -321,5 +374,6 @@ def _read_by(door: Any) -> list[Term]:
     return [v for v in vars(door).values() if isinstance(v, Term)] if hasattr(door, "__dict__") else []
 
 
-def _recorded(store: Store, cell: Cell) -> bool:
-    return store.record_key(cell.path) == cell.score
+def _reads(terms: dict[str, Term], states: dict[int, str]) -> list[str]:
+    """The keys of the observer states that a step's losses read."""
+    return [states[id(h)] for t in terms.values() if not t.observes for h in held(t) if id(h) in states]

@@ -7,9 +7,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from benchmark.config import identity
+from benchmark.origin import Code
 from benchmark.plan import Plan, Run, StepNode
 from benchmark.provenance import VERSION, provenance, versions
 from benchmark.store import RECORD_FORMAT
+
+UNKNOWN = "unknown code"  # of what was stored before this was written down
 
 
 def describe_step(
@@ -19,6 +22,7 @@ def describe_step(
     losses: dict[str, list[float]],
     terms: bool,
     accelerator: Accelerator,
+    code: Code,
 ) -> dict[str, Any]:
     """What is kept beside a step's weights; ``terms``: whether a file with the state of its terms belongs to them."""
     return {
@@ -39,6 +43,7 @@ def describe_step(
         "cost": cost,
         "losses": losses,
         "versions": versions(),
+        "code": code,
         "provenance": provenance(accelerator),
     }
 
@@ -73,7 +78,11 @@ def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[
         },
         "sees": meta["sees"],
         "versions": {"contseg": VERSION, **meta["versions"]},  # weights of earlier caches do not name it
-        "provenance": meta["provenance"],
+        "provenance": meta["provenance"]
+        | {
+            "plugins": dict(run.plugins),
+            "code": {"training": meta.get("code") or UNKNOWN, "evaluation": score.get("code") or UNKNOWN},
+        },
         "cost": meta["cost"] | {"evaluation_seconds": score["seconds"]},
         "losses": meta["losses"],
     }

@@ -25,6 +25,7 @@ from benchmark.recorded import describe_step, make_record
 from benchmark.store import (
     LostStateError,
     Store,
+    digest,
     read_sealed,
     tensors_digest,
     write_json,
@@ -76,6 +77,7 @@ class Runner:
         self.outcome = Outcome()
         self._signal: int | None = None
         self._failed_keys: set[str] = set()
+        self._trained: set[str] = set()
         self._said = ""
         self._run_of = {c.score: r for r in plan.runs for c in r.cells}
         self._places: dict[str, list[tuple[Run, int]]] = {key: [] for key in plan.nodes}  # runs through a step
@@ -139,6 +141,7 @@ class Runner:
                 self._fail(node, f"not trained, as {(failed or node.parent or node).title} is not there")
             elif not parent_missing or node.key not in missing:
                 self._claim = Claim(self.store.step(node.key))
+                self._refuse_undone(node)
                 if self._claim.acquire():
                     again, missing = self._todo(only)  # another may have done it meanwhile
                     if node in again:
@@ -154,6 +157,15 @@ class Runner:
         todo = [n for n in self.plan.to_score_or_train(self.store) if n.key not in self._failed_keys]
         missing = {n.key for n in self.plan.to_train(self.store)}
         return [n for n in todo if not only or n.key in only], missing
+
+    def _refuse_undone(self, node: StepNode) -> None:
+        """``UserError`` if a step that was trained here is another program's by now, which runs other code."""
+        origins = self.plan.origins
+        if node.key in self._trained and origins.kept(node.key, self.store) and origins.differs(node.key, self.store):
+            raise UserError(
+                f"{node.title} was trained here, and again by another program with other code: let one of them end, "
+                "or give each a folder of its own with --out"
+            )
 
     def _say_waiting(self, left: list[StepNode]) -> None:
         """Whom we are waiting for, once."""
@@ -205,6 +217,7 @@ class Runner:
         method = build_method(node.method)
         observers, states = self._observers(node, method)
         parent = node.parent.key if node.parent else None
+        self._begin(node)
         dataset = plan.datasets[node.scenario.dataset]
         trainer = StepTrainer(
             node,
@@ -224,14 +237,30 @@ class Runner:
             self._branch(node)
             return
         terms = term_states(_active(method, node))
-        meta = describe_step(plan, node, cost, trainer.progress.losses, bool(terms), self.accelerator)
+        code = plan.origins.now(node.key, {}, store)
+        meta = describe_step(plan, node, cost, trainer.progress.losses, bool(terms), self.accelerator, code)
         if self.accelerator.is_main_process:
             self._keep(node, weights, terms, observers, meta)
         self.accelerator.wait_for_everyone()
         self.outcome.trained += 1
+        self._trained.add(node.key)
         for cell in self._unscored(node):
             own = self._run_of[cell.score].method == node.method
             self._score(cell, trainer.model, method if own else self._method_of(cell))
+
+    def _begin(self, node: StepNode) -> None:
+        """Keep a checkpoint only if the code that wrote it is that of today."""
+        store, origins = self.store, self.plan.origins
+        if self.accelerator.is_main_process:
+            keys = [node.key, *sorted(node.observers)]
+            code = digest([origins.known[k].files for k in keys] + [origins.now(node.key, {}, store)["on"]])
+            begun = read_sealed(store.begun(node.key)) or {}
+            if begun.get("code") != code:
+                if store.checkpoint(node.key).exists():
+                    self.say(f"{node.title}: its checkpoint was written by other code; it begins again")
+                store.drop_checkpoint(node.key)
+                write_sealed(store.begun(node.key), {"code": code})
+        self.accelerator.wait_for_everyone()
 
     def _observers(self, node: StepNode, method: Method) -> tuple[dict[str, Term], dict[str, dict[str, Tensor]]]:
         """The observers that ride along, by key, and the states in which the parent left them."""
@@ -254,17 +283,23 @@ class Runner:
         meta: dict[str, Any],
     ) -> None:
         store, key = self.store, node.key
+        origins = self.plan.origins
+        again = origins.current(key, store)  # for an observer that came late
+        made = {key: origins.stored(key, store) if again else meta["code"]}
         if terms:
             write_tensors(store.terms(key), terms, {})
         for observer, term in observers.items():
             what = {"term": node.observers[observer].term, "is": describe(term)}
+            what["code"] = origins.now(observer, made, store)
             write_tensors(store.observer(key, observer), term.state_dict(), what)
-        if not store.model(key).exists():
+        if not again:
             write_tensors(store.model(key), weights, meta)  # last: its presence says that the step is trained
         store.drop_checkpoint(key)
 
     def _agrees(self, node: StepNode, weights: dict[str, Tensor]) -> bool:
         """Whether these weights, trained again for an observer that came late, are those kept, if any are."""
+        if not self.plan.trained(self.store, node.key):
+            return True
         try:
             return bool(self.store.meta(node.key)["sha256"] == tensors_digest(weights))
         except LostStateError:
@@ -288,7 +323,7 @@ class Runner:
 
     def _unscored(self, node: StepNode) -> list[Cell]:
         cells = [c for c in self.plan.missing_scores(self.store) if c.node.key == node.key]
-        return [c for c in cells if not self.store.score(node.key, c.score).exists()]
+        return [c for c in cells if not self.plan.scored(self.store, c)]
 
     def _score_kept(self, node: StepNode) -> None:
         """Score a step whose weights are in the cache."""
@@ -331,6 +366,7 @@ class Runner:
         )
         if self.accelerator.is_main_process:
             score = {"matrix": matrix, "seconds": round(time.perf_counter() - began, 3), "pictures": len(pictures)}
+            score["code"] = plan.origins.now(cell.score, {}, self.store)
             write_sealed(self.store.score(node.key, cell.score), score)
         self.accelerator.wait_for_everyone()
         self.outcome.scored += 1
@@ -345,8 +381,7 @@ class Runner:
         for run, t in (place for key in keys for place in self._places[key]):
             cell = run.cells[t]
             path = self.store.score(cell.node.key, cell.score)
-            old = self.store.record(cell.path)
-            if not path.exists() or (old is not None and old.get("key") == cell.score):
+            if not self.plan.scored(self.store, cell) or self.plan.recorded(self.store, cell):
                 continue
             score = read_sealed(path)
             try:

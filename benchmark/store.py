@@ -17,7 +17,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +172,8 @@ class Store:
     """The results folder ``DIR`` of ``--out``."""
 
     out: Path
-    _keys: dict[Path, str] = field(default_factory=dict, repr=False, compare=False)
+    trust: bool = False  # take over what other code made (``benchmark/origin.py``)
+    _read: dict[Path, tuple[Any, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def records(self) -> Path:
@@ -243,13 +244,17 @@ class Store:
     def checkpoint(self, key: str) -> Path:
         return self.step(key) / "checkpoint.safetensors"
 
+    def begun(self, key: str) -> Path:
+        """Says which code began the training that has a checkpoint."""
+        return self.step(key) / "begun.json"
+
     def trained(self, key: str, observers: tuple[str, ...] = ()) -> bool:
         """Whether a step's model and the states of these observers are there."""
         return self.model(key).exists() and all(self.observer(key, o).exists() for o in observers)
 
     def read_model(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights of a trained step, and what is said of it. Raises ``LostStateError``."""
-        return self._read(self.model(key))
+        return self._tensors(self.model(key))
 
     def read_terms(self, key: str) -> dict[str, Tensor]:
         """State of the terms that belongs to a step's weights; empty if they have none. Raises ``LostStateError``."""
@@ -257,14 +262,14 @@ class Store:
         if not path.exists() and not self.meta(key).get("terms"):
             return {}
         try:
-            return self._read(path)[0]
+            return self._tensors(path)[0]
         except LostStateError:
             self.model(key).unlink(missing_ok=True)  # of no use without: the step is to be trained again
             raise
 
     def read_observer(self, key: str, observer: str) -> dict[str, Tensor]:
         """State of an observer that rode on a step. Raises ``LostStateError``."""
-        return self._read(self.observer(key, observer))[0]
+        return self._tensors(self.observer(key, observer))[0]
 
     def meta(self, key: str) -> dict[str, Any]:
         """What is said of a trained step. Raises ``LostStateError``."""
@@ -273,9 +278,9 @@ class Store:
         except UserError:
             raise
         except Exception:
-            return self._read(self.model(key))[1]  # sets it aside
+            return self._tensors(self.model(key))[1]  # sets it aside
 
-    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         loaded = read_tensors(path)
         if loaded is None:
             raise LostStateError(f"{path.relative_to(self.cache)} is lost")
@@ -293,15 +298,44 @@ class Store:
 
     def record_key(self, cell: Path) -> str | None:
         """The key of a record, read once."""
-        if cell not in self._keys:
-            record = self.record(cell)
-            if record is None:
+        return self.record_of(cell)[0]
+
+    def record_of(self, cell: Path) -> tuple[str | None, Any]:
+        """The key of a record and what it says of the code that made it; read again only if the file changes."""
+
+        def read() -> tuple[str | None, Any]:
+            record = self.record(cell) or {}
+            return record.get("key"), record.get("provenance", {}).get("code")
+
+        found: tuple[str | None, Any] = self._once(self.records / cell, read) or (None, None)
+        return found
+
+    def code(self, path: Path) -> Any:
+        """What a file of the cache says of the code that made it, ``None``: nothing; read again only if it changes."""
+
+        def read() -> Any:
+            try:
+                said = read_meta(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
+                return said.get("code")
+            except Exception:  # damaged: set aside by who reads it
                 return None
-            self._keys[cell] = record["key"]
-        return self._keys[cell]
+
+        return self._once(path, read)
+
+    def _once(self, path: Path, read: Callable[[], Any]) -> Any:
+        """What ``read`` gives for this state of a file; ``None`` without a file."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        state = stat.st_mtime_ns, stat.st_size, stat.st_ino
+        if path not in self._read or self._read[path][0] != state:
+            self._read[path] = state, read()
+        return self._read[path][1]
 
     def drop_checkpoint(self, key: str) -> None:
         self.checkpoint(key).unlink(missing_ok=True)
+        self.begun(key).unlink(missing_ok=True)
 
     def remove(self, key: str) -> None:
         """Forget a trained step."""

@@ -393,11 +393,21 @@ def refuse_equal(built: typing.Iterable[Method]) -> None:
 
     known: dict[str, str] = {}
     for method in built:
-        names = [name for name, _ in _parse(method.name)]
-        entries = [_entry(name, first=n == 0) for n, name in enumerate(names)]
+        entries = _entries(method.name)
         plugins = [e for e in entries if not code.is_ours(e.factory.__module__)]
-        if plugins and (other := known.setdefault(json.dumps([names, whole(method)]), method.name)) != method.name:
+        what = json.dumps([[e.name for e in entries], whole(method)])
+        if plugins and (other := known.setdefault(what, method.name)) != method.name:
             raise _one_method(other, method.name, plugins[0])
+
+
+def plugins_of(name: str) -> tuple[tuple[str, str], ...]:
+    """The plugins that define a method and its add-ons: module and SHA-256 of its code."""
+    modules = {e.factory.__module__ for e in _entries(name)}
+    return tuple((m, code.outside(m)) for m in sorted(modules) if not code.is_ours(m))
+
+
+def _entries(name: str) -> list[Entry]:
+    return [_entry(part, first=n == 0) for n, (part, _) in enumerate(_parse(name))]
 
 
 def _one_method(one: str, other: str, entry: Entry) -> UserError:
