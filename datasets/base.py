@@ -187,8 +187,9 @@ def open_folder(name: str, root: Path, cache: Path | None = None) -> Segmentatio
             f"`data init {root} --out DIR` makes a data set of it; `data prepare voc --root DIR` gets VOC 2012 itself"
         )
     raise UserError(
-        f"data set {name!r}: {root} is in no known layout; looked for class_names.txt with JPEGImages/ (VOC layout) "
-        f"and for images/ with annotations/ (ADE layout); `data init {root}` looks at any folder of images and maps"
+        f"data set {name!r}: {root} is in no known layout; looked for class_names.txt with JPEGImages/ and "
+        "SegmentationClass/ (VOC layout) and for images/ with annotations/ (ADE layout); "
+        f"`data init {root}` looks at any folder of images and maps"
     )
 
 

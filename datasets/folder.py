@@ -16,6 +16,8 @@ from datasets.errors import UserError
 from datasets.paired import Listing, PairedFiles, read_lines
 from datasets.strangers import check_names
 
+HOLDS = ("JPEGImages", "SegmentationClass")
+
 
 @register_dataset("folder")
 class Folder(PairedFiles):
@@ -27,13 +29,13 @@ class Folder(PairedFiles):
             raise UserError(f"data set {name!r} needs its folder: --data {name}=/path/to/it")
         self.folder = root
         if not self.found_in(root):
-            raise UserError(f"data set {name!r}: no class_names.txt in {root}, or no JPEGImages/ beside it")
+            raise UserError(f"data set {name!r}: no class_names.txt in {root}, or no {'/ and '.join(HOLDS)}/ beside it")
         self.class_names = tuple(read_lines(root / "class_names.txt"))
         check_names(self.class_names, str(root / "class_names.txt"))
 
     @classmethod
     def found_in(cls, root: Path) -> bool:
-        return (root / "class_names.txt").is_file() and (root / "JPEGImages").is_dir()
+        return (root / "class_names.txt").is_file() and all((root / name).is_dir() for name in HOLDS)
 
     def listing(self, split: str) -> Listing:
         path = self.folder / "ImageSets" / "Segmentation" / f"{split}.txt"
@@ -43,4 +45,4 @@ class Folder(PairedFiles):
                 "--out DIR` makes a data set with both lists"
             )
         ids = read_lines(path)
-        return Listing(ids, self.folder / "JPEGImages", self.folder / "SegmentationClass")
+        return Listing(ids, *(self.folder / name for name in HOLDS))
