@@ -133,9 +133,10 @@ def from_record(stored: dict[str, Any]) -> Protocol:
     for key, values in VALUES.items():
         if stored.get(key) not in values:
             raise UserError(f"the record's protocol has {key} = {stored.get(key)!r}: not one of {', '.join(values)}")
-    return Protocol(
-        name=str(stored.get("name", "")), version=int(stored.get("version", 0)), **{k: stored[k] for k in VALUES}
-    )
+    name, version = stored.get("name", ""), stored.get("version", 0)
+    if not isinstance(name, str) or not isinstance(version, int):
+        raise UserError(f"the record's protocol has name = {name!r}, version = {version!r}: not a word and a number")
+    return Protocol(name=name, version=version, **{k: stored[k] for k in VALUES})
 
 
 def scored_as(trained: Protocol, asked: Protocol) -> str:

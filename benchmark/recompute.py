@@ -90,7 +90,7 @@ class Rescorer:
         if place not in self._matrices:
             try:
                 self._matrices[place] = self._score(record, home)
-            except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
                 why = " ".join(str(error).split())[:200]
                 raise UserError(f"the network stored in {home} is not what the record describes ({why})") from error
         return self._matrices[place]

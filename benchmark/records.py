@@ -9,35 +9,89 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+import msgspec
+
+from benchmark.protocol import from_record
 from benchmark.store import RECORD_FORMAT, digest
 from datasets.errors import UserError
 
 Record: TypeAlias = dict[str, Any]
 OFFLINE = "offline"
 
-FIELDS: dict[str, type | tuple[type, ...]] = {
-    "key": str,
-    "run": str,
-    "dataset": str,
-    "task": str,
-    "setup": str,
-    "order": str,
-    "method": str,
-    "seed": int,
-    "step": int,
-    "steps": int,
-    "class_names": list,
-    "groups": list,
-    "channels": list,
-    "protocol": dict,
-    "matrix": dict,
-    "config": dict,
-    "versions": dict,
-    "provenance": dict,
-    "cost": dict,
-}
+Labels: TypeAlias = list[int]
+Rows: TypeAlias = list[list[Annotated[int, msgspec.Meta(ge=0, le=2**53)]]]
+
+
+# The form of a record, as far as it is read here; fields that are not named are taken as they are.
+
+
+class _Cropped(msgspec.Struct, frozen=True):
+    crop: tuple[int, ...] = ()
+    precision: str = "no"
+
+
+class _Config(msgspec.Struct, frozen=True):
+    model: dict[str, Any] = {}
+    train: _Cropped = _Cropped()
+    eval: _Cropped = _Cropped()
+    plugins: tuple[str, ...] = ()
+
+
+class _Sees(msgspec.Struct, frozen=True):
+    pictures: int | None = None
+
+
+class _Versions(msgspec.Struct, frozen=True):
+    contseg: str
+
+
+class _Provenance(msgspec.Struct, frozen=True):
+    device: str = ""
+    processes: int = 1
+    commit: str = ""
+    time: str = ""
+    command: str = ""
+
+
+class _Cost(msgspec.Struct, frozen=True):
+    images: int = 0
+    updates: int = 0
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    parameters: int = 0
+    trained_parameters: int = 1
+
+
+class _Matrix(msgspec.Struct, frozen=True):
+    seen: Rows
+    unseen: Rows
+
+
+class _Record(msgspec.Struct, frozen=True):
+    key: str
+    run: str
+    dataset: str
+    task: str
+    setup: str
+    order: str
+    method: str
+    seed: int
+    step: int
+    steps: int
+    class_names: list[str]
+    groups: list[Labels]
+    channels: Labels
+    protocol: dict[str, Any]
+    matrix: _Matrix
+    config: _Config
+    versions: _Versions
+    provenance: _Provenance
+    cost: _Cost
+    step_key: str = ""
+    split: Literal["val", "tune"] = "val"
+    sees: _Sees = _Sees()
 
 
 def fault(record: Any) -> str | None:
@@ -49,23 +103,27 @@ def fault(record: Any) -> str | None:
             f"written in record format {record['format']}, this version reads format {RECORD_FORMAT}: make it again "
             "with the command that made it (`run`), no step that is in the cache is trained again"
         )
-    for name, kind in FIELDS.items():
-        if not isinstance(record.get(name), kind) or isinstance(record[name], bool):
-            return f"field {name!r} is missing or of the wrong type"
-    if not isinstance(record["versions"].get("contseg"), str):
-        return "it does not name the version of contseg that made it"
-    groups, step = record["groups"], record["step"]
-    if not all(isinstance(g, list) and all(isinstance(k, int) for k in g) for g in groups):
-        return "groups are not lists of labels"
-    if record["steps"] != len(groups) or not 0 <= step < len(groups):
-        return f"step {step} of {record['steps']} does not fit {len(groups)} groups of classes"
-    seen = [0, *(k for g in groups[: step + 1] for k in g)]
-    if record["channels"] != seen:
-        return f"channels are not background and the classes seen by step {step}"
-    n_labels = len(record["class_names"])
-    if len(set(seen)) != len(seen) or not all(0 <= k < n_labels for g in groups for k in g):
+    try:
+        form = msgspec.convert(record, _Record)
+        from_record(form.protocol)
+    except msgspec.ValidationError as error:
+        return f"not the form of a record: {error}"
+    except UserError as error:
+        return str(error)
+    if form.steps != len(form.groups) or not 0 <= form.step < len(form.groups):
+        return f"step {form.step} of {form.steps} does not fit {len(form.groups)} groups of classes"
+    seen = [0, *(k for g in form.groups[: form.step + 1] for k in g)]
+    if form.channels != seen:
+        return f"channels are not background and the classes seen by step {form.step}"
+    n_labels = len(form.class_names)
+    if len(set(seen)) != len(seen) or not all(0 <= k < n_labels for g in form.groups for k in g):
         return f"a class stands in two groups, or is none of the data set's {n_labels - 1}"
-    return _matrix_fault(record["matrix"], n_labels + 1, len(seen))
+    for part, rows in (("seen", form.matrix.seen), ("unseen", form.matrix.unseen)):
+        if len(rows) != n_labels + 1:
+            return f"matrix.{part} has not the {n_labels + 1} rows of {n_labels - 1} classes, background and void"
+        if any(len(row) != len(seen) for row in rows):
+            return f"matrix.{part} has not the {len(seen)} columns of the channels"
+    return None
 
 
 def _broken_seal(record: Record) -> str | None:
@@ -74,19 +132,6 @@ def _broken_seal(record: Record) -> str | None:
     if seal is None:
         return "its seal (sha256) is missing"
     return None if seal == digest(record) else "altered since it was written"
-
-
-def _matrix_fault(matrix: Record, n_rows: int, n_cols: int) -> str | None:
-    for part in ("seen", "unseen"):
-        rows = matrix.get(part)
-        if not isinstance(rows, list) or len(rows) != n_rows:
-            return f"matrix.{part} has not the {n_rows} rows of {n_rows - 2} classes, background and void"
-        for row in rows:
-            if not isinstance(row, list) or len(row) != n_cols:
-                return f"matrix.{part} has not the {n_cols} columns of the channels"
-            if not all(type(count) is int and count >= 0 for count in row):
-                return f"matrix.{part} holds something that is not a count"
-    return None
 
 
 def record_files(folder: Path) -> list[Path]:

@@ -149,7 +149,7 @@ def _record_faults(record: Record, totals: dict[Any, tuple[int, ...]], pixels: P
         faults.append("pixels of a seen class among the images without one")
     try:
         made, planned = record["cost"].get("updates"), _planned_updates(record)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         return [*faults, f"its configuration is not one of this suite ({error})"]
     if planned is not None and made != planned:
         faults.append(f"evaluated after {made} updates, not after the last of {planned}")
@@ -197,7 +197,7 @@ def _key_faults(run: Run, recompute: Recompute) -> list[str]:
     except UserError as error:
         theirs = "; --plugin FILE.py runs their code" if run.last["config"].get("plugins") else ""
         return [f"its keys cannot be recomputed here: {error}{theirs}"]
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         return [f"its keys cannot be recomputed, its configuration is not one of this suite ({error})"]
     for record, (step_key, score) in zip(run.records, keys, strict=True):
         if record.get("step_key") != step_key:

@@ -48,12 +48,15 @@ def damaged(change: Callable[[Record], object]) -> Record:
             "written in record format 1, this version reads format 2: make it again with the command that made it "
             "(`run`), no step that is in the cache is trained again",
         ),
-        (lambda r: r["versions"].pop("contseg"), "it does not name the version of contseg that made it"),
-        (lambda r: r.pop("key"), "field 'key' is missing or of the wrong type"),
-        (lambda r: r.update(seed="0"), "field 'seed' is missing or of the wrong type"),
-        (lambda r: r.update(seed=True), "field 'seed' is missing or of the wrong type"),
+        (
+            lambda r: r["versions"].pop("contseg"),
+            "not the form of a record: Object missing required field `contseg` - at `$.versions`",
+        ),
+        (lambda r: r.pop("key"), "not the form of a record: Object missing required field `key`"),
+        (lambda r: r.update(seed="0"), "not the form of a record: Expected `int`, got `str` - at `$.seed`"),
+        (lambda r: r.update(seed=True), "not the form of a record: Expected `int`, got `bool` - at `$.seed`"),
         (lambda r: r.update(step=5), "step 5 of 2 does not fit 2 groups of classes"),
-        (lambda r: r.update(groups=[1, 2]), "groups are not lists of labels"),
+        (lambda r: r.update(groups=[1, 2]), "not the form of a record: Expected `array`, got `int` - at `$.groups[0]`"),
         (lambda r: r.update(channels=[0, 2, 1, 3]), "channels are not background and the classes seen by step 1"),
         (
             lambda r: (r.update(groups=[[1, 2], [9]]), r.update(channels=[0, 1, 2, 9])),
@@ -61,17 +64,30 @@ def damaged(change: Callable[[Record], object]) -> Record:
         ),
         (
             lambda r: r["matrix"].pop("unseen"),
-            "matrix.unseen has not the 5 rows of 3 classes, background and void",
+            "not the form of a record: Object missing required field `unseen` - at `$.matrix`",
         ),
         (lambda r: r["matrix"]["seen"].pop(), "matrix.seen has not the 5 rows of 3 classes, background and void"),
         (lambda r: r["matrix"]["seen"][0].pop(), "matrix.seen has not the 4 columns of the channels"),
         (
             lambda r: r["matrix"]["seen"].__setitem__(0, [1.5, 0, 0, 0]),
-            "matrix.seen holds something that is not a count",
+            "not the form of a record: Expected `int`, got `float` - at `$.matrix.seen[0][0]`",
         ),
         (
             lambda r: r["matrix"]["seen"].__setitem__(0, [-1, 0, 0, 0]),
-            "matrix.seen holds something that is not a count",
+            "not the form of a record: Expected `int` >= 0 - at `$.matrix.seen[0][0]`",
+        ),
+        (lambda r: r.update(sees=None), "not the form of a record: Expected `object`, got `null` - at `$.sees`"),
+        (
+            lambda r: r["cost"].update(images="x"),
+            "not the form of a record: Expected `int`, got `str` - at `$.cost.images`",
+        ),
+        (
+            lambda r: r["protocol"].update(version="x"),
+            "the record's protocol has name = 'sdr', version = 'x': not a word and a number",
+        ),
+        (
+            lambda r: r["protocol"].update(absent_classes=[]),
+            "the record's protocol has absent_classes = []: not one of drop, zero",
         ),
     ],
 )
