@@ -44,6 +44,12 @@ def keys(stored: Stored, run: Run) -> list[tuple[str, str]]:
         eval=EvalConfig(**tuples(first["config"]["eval"])),
     )
     (planned,) = make_plan(config, stored.dataset).runs
+    scenario, names = planned.scenario, stored.dataset(run.dataset).class_names
+    here = (scenario.task, scenario.order, planned.method, scenario.groups, list(names))
+    written = (first["task"], first["order"], run.method, run.groups, first["class_names"])
+    if here != written:
+        a, b = next(pair for pair in zip(written, here, strict=True) if pair[0] != pair[1])
+        raise UserError(f"{a} is {b} here")
     return [(cell.node.key, cell.score) for cell in planned.cells]
 
 

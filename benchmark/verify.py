@@ -211,7 +211,8 @@ def merge(run: Run, records: Path) -> list[str]:
     """Copy an accepted run below ``records``, all of it or nothing; why not, if other numbers are there already."""
     places = {records / record_path(r): r for r in run.records}
     for place, record in places.items():
-        if place.exists() and read_sealed(place) != record:
+        there = read_sealed(place)  # None: none, or a damaged one that is set aside
+        if there is not None and there != record:
             return [f"{place} is there already, with other numbers"]
     for place, record in places.items():
         write_sealed(place, record)

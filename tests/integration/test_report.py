@@ -240,6 +240,25 @@ def test_a_tampered_submission_is_refused_with_the_reason(
     assert {r["method"] for r in records(out).values()} == {"Joint"}
 
 
+def test_names_that_are_not_the_suites_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, out = submission(finished, tmp_path / "theirs"), tmp_path / "out"
+    for path in (theirs / "records").rglob("*.json"):
+        record = json.loads(path.read_text())
+        del record["sha256"]
+        if record["method"] == "FT":
+            record["task"] = "[1-3|4-6]"
+        record["class_names"][1] = "dish" if record["method"] == "Joint" else record["class_names"][1]
+        write_sealed(path, record)
+    code, lines = verified(out, theirs, capsys)
+    assert code == 2
+    told = "\n".join(lines)
+    assert "FT seed 0: its keys cannot be recomputed here: [1-3|4-6] is [1-3:4-6] here" in told
+    assert "Joint seed 0: its keys cannot be recomputed here: ['background', 'dish'" in told
+    assert {r["method"] for r in records(out).values()} == {"MiB+SDR"}
+
+
 PLUGIN = """\
 from methods.base import CrossEntropy, Method
 from methods.registry import register_method
