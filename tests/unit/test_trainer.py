@@ -222,6 +222,16 @@ def test_a_signal_is_heeded_where_no_look_of_the_loop_comes(split: str, number: 
         assert grid.store.meta(key)["sha256"] == whole.store.meta(key)["sha256"]
 
 
+def test_a_signal_is_heeded_between_steps(tmp_path: Path) -> None:
+    grid = Grid(tmp_path, ("MiB",))
+    walk = grid.runner()
+    walk.say = lambda line: signal.raise_signal(signal.SIGTERM)  # it says that a step is done
+    outcome = walk.run()
+    assert (outcome.trained, outcome.scored, outcome.interrupted) == (1, 1, signal.SIGTERM)
+    assert not grid.store.step(grid.node(1).key).exists()
+    assert len(grid.matrices()) == 1
+
+
 def test_a_signal_is_heeded_in_a_pass_outside_the_loop(tmp_path: Path) -> None:
     """PLOP's medians, before the first update: 20 batches a pass."""
     grid = Grid(tmp_path, ("PLOP",), data=Images(80))
