@@ -45,7 +45,9 @@ def place(fault: Fault, files: list[Path]) -> Path:
 def tests_of(fault: Fault, files: list[Path]) -> list[str]:
     """The test files of the faulty one, then the golden tests."""
     wanted = {f"test_{name}.py" for name in TESTS[fault.file].split()}
-    found = sorted(str(f) for f in files if f.name in wanted)
+    found = sorted(
+        (str(f) for f in files if f.name in wanted), key=lambda f: ("unit" not in f, f)
+    )  # the fast ones first
     if len(found) != len(wanted):
         raise ValueError(f"{fault.file}: of its tests there are only {found}")
     return [*found, "tests/golden"]
