@@ -147,8 +147,6 @@ def replay(run: str, names: Collection[str], folder: Path) -> dict[str, list[Tra
     data, log = Mosaics(), dict[str, Trained]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "build_model", network)
-        for module in (trainer, runner):  # else weights are rounded to float32 where a step begins
-            patch.setattr(module, "skeleton", lambda *arguments: load.skeleton(*arguments).double())
         patch.setattr(runner, "StepTrainer", _recorder(log))
         if asked.fold:
             patch.setattr(UnbiasedCrossEntropy, "keeps_old", False)

@@ -82,10 +82,11 @@ def test_networks_that_are_gone_are_named_and_the_rest_is_drawn(
     assert (tmp_path / "f" / "shapes-3-3-overlapped-sdr" / "curves.png").exists()
 
 
+@pytest.mark.numeric
 def test_every_network_is_scored_again_and_whole_pictures_that_are_the_crop_change_no_count(
     finished: Path, tmp_path: Path
 ) -> None:
-    """One loop, one machine, equal shapes and batches: the counts of ``run``."""
+    """One loop: the counts of ``run``, but for pixels that are in doubt where the batch is another."""
     out = shutil.copytree(finished, tmp_path / "out")
     first = {(r["run"], r["step"]): r for r in records(finished).values()}
     for protocol, view, name in (("strict", "full", "sdr[eval_view=full]"), ("sdr", "crop", "sdr")):
