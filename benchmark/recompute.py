@@ -61,7 +61,7 @@ class PixelCounter:
         self._counted = lru_cache(maxsize=None)(self._count)
 
     def __call__(self, record: Record) -> Sequence[int] | None:
-        """``None`` where the data set is not here."""
+        """``None`` where the data set is not here, or the record does not say its crop."""
         try:
             return self._counted(record["dataset"], eval_crop(record))
         except UserError:

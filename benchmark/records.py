@@ -21,14 +21,16 @@ Record: TypeAlias = dict[str, Any]
 OFFLINE = "offline"
 
 Labels: TypeAlias = list[int]
-Rows: TypeAlias = list[list[Annotated[int, msgspec.Meta(ge=0, le=2**53)]]]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**15)]  # of an image, in pixels
+Rows: TypeAlias = list[list[Count]]
 
 
 # The form of a record, as far as it is read here; fields that are not named are taken as they are.
 
 
 class _Cropped(msgspec.Struct, frozen=True):
-    crop: tuple[int, ...] = ()
+    crop: tuple[Side, ...] = ()
     precision: str = "no"
 
 
@@ -56,12 +58,12 @@ class _Provenance(msgspec.Struct, frozen=True):
 
 
 class _Cost(msgspec.Struct, frozen=True):
-    images: int = 0
-    updates: int = 0
+    images: Count = 0
+    updates: Count = 0
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
-    parameters: int = 0
-    trained_parameters: int = 1
+    parameters: Count = 0
+    trained_parameters: Count = 1
 
 
 class _Matrix(msgspec.Struct, frozen=True):

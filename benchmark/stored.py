@@ -15,6 +15,7 @@ from benchmark.load import load_step, normalise
 from benchmark.records import Record
 from benchmark.store import Store
 from datasets.base import SegmentationDataset, open_dataset
+from datasets.errors import UserError
 from datasets.transforms import EvalTransform
 
 
@@ -60,7 +61,10 @@ def eval_crop(record: Record) -> tuple[int, int] | None:
     """The size of the centre crop on which a record was made; ``None`` for full resolution."""
     if record["protocol"]["eval_view"] == "full":
         return None
-    crop = record["config"].get("eval", {}).get("crop") or record["config"]["train"]["crop"]
+    config = record["config"]
+    crop = config.get("eval", {}).get("crop") or config.get("train", {}).get("crop")
+    if not crop:
+        raise UserError(f"{record['method']}, step {record['step']}: the record does not say which crop it was made on")
     return crop[0], crop[-1]
 
 

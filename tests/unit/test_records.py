@@ -82,6 +82,14 @@ def damaged(change: Callable[[Record], object]) -> Record:
             "not the form of a record: Expected `int`, got `str` - at `$.cost.images`",
         ),
         (
+            lambda r: r["cost"].update(updates=10**30),
+            "not the form of a record: Expected `int` <= 9007199254740992 - at `$.cost.updates`",
+        ),
+        (
+            lambda r: r["config"]["train"].update(crop=[-1]),
+            "not the form of a record: Expected `int` >= 1 - at `$.config.train.crop[0]`",
+        ),
+        (
             lambda r: r["protocol"].update(version="x"),
             "the record's protocol has name = 'sdr', version = 'x': not a word and a number",
         ),
