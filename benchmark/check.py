@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,9 +137,14 @@ def gradients_arrive(build: Build) -> None:
     for index in range(len(course.steps(build()))):
         stage = Stage.begin(course, build, index, parent)
         waiting = {n: p for n, p in stage.model.named_parameters() if p.requires_grad}
-        for number in range(4):
-            stage.update(number)
-            waiting = {n: p for n, p in waiting.items() if p.grad is None or not p.grad.any()}
+
+        def arrive(*_: object, waiting: dict[str, Any] = waiting) -> None:
+            for name in [n for n, p in waiting.items() if p.grad is not None and p.grad.any()]:
+                del waiting[name]
+
+        if stage.trains:
+            stage.optimizer.register_step_pre_hook(arrive)
+        stage.updates(range(4))
         if waiting:
             name = next(iter(waiting))
             raise Broken(f"{name} ({len(waiting)} in all) never has one at step {index}: leave it out of `trainable`")
@@ -168,7 +174,7 @@ def nothing_is_written_to(build: Build) -> None:
     """Outputs and batch are not mutated."""
     for make in (lambda: Stage.begin(Course(), build, 0, None), lambda: _second(build)):
         stage = make()
-        if stage is None or stage.optimizer is None:
+        if stage is None or not stage.trains:
             continue
         batch = stage.batch(0)
         parts = {"images": batch.images, "labels": batch.labels}
@@ -184,7 +190,7 @@ def nothing_is_written_to(build: Build) -> None:
 def terms_matter(build: Build) -> None:
     """Every loss has a gradient, by itself or in after_backward."""
     stage = _second(build)
-    if stage is None or stage.optimizer is None:
+    if stage is None or not stage.trains:
         return
     losses = stage.updates(range(2)).method.losses(stage.batch(2))
     trained = [p for p in stage.model.parameters() if p.requires_grad]
@@ -239,7 +245,7 @@ def terms_do_not_wait(build: Build) -> None:
     """No term waits for the device in an update."""
     for make in (lambda: Stage.begin(Course(), build, 0, None), lambda: _second(build)):
         stage = make()
-        if stage is None or stage.optimizer is None:
+        if stage is None or not stage.trains:
             continue
         batches = [stage.batch(number) for number in range(2)]
         try:
@@ -266,7 +272,7 @@ def state_survives(build: Build) -> None:
             continue
         stage = make().updates(range(2))
         kept = clones(term_states(stage.terms))
-        again = make().resume(stage.checkpoint())
+        again = make().resume(stage.save())
         if changed := _differing(kept, term_states(again.terms)):
             raise Broken(f"{changed} of the terms' state is not what it was at step {stage.step.index}")
 
@@ -277,9 +283,9 @@ def interruption_is_harmless(build: Build) -> None:
         if make is None:
             continue
         whole = make().updates(range(3))
-        content = whole.checkpoint()
+        saved = whole.save()
         kept, weights = whole.updates(range(3, 6)).end(), _weights(whole)
-        later = make().resume(content).updates(range(3, 6))
+        later = make().resume(saved).updates(range(3, 6))
         ended = later.end()
         if changed := _differing(weights, _weights(later)) or _differing(kept.terms, ended.terms):
             raise Broken(f"{changed} differs at step {whole.step.index}: does `state` name everything that changes?")
@@ -303,7 +309,7 @@ def processes_agree(build: Build) -> None:
     """One global batch equals its split over two processes."""
     course, parent = Course(dtype=torch.float64), None
     for index in range(min(2, len(course.steps(build())))):
-        whole, *parts = (Stage.ready(course, build, index, parent, moved=index > 0) for _ in range(3))
+        whole, *parts = (Stage(course, build, index, parent, moved=index > 0) for _ in range(3))
         if all(t.splits for t in whole.terms.values()):
             difference = compare_split(whole, parts)
             if difference:

@@ -1,30 +1,33 @@
-"""A small course for the contract check: one method, drawn pictures, the way through the steps that the trainer takes.
+"""A small course for the contract check: one method, drawn pictures, the trainer's own steps.
 
-No data, no files, no Accelerator: a step is begun, updated and ended by hand, so that a rule can look in between.
+No data and no Accelerator: a step is begun, updated and ended by hand, so that a rule can look in between.
 """
 
 from __future__ import annotations
 
-import copy
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from benchmark.load import grow, load_terms, skeleton, term_states
-from benchmark.model import Segmenter
+from benchmark import checkpoint
+from benchmark.config import Config, TrainConfig
+from benchmark.load import term_states
 from benchmark.model_config import ModelConfig
+from benchmark.plan import StepNode
+from benchmark.trainer import StepTrainer
 from datasets.scenario import BACKGROUND, VOID, Scenario, Step
-from methods.base import Batch, Method, SegOutput, StepContext, Term, alone
-from methods.modules import is_norm
+from datasets.view import StepView
+from methods.base import Batch, Method, SegOutput
 
 NETWORK = ModelConfig("tiny", norm="batch")
 CPU = torch.device("cpu")
-RATE, MOMENTUM = 1e-3, 0.9
 Build: TypeAlias = Callable[[], Method]
 Pictures: TypeAlias = tuple[Tensor, Tensor]
 
@@ -43,12 +46,24 @@ class Course:
     autocast: bool = False  # the networks run in bfloat16
     signed: bool = False  # features of either sign, as after a linear bottleneck or hard swish
 
+    @property
+    def train(self) -> TrainConfig:
+        """How a step is trained."""
+        precision: Any = "double" if self.dtype == torch.float64 else "no"
+        return TrainConfig(
+            updates=(6,), lr=(1e-3,), batch=(self.batch,), nesterov=False, weight_decay=0.0, precision=precision
+        )
+
     def steps(self, method: Method) -> tuple[Step, ...]:
         """The steps as the method wants them."""
+        return self.scenario(method).steps
+
+    def scenario(self, method: Method) -> Scenario:
+        """The scenario as the method wants it."""
         ends = [sum(self.sizes[: t + 1]) for t in range(len(self.sizes))]
         groups = tuple(tuple(range(e - n + 1, e + 1)) for e, n in zip(ends, self.sizes, strict=True))
         scenario: Scenario = method.scenario(Scenario("drawn", "-".join(map(str, self.sizes)), self.setup, groups))
-        return scenario.steps
+        return scenario
 
     def pictures(self, step: Step, number: int) -> Pictures:
         """Noise, coloured by class, and labels in blocks of 8 x 8: the same for the same number."""
@@ -66,12 +81,8 @@ class Course:
         images = torch.randn(self.batch, 3, self.height, self.width, generator=g)
         return (images + colours[labels].permute(0, 3, 1, 2)).to(self.dtype), labels
 
-    def loader(self, step: Step) -> Iterator[Pictures]:
-        """Three batches, the same at every call."""
-        return (self.pictures(step, 100 + i) for i in range(3))
 
-
-@dataclass
+@dataclass(frozen=True)
 class Parent:
     """What a step leaves to the next one."""
 
@@ -79,153 +90,156 @@ class Parent:
     terms: dict[str, Tensor]
 
 
-@dataclass
-class Stage:
-    """One step under way."""
+class Shelf:
+    """What the trainer asks of a ``Store``: what the parent left, and a place for a checkpoint."""
 
-    course: Course
-    method: Method
-    step: Step
-    model: Segmenter
-    old: Segmenter | None
-    context: StepContext
-    optimizer: torch.optim.SGD | None = None
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(7))
+    def __init__(self, parent: Parent | None) -> None:
+        self.parent = parent
+
+    def read_model(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        assert self.parent is not None
+        return self.parent.model, {}
+
+    def read_terms(self, key: str) -> dict[str, Tensor]:
+        assert self.parent is not None
+        return clones(self.parent.terms)
+
+    def checkpoint(self, key: str) -> Path:
+        return Path(self._folder.name) / "checkpoint.safetensors"
+
+    @cached_property
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory()
+
+
+class OneProcess:
+    """What the trainer asks of an ``Accelerator``, for one process on a CPU."""
+
+    device, process_index, num_processes, is_main_process = CPU, 0, 1, True
+
+    def __init__(self, course: Course) -> None:
+        self.course = course
+
+    def prepare_model(self, model: Any, evaluation_mode: bool = False) -> Callable[[Tensor], SegOutput]:
+        """The network, in bfloat16 if the course says so."""
+
+        def forward(images: Tensor) -> SegOutput:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.course.autocast):
+                out: SegOutput = model(images)
+            return out
+
+        return forward
+
+    def wait_for_everyone(self) -> None:
+        """There is nobody else."""
+
+
+class Drawn:
+    """What the trainer asks of a ``Feed``."""
+
+    def __init__(self, node: StepNode, config: Config, course: Course, *_: Any) -> None:
+        self.step, self.course = node.step, course
+
+    def whole_pass(self) -> Iterator[Pictures]:
+        """Three batches, the same at every call."""
+        return (self.course.pictures(self.step, 100 + i) for i in range(3))
+
+
+class Stage(StepTrainer):
+    """One step under way: the trainer's own, in pieces."""
+
+    feeds = Drawn
 
     @classmethod
     def begin(
         cls, course: Course, build: Build, index: int, parent: Parent | None = None, moved: bool = False
     ) -> Stage:
         """The step before its first update; ``moved``: the student is not where its teacher is."""
-        return cls.ready(course, build, index, parent, moved).start()
+        return cls(course, build, index, parent, moved).start()
 
-    @classmethod
-    def ready(
-        cls, course: Course, build: Build, index: int, parent: Parent | None = None, moved: bool = False
-    ) -> Stage:
+    def __init__(
+        self, course: Course, build: Build, index: int, parent: Parent | None = None, moved: bool = False
+    ) -> None:
         """The step with its networks and states; no term has begun."""
-        method = build()
-        steps = course.steps(method)
-        step = steps[index]
-        model = skeleton(NETWORK, steps[: max(index, 1)], method, seed=0)
-        if course.signed:
-            model.encoder.register_forward_hook(without_activation)
-        old = None
-        if parent is not None:
-            model.load_state_dict(parent.model)
-            old = copy.deepcopy(model).to(course.dtype).eval().requires_grad_(False)
-            grow(model, step, method)
-            method.init(model, step)
-            load_terms(method.active(step), clones(parent.terms), CPU)
-        model = model.to(course.dtype)
-        if moved:
-            move(model)
-        return cls(course, method, step, model, old, StepContext(step, model, old, lambda: course.loader(step)))
+        self.course, method = course, build()
+        scenario = course.scenario(method)
+        view = StepView((), np.zeros(256, np.uint8), "")
+        node = StepNode("drawn", None, scenario, index, method.name, 0, course.train, view)
+        init = then(method.init, move) if moved else method.init
+        door = then(method.build, without_activation) if course.signed else method.build
+        shelf: Any = Shelf(parent)
+        dataset: Any = course
+        process: Any = OneProcess(course)
+        config = Config(model=NETWORK)
+        super().__init__(
+            node,
+            replace(method, init=init, build=door),
+            {},
+            {},
+            config,
+            dataset,
+            shelf,
+            process,
+            "parent" if parent else None,
+        )
+
+    def _begin(self) -> None:
+        """Not yet."""
 
     def start(self) -> Stage:
         """Let the terms begin, and make the optimiser."""
-        for term in self.terms.values():
-            term.begin_step(self.context)
-        groups = [g for g in self.method.door("trainable", self.step)(self.model, self.step) if len(g["params"])]
-        trained = {id(p) for g in groups for p in g["params"]}
-        for p in self.model.parameters():
-            p.requires_grad_(id(p) in trained)
-        rates = [{"params": g["params"], "lr": RATE * g.get("lr_scale", 1.0)} for g in groups]
-        self.optimizer = torch.optim.SGD(rates, RATE, MOMENTUM) if rates else None
+        super()._begin()
+        if not self.trains:
+            self.prepared, self.prepared_old = (self.accelerator.prepare_model(m) for m in (self.model, self.old))
         torch.default_generator.manual_seed(self.step.index)
         return self
 
     @property
-    def terms(self) -> dict[str, Term]:
-        """Those of this step."""
-        return self.method.active(self.step)
+    def trains(self) -> bool:
+        """Whether the step has an update."""
+        return self.total > 0
 
     def batch(self, number: int) -> Batch:
         """Pictures and both networks' outputs, as a term gets them."""
-        images, labels = self.course.pictures(self.step, number)
-        self.model.train()
-        for module in self.model.modules():
-            if is_norm(module) and not any(p.requires_grad for p in module.parameters()):
-                module.eval()
-        out = self.look(self.model, images)
-        old = None
-        if self.method.uses_old(self.step):
-            with torch.no_grad():
-                old = self.look(self.old, images)
-        return Batch(images, labels, out, old, self.step, alone, self.generator)
-
-    def look(self, model: Any, images: Tensor) -> SegOutput:
-        """A network's output, in bfloat16 if the course says so."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.course.autocast):
-            out: SegOutput = model(images)
-        return out
-
-    def update(self, number: int) -> dict[str, Tensor]:
-        """One optimiser update; the weighted losses by name, none where nothing trains."""
-        if self.optimizer is None:
-            return {}
-        self.optimizer.zero_grad()
-        losses = self.method.losses(self.batch(number))
-        torch.stack([*losses.values()]).sum().backward()
-        terms = self.terms.values()
-        for term in [t for t in terms if t.observes] + [t for t in terms if not t.observes]:
-            term.after_backward(self.model)
-        self.optimizer.step()
-        return {name: value.detach() for name, value in losses.items()}
+        self._train_mode()
+        return self._batch(*self.course.pictures(self.step, number))
 
     def updates(self, numbers: Iterable[int]) -> Stage:
-        """Several updates; returns the stage."""
+        """Several updates, if the step has any; returns the stage."""
         for number in numbers:
             self.update(number)
         return self
 
+    def update(self, number: int) -> dict[str, Tensor]:
+        """One optimiser update; the weighted losses by name, none where nothing trains."""
+        if not self.trains:
+            return {}
+        self._train_mode()
+        return self._update(iter([self.course.pictures(self.step, number)]))
+
     def end(self) -> Parent:
         """After the last update."""
-        self.model.eval()
-        for fuse in self.method.endings(self.step):
-            fuse(self.context)
-        for term in self.terms.values():
-            term.end_step(self.context)
+        self._finish()
         return Parent(clones(self.model.state_dict()), clones(term_states(self.terms)))
 
     def predict(self, images: Tensor) -> Tensor:
         """(B, H, W): the class map."""
         self.model.eval()
         with torch.no_grad():
-            out = self.look(self.model, images)
-            prediction: Tensor = self.method.predict(out, (images.shape[-2], images.shape[-1]))
+            prediction: Tensor = self.method.predict(self.prepared(images), (images.shape[-2], images.shape[-1]))
         return prediction
 
-    def checkpoint(self) -> bytes:
-        """What the trainer writes: network, momentum, terms, random numbers."""
-        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"momentum/{i}": b for i, b in enumerate(self._momenta())}
-        tensors |= {f"terms/{k}": v for k, v in term_states(self.terms).items()}
-        tensors |= {"rng": torch.get_rng_state(), "generator": self.generator.get_state()}
-        return save({k: v.contiguous() for k, v in clones(tensors).items()})
+    def save(self) -> Any:
+        """Write a checkpoint, as every step with an update can; where it lies."""
+        if self.trains:
+            checkpoint.save(self)
+        return self.store
 
-    def resume(self, content: bytes) -> Stage:
+    def resume(self, store: Any) -> Stage:
         """Go on from a checkpoint."""
-        tensors = load(content)
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
-
-        self.model.load_state_dict(part("model"))
-        if self.optimizer is not None:
-            parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-            for i, buffer in part("momentum").items():
-                self.optimizer.state[parameters[int(i)]]["momentum_buffer"] = buffer
-        load_terms(self.terms, part("terms"), CPU)
-        torch.set_rng_state(tensors["rng"])
-        self.generator.set_state(tensors["generator"])
+        self.store = store
+        checkpoint.resume(self)
         return self
-
-    def _momenta(self) -> list[Tensor]:
-        if self.optimizer is None:
-            return []
-        state: Any = self.optimizer.state
-        return [state[p]["momentum_buffer"] for g in self.optimizer.param_groups for p in g["params"] if p in state]
 
 
 @lru_cache(maxsize=2)
@@ -244,7 +258,8 @@ def second_step(course: Course, build: Build) -> Callable[..., Stage] | None:
     parent = first_step(course, build)
 
     def make(begin: bool = True) -> Stage:
-        return (Stage.begin if begin else Stage.ready)(course, build, 1, parent, moved=True)
+        stage = Stage(course, build, 1, parent, moved=True)
+        return stage.start() if begin else stage
 
     return make
 
@@ -254,7 +269,7 @@ def steepest(course: Course, build: Build) -> dict[str, float]:
     make = second_step(course, build) or (lambda: Stage.begin(course, build, 0, None))
     stage = make()
     found: dict[str, float] = {}
-    for number in range(4 if stage.optimizer is not None else 0):
+    for number in range(4 if stage.trains else 0):
         batch = stage.batch(number)
         outputs = [t for t in tensors_of(batch.out) if t.requires_grad]
         for name, value in stage.method.losses(batch).items():
@@ -265,13 +280,28 @@ def steepest(course: Course, build: Build) -> dict[str, float]:
     return found
 
 
-def without_activation(encoder: nn.Module, images: Any, output: Any) -> Any:
-    """The last stage before its activation in place of the features."""
+def then(hook: Callable[[Any, Step], None], more: Callable[[Any, Step], None]) -> Callable[[Any, Step], None]:
+    """One after the other."""
+
+    def both(model: Any, step: Step) -> None:
+        hook(model, step)
+        more(model, step)
+
+    return both
+
+
+def without_activation(model: Any, step: Step) -> None:
+    """The encoder's features are its last stage before the activation."""
+    if step.index == 0:
+        model.encoder.register_forward_hook(_last_stage)
+
+
+def _last_stage(encoder: nn.Module, images: Any, output: Any) -> Any:
     _, stages = output
     return stages[-1], stages
 
 
-def move(model: nn.Module) -> None:
+def move(model: nn.Module, step: Step) -> None:
     """Move every weight by about a twentieth of its tensor's size."""
     g = torch.Generator().manual_seed(11)
     with torch.no_grad():

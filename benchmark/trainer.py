@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -54,8 +54,10 @@ class StepTrainer:
     """One step of one method on one data set; ``run`` trains it and returns what it cost.
 
     ``observers`` are the terms that ride along by key: the method's own (the very objects that its terms hold) and
-    those of other methods that share this training.
+    those of other methods that share this training. The contract check lives the same step, by hand (``course.Stage``).
     """
+
+    feeds: ClassVar[Any] = Feed  # what gives a step its images
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class StepTrainer:
         self.step, self.train = node.step, node.train
         self.device = accelerator.device
         self.dtype = torch.float64 if self.train.precision == "double" else torch.float32
-        self.feed = Feed(node, config, dataset, accelerator, self.dtype)
+        self.feed = self.feeds(node, config, dataset, accelerator, self.dtype)
         self.terms = method.active(self.step)
         mine = {id(t) for t in self.terms.values()}
         self.guests = {k: t for k, t in observers.items() if id(t) not in mine}
@@ -84,7 +86,7 @@ class StepTrainer:
         watch_memory(self.device)
         with self._timed("begin"):
             self._build(parent_key, parent_states)
-            self._optimiser()
+            self._begin()
 
     # --- before the first update ----------------------------------------------------------------------------------
 
@@ -108,11 +110,15 @@ class StepTrainer:
         self.old = None if old is None else on_device(old, self.device)
         self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, t, "terms"))
         self.context = StepContext(self.step, self.model, self.old, self._whole_pass, over_processes, self.node.seed)
+
+    def _begin(self) -> None:
+        """Let the terms begin, and make the optimiser."""
         for term in self.terms.values():
             term.begin_step(self.context)
         with self._timed("observer"):
             for term in self.guests.values():
                 term.begin_step(self.context)
+        self._optimiser()
 
     def _optimiser(self) -> None:
         groups = [g for g in self.method.door("trainable", self.step)(self.model, self.step) if len(g["params"])]
@@ -157,18 +163,22 @@ class StepTrainer:
         if self.progress.update < self.total:
             self._loop()
         with self._timed("end"):
-            self.model.eval()
-            self._agree()
-            for fuse in self.method.endings(self.step):
-                fuse(self.context)
-            for term in self.terms.values():
-                term.end_step(self.context)
-            with self._timed("observer"):
-                for term in self.guests.values():
-                    term.end_step(self.context)
+            self._finish()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         return self._cost()
+
+    def _finish(self) -> None:
+        """After the last update: fusion, and the end of every term."""
+        self.model.eval()
+        self._agree()
+        for fuse in self.method.endings(self.step):
+            fuse(self.context)
+        for term in self.terms.values():
+            term.end_step(self.context)
+        with self._timed("observer"):
+            for term in self.guests.values():
+                term.end_step(self.context)
 
     def _loop(self) -> None:
         began, saved, p = time.perf_counter(), time.perf_counter(), self.progress
@@ -223,12 +233,7 @@ class StepTrainer:
             images, labels = next(batches)
             last = part == parts - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
-                out = self.prepared(images)
-                old = None
-                if self.method.uses_old(self.step):
-                    with torch.no_grad():
-                        old = self.prepared_old(images)
-                batch = Batch(images, labels, out, old, self.step, over_processes, self.generator)
+                batch = self._batch(images, labels)
                 losses = self.method.losses(batch)
                 with self._timed("observer"), torch.no_grad():
                     for term in self.guests.values():
@@ -244,6 +249,15 @@ class StepTrainer:
         self.scaler.update()
         self.optimizer.zero_grad()
         return sums
+
+    def _batch(self, images: Tensor, labels: Tensor) -> Batch:
+        """What the terms read: both networks' outputs of a micro-batch."""
+        out = self.prepared(images)
+        old = None
+        if self.method.uses_old(self.step):
+            with torch.no_grad():
+                old = self.prepared_old(images)
+        return Batch(images, labels, out, old, self.step, over_processes, self.generator)
 
     def _after_backward(self) -> None:
         """What terms do with the gradients; nothing if these overflowed in fp16."""
