@@ -63,13 +63,20 @@ def stamp(thing: Any) -> str:
 def place(thing: Any) -> str:
     """``file.py, line 12`` of a class, a function, or the class of an object."""
     thing = inspect.unwrap(thing) if isinstance(thing, types.FunctionType) else thing
-    for candidate in (thing.func if isinstance(thing, functools.partial) else thing, type(thing)):
+    candidates: tuple[Any, ...] = (thing.func if isinstance(thing, functools.partial) else thing, type(thing))
+    for candidate in candidates:
         try:
-            line = inspect.getsourcelines(candidate)[1]
-            return f"{Path(inspect.getsourcefile(candidate) or '').name}, line {max(line, 1)}"
+            return _source(candidate)
         except (TypeError, OSError):
             continue
     return str(getattr(thing, "__module__", "no file"))
+
+
+@cache
+def _source(thing: Any) -> str:
+    """``file.py, line 12``: found by reading the whole file, hence once."""
+    line = inspect.getsourcelines(thing)[1]
+    return f"{Path(inspect.getsourcefile(thing) or '').name}, line {max(line, 1)}"
 
 
 # --- hashes --------------------------------------------------------------------------------------------------------
