@@ -43,7 +43,7 @@ def decay(patch: pytest.MonkeyPatch) -> None:
         (group,) = self.optimizer.param_groups
         vectors = [p for p in group["params"] if p.ndim == 1]
         group["params"] = [p for p in group["params"] if p.ndim > 1]
-        self.optimizer.optimizer.add_param_group({"params": vectors, "lr": group["lr"], "weight_decay": 0.0})
+        self.optimizer.add_param_group({"params": vectors, "lr": group["lr"], "weight_decay": 0.0})
         self.rates *= 2
 
     patch.setattr(StepTrainer, "_optimiser", optimiser)
