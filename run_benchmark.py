@@ -8,10 +8,34 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib.util
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+HOME = Path(__file__).resolve().parent
+
+
+def _as_script() -> None:
+    """``python run_benchmark.py``: take this folder off the path, and make sure that ``contseg`` is this checkout.
+
+    Left on the path, its ``datasets`` would hide Hugging Face's, which Accelerate looks for.
+    """
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HOME]
+    found = importlib.util.find_spec("contseg")
+    where = Path(found.origin).resolve().parent if found and found.origin else None
+    if where != HOME:
+        what = f"contseg is the one in {where}" if where else "contseg is not installed"
+        print(
+            f"error: {what}, not this checkout: `pip install -e {HOME}`, or `make install` and .venv/bin/python",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    _as_script()
 
 EXAMPLES = """\
 examples:
@@ -29,7 +53,7 @@ A grid can be killed and run again at any time: finished steps are kept, a step 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; the exit code is 0, 1 if a cell failed or a check found something, 2 for a user's mistake."""
-    from datasets.errors import UserError
+    from contseg.datasets.errors import UserError
 
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large pages for large tensors on a CPU
     arguments = sys.argv[1:] if argv is None else argv
@@ -37,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = ["run", *arguments]
     try:
         args = parser().parse_args(arguments)
-        from benchmark import commands
+        from contseg.benchmark.cli import commands
 
         code: int = getattr(commands, args.command)(args)
         return code
@@ -61,7 +85,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All subcommands and their options; imports nothing heavy."""
-    from benchmark import data_cli, report_cli
+    from contseg.benchmark.cli import data as data_cli
+    from contseg.benchmark.cli import report as report_cli
 
     top = argparse.ArgumentParser(
         prog="run_benchmark.py",
@@ -122,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _grid(parser: argparse.ArgumentParser) -> None:
-    from benchmark.arguments import folder
+    from contseg.benchmark.cli.arguments import folder
 
     add = parser.add_argument
     add("--config", type=Path, metavar="FILE.toml", help="a grid; the options below replace what it says")

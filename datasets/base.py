@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from datasets.errors import UserError, unknown
-from datasets.index import Index, gather, read_index, row
-from datasets.pictures import decode_image, decode_label, read_bytes, same_size
-from datasets.scenario import VOID
-from datasets.strangers import check_names, opened
+from contseg.datasets.errors import UserError, unknown
+from contseg.datasets.images import decode_image, decode_label, read_bytes, same_size
+from contseg.datasets.index import Index, gather, read_index, row
+from contseg.datasets.scenario import VOID
+from contseg.datasets.strangers import check_names, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,7 +154,7 @@ def register_dataset(name: str) -> Callable[[C], C]:
 @once
 def _built_in() -> None:
     for module in ("ade20k", "folder", "shapes", "voc"):
-        importlib.import_module(f"datasets.{module}")
+        importlib.import_module(f"contseg.datasets.formats.{module}")
 
 
 def known_datasets() -> dict[str, type[SegmentationDataset]]:

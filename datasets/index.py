@@ -19,8 +19,8 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from datasets.errors import UserError
-from datasets.pictures import inspect, read_bytes
+from contseg.datasets.errors import UserError
+from contseg.datasets.images import inspect, read_bytes
 
 REVISION = 1  # of the stored table
 

@@ -26,7 +26,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import UserError, unknown
+from contseg.datasets.errors import UserError, unknown
 
 BACKGROUND = 0
 VOID = 255

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from datasets.errors import UserError
+from contseg.datasets.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets.base import SegmentationDataset
+    from contseg.datasets.base import SegmentationDataset
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def opened(kind: type[SegmentationDataset], name: str, root: Path | None, cache:
 
 
 def _check_files(call: str, dataset: SegmentationDataset, image_id: str, split: str) -> None:
-    from datasets.base import SegmentationDataset as Base
+    from contseg.datasets.base import SegmentationDataset as Base
 
     files = _asked(f"{call} fails", dataset.root, lambda: dataset.files(image_id, split))
     if files is None:

@@ -24,9 +24,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from datasets.base import SegmentationDataset
-from datasets.errors import UserError
-from datasets.scenario import BACKGROUND, VOID, Scenario, Step, literature, parse_scenario
+from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step, literature, parse_scenario
 
 VOID_RULES = ("ignore", "background")
 SPLITS = ("train", "tune-train", "tune")

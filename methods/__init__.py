@@ -1,0 +1,1 @@
+"""What is optimised: the contract of a method, and one file for each paper."""

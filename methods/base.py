@@ -19,12 +19,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_check
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.errors import UserError
-from datasets.scenario import VOID, Scenario, Step
-from methods.batch import Batch, Reduce, SegOutput, alone
-from methods.code import place, stamp
-from methods.faults import MethodError, not_a_loss
-from methods.losses import full_precision, resize, shrink_labels
+from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import VOID, Scenario, Step
+from contseg.methods.batch import Batch, Reduce, SegOutput, alone
+from contseg.methods.code import place, stamp
+from contseg.methods.faults import MethodError, not_a_loss
+from contseg.methods.losses import full_precision, resize, shrink_labels
 
 __all__ = [
     "DOORS",

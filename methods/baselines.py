@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.scenario import Step
-from methods.base import (
+from contseg.datasets.scenario import Step
+from contseg.methods.base import (
     CrossEntropy,
     Method,
     SegOutput,
@@ -26,8 +26,8 @@ from methods.base import (
     resize,
     shrink_labels,
 )
-from methods.losses import class_sums, hot
-from methods.registry import register_method
+from contseg.methods.losses import class_sums, hot
+from contseg.methods.registry import register_method
 
 PAPER = "after Zhang et al., 2025, arXiv 2508.04267 (abstract)"
 

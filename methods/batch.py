@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from datasets.scenario import VOID, Step
-from methods.losses import class_sums, full_precision, hot, resize, shrink_labels
+from contseg.datasets.scenario import VOID, Step
+from contseg.methods.losses import class_sums, full_precision, hot, resize, shrink_labels
 
 T = TypeVar("T")
 

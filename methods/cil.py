@@ -12,10 +12,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from datasets.scenario import BACKGROUND
-from methods.base import Batch, CrossEntropy, Method, Term
-from methods.ranges import Weight
-from methods.registry import register_method
+from contseg.datasets.scenario import BACKGROUND
+from contseg.methods.base import Batch, CrossEntropy, Method, Term
+from contseg.methods.ranges import Weight
+from contseg.methods.registry import register_method
 
 Formulation: TypeAlias = Literal["intended", "released"]
 

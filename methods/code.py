@@ -2,7 +2,7 @@
 
 A module is *ours* (contseg), a library (the standard library, site-packages), or *outside*: a plugin, and what it
 imports. ``stamp`` names an object for a key; of one from outside it gives the code as well, so that an edited plugin is
-another one. Of our own files ``ours`` gives the hashes, which no key contains (``benchmark/origin.py``).
+another one. Of our own files ``ours`` gives the hashes, which no key contains (``benchmark/store/origin.py``).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import UserError
+from contseg.datasets.errors import UserError
 
 HOME = Path(__file__).resolve().parent.parent
-OURS = ("benchmark", "methods", "datasets", "run_benchmark")
+PACKAGE = __name__.partition(".")[0]
 # what contseg itself is built on: their versions stand in every record, their code in no key
 LIBRARIES = ("torch", "torchvision", "numpy", "PIL", "accelerate", "msgspec")
 STDLIB = Path(os.__file__).resolve().parent
@@ -36,11 +36,13 @@ STDLIB = Path(os.__file__).resolve().parent
 
 def is_ours(module: str) -> bool:
     """Whether a module, by name, is part of contseg."""
-    return module.partition(".")[0] in OURS
+    return module.partition(".")[0] == PACKAGE
 
 
 def stamp(thing: Any) -> str:
     """``module.qualname`` of a class or function; followed by the SHA-256 of its code if it is from outside.
+
+    Of our own the package's name is left out; what has moved to another file since keeps its old name in ``identity``.
 
     Raises ``UserError`` for what has no such name: a lambda, a function inside a function, a bound method.
     """
@@ -56,7 +58,9 @@ def stamp(thing: Any) -> str:
             "other values would be taken for the same method: make it a function of the module, or a dataclass with "
             "__call__ whose fields are its parameters"
         )
-    code = outside(module) if module and not is_ours(module) else ""
+    if module and is_ours(module):
+        return str(getattr(thing, "identity", f"{module.removeprefix(f'{PACKAGE}.')}.{name}"))
+    code = outside(module) if module else ""
     return f"{module}.{name} {code}" if code else f"{module}.{name}"
 
 
@@ -104,7 +108,7 @@ def ours(modules: Iterable[str], leave: Callable[[str], bool]) -> dict[str, str]
 
     Neither the modules that ``leave`` names are followed, nor libraries. Comments and docstrings do not count.
     """
-    known = _closure(modules, lambda name, path: not leave(name) and not _is_library(path))
+    known = _closure(modules, lambda name, path: not leave(name) and (is_ours(name) or not _is_library(path)))
     return {path.relative_to(HOME).as_posix(): essence(path) for name, path in sorted(known.items()) if is_ours(name)}
 
 
@@ -190,7 +194,7 @@ def _parents(name: str) -> list[str]:
 def _file(name: str) -> Path | None:
     """The file of a module, loaded or not; ``None`` if it has none or is no module."""
     if is_ours(name):
-        path = HOME.joinpath(*name.split("."))
+        path = HOME.joinpath(*name.split(".")[1:])
         return next((p for p in (path.with_name(f"{path.name}.py"), path / "__init__.py") if p.is_file()), None)
     module = sys.modules.get(name)
     origin = getattr(module, "__file__", None) if module is not None else _origin(name)

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.scenario import Step
-from methods.base import Batch, Method, Reduce, SegOutput, Term, full_precision, resize
-from methods.lwf_mc import log_partition
-from methods.modules import without_norms
-from methods.ranges import Weight
-from methods.registry import register_method
+from contseg.datasets.scenario import Step
+from contseg.methods.base import Batch, Method, Reduce, SegOutput, Term, full_precision, resize
+from contseg.methods.lwf_mc import log_partition
+from contseg.methods.modules import without_norms
+from contseg.methods.ranges import Weight
+from contseg.methods.registry import register_method
 
 # --- the network ---------------------------------------------------------------------------------------------------
 

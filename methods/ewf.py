@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.scenario import Step
-from methods.base import Method, StepContext, later
-from methods.registry import register_addon
+from contseg.datasets.scenario import Step
+from contseg.methods.base import Method, StepContext, later
+from contseg.methods.registry import register_addon
 
 
 def fusion_weight(n_old: int, n_new: int) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datasets.scenario import Scenario
-from methods.base import CrossEntropy, Method
-from methods.registry import register_method
+from contseg.datasets.scenario import Scenario
+from contseg.methods.base import CrossEntropy, Method
+from contseg.methods.registry import register_method
 
 
 @register_method("FT")

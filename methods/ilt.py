@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, CrossEntropy, Method, Term
-from methods.lwf import Distillation
-from methods.ranges import Weight
-from methods.registry import register_method
+from contseg.methods.base import Batch, CrossEntropy, Method, Term
+from contseg.methods.lwf import Distillation
+from contseg.methods.ranges import Weight
+from contseg.methods.registry import register_method
 
 
 @dataclass(eq=False)

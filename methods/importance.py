@@ -32,9 +32,9 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from methods.base import Batch, CrossEntropy, Method, StepContext, Term
-from methods.ranges import Count, Share, Weight
-from methods.registry import register_method
+from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term
+from contseg.methods.ranges import Count, Share, Weight
+from contseg.methods.registry import register_method
 
 Formulation: TypeAlias = Literal["intended", "released"]
 ByName: TypeAlias = dict[str, Tensor]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, CrossEntropy, Method, Term
-from methods.ranges import Weight
-from methods.registry import register_method
+from contseg.methods.base import Batch, CrossEntropy, Method, Term
+from contseg.methods.ranges import Weight
+from contseg.methods.registry import register_method
 
 
 @dataclass(eq=False)

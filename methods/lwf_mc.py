@@ -11,10 +11,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.scenario import VOID
-from methods.base import Batch, Method, Term
-from methods.ranges import Weight
-from methods.registry import register_method
+from contseg.datasets.scenario import VOID
+from contseg.methods.base import Batch, Method, Term
+from contseg.methods.ranges import Weight
+from contseg.methods.registry import register_method
 
 
 @dataclass(eq=False)

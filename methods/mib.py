@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from datasets.scenario import VOID, Step
-from methods.base import Batch, Method, Term
-from methods.losses import tiles
-from methods.ranges import Weight
-from methods.registry import register_method
+from contseg.datasets.scenario import VOID, Step
+from contseg.methods.base import Batch, Method, Term
+from contseg.methods.losses import tiles
+from contseg.methods.ranges import Weight
+from contseg.methods.registry import register_method
 
 
 @dataclass(eq=False)

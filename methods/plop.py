@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from datasets.scenario import BACKGROUND, VOID
-from methods.base import Batch, Method, Reduce, StepContext, Term, alone, full_precision, resize
-from methods.mib import background_shares
-from methods.ranges import Weight
-from methods.registry import register_method
+from contseg.datasets.scenario import BACKGROUND, VOID
+from contseg.methods.base import Batch, Method, Reduce, StepContext, Term, alone, full_precision, resize
+from contseg.methods.mib import background_shares
+from contseg.methods.ranges import Weight
+from contseg.methods.registry import register_method
 
 Formulation: TypeAlias = Literal["intended", "released"]
 Pass: TypeAlias = Callable[[], Iterable[tuple[Tensor, Tensor]]]

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from datasets.errors import UserError, unknown
+from contseg.datasets.errors import UserError, unknown
 
 Weight: TypeAlias = Annotated[float, Meta(ge=0)]
 Positive: TypeAlias = Annotated[float, Meta(gt=0)]

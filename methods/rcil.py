@@ -26,14 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from datasets.errors import UserError
-from datasets.scenario import Step
-from methods.base import Batch, CrossEntropy, Method, StepContext, Term, full_precision
-from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation, background_shares
-from methods.modules import drawn_from, is_norm
-from methods.plop import fold_new_into_background
-from methods.ranges import Weight
-from methods.registry import register_method
+from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import Step
+from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term, full_precision
+from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation, background_shares
+from contseg.methods.modules import drawn_from, is_norm
+from contseg.methods.plop import fold_new_into_background
+from contseg.methods.ranges import Weight
+from contseg.methods.registry import register_method
 
 # --- the network ---------------------------------------------------------------------------------------------------
 

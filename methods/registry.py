@@ -38,17 +38,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from datasets.errors import UserError, unknown
-from methods import code, faults
-from methods.ranges import admit, plain, type_name
+from contseg.datasets.errors import UserError, unknown
+from contseg.methods import code, faults
+from contseg.methods.ranges import admit, plain, type_name
 
 if TYPE_CHECKING:
-    from methods.base import Method
+    from contseg.methods.base import Method
 
 Factory: TypeAlias = Callable[..., "Method"]
 F = TypeVar("F", bound=Factory)
 
-ENTRY_POINTS = "contseg.methods"
+ENTRY_POINTS = "contseg.plugins"
 REQUIRED = inspect.Parameter.empty
 
 
@@ -358,8 +358,8 @@ def _known_type(annotation: Any) -> bool:
 
 
 def _call(entry: Entry, values: dict[str, Any]) -> Method:
-    from methods.base import Method
-    from methods.visible import check_visible
+    from contseg.methods.base import Method
+    from contseg.methods.visible import check_visible
 
     try:
         method = entry.factory(**values)
@@ -378,7 +378,7 @@ def _call(entry: Entry, values: dict[str, Any]) -> Method:
 
 def _refuse_without_effect(entry: Entry, values: dict[str, Any]) -> None:
     """``UserError`` for a plugin's parameter that changes nothing which stands in a key."""
-    from methods.visible import whole
+    from contseg.methods.visible import whole
 
     for p in entry.parameters if not code.is_ours(entry.factory.__module__) else ():
         if p.default is not REQUIRED and p.name in values and values[p.name] != p.default:
@@ -389,7 +389,7 @@ def _refuse_without_effect(entry: Entry, values: dict[str, Any]) -> None:
 
 def refuse_equal(built: typing.Iterable[Method]) -> None:
     """``UserError`` for two settings of a plugin's method of which no key would tell one from the other."""
-    from methods.visible import whole
+    from contseg.methods.visible import whole
 
     known: dict[str, str] = {}
     for method in built:

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.scenario import VOID
-from methods.base import Batch, Method, Reduce, StepContext, Term, full_precision
-from methods.plop import plop
-from methods.ranges import Positive, Weight
-from methods.registry import register_method
+from contseg.datasets.scenario import VOID
+from contseg.methods.base import Batch, Method, Reduce, StepContext, Term, full_precision
+from contseg.methods.plop import plop
+from contseg.methods.ranges import Positive, Weight
+from contseg.methods.registry import register_method
 
 
 def class_means(embedding: Tensor, labels: Tensor, first: int, last: int, reduce: Reduce) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from datasets.scenario import Step
-from methods.base import Batch, CrossEntropy, Method, StepContext, Term
-from methods.losses import class_sums, hot, tiles
-from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
-from methods.ranges import Weight
-from methods.registry import register_addon, register_method
+from contseg.datasets.scenario import Step
+from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term
+from contseg.methods.losses import class_sums, hot, tiles
+from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
+from contseg.methods.ranges import Weight
+from contseg.methods.registry import register_addon, register_method
 
 PAPER = "Michieli and Zanuttigh, CVPR 2021, arXiv 2103.06342"
 Formulation = Literal["intended", "released", "printed"]
@@ -359,6 +359,6 @@ def _forms(formulation: Formulation) -> dict[str, type[Any]]:
     }
     if formulation == "intended":
         return intended
-    from methods import sdr_variants
+    from contseg.methods import sdr_variants
 
     return {**intended, **(sdr_variants.RELEASED if formulation == "released" else sdr_variants.PRINTED)}

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.scenario import VOID
-from methods.base import Batch
-from methods.losses import hot
-from methods.mib import UnbiasedCrossEntropy
-from methods.sdr import (
+from contseg.datasets.scenario import VOID
+from contseg.methods.base import Batch
+from contseg.methods.losses import hot
+from contseg.methods.mib import UnbiasedCrossEntropy
+from contseg.methods.sdr import (
     Attraction,
     Matching,
     Prototypes,

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.scenario import BACKGROUND, VOID, Step
-from methods.base import Batch, Method, SegOutput, Term, full_precision, resize
-from methods.lwf_mc import log_partition, own_logit
-from methods.modules import beside, drawn_from, norm_like, without_norms
-from methods.ranges import Share, Weight
-from methods.registry import register_method
+from contseg.datasets.scenario import BACKGROUND, VOID, Step
+from contseg.methods.base import Batch, Method, SegOutput, Term, full_precision, resize
+from contseg.methods.lwf_mc import log_partition, own_logit
+from contseg.methods.modules import beside, drawn_from, norm_like, without_norms
+from contseg.methods.ranges import Share, Weight
+from contseg.methods.registry import register_method
 
 UNKNOWN = 0
 

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from datasets.scenario import BACKGROUND, VOID
-from methods.base import Batch, Method, Term, full_precision, shrink_labels
-from methods.ranges import Positive, Weight
-from methods.registry import register_addon
+from contseg.datasets.scenario import BACKGROUND, VOID
+from contseg.methods.base import Batch, Method, Term, full_precision, shrink_labels
+from contseg.methods.ranges import Positive, Weight
+from contseg.methods.registry import register_addon
 
 FAR = -1e9  # a similarity that takes no part in a log-sum-exp, without the NaN gradient of -inf
 

@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from datasets.errors import UserError
-from methods.base import DOORS, Method, describe
-from methods.code import place, stamp
+from contseg.datasets.errors import UserError
+from contseg.methods.base import DOORS, Method, describe
+from contseg.methods.code import place, stamp
 
 
 def whole(method: Method) -> Any:

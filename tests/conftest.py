@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.material import SHARED, material
+from contseg.tests.material import SHARED, material
 
 # before torch is imported, and for every process that a test starts
 os.environ.setdefault("OMP_NUM_THREADS", "1")

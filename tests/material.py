@@ -9,6 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("CONTSEG_SHARED") or ROOT.parent / "shared").resolve()
 
 
+def search_path(*folders: Path | str) -> str:
+    """``PYTHONPATH`` of a program that is to find these folders' modules, and what this one finds by its own."""
+    own = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join([*map(str, folders), *([own] if own else [])])
+
+
 def material(*parts: str) -> Path:
     """``material("golden", "manifest.json")``: the path, or a skip that says what is missing."""
     path = SHARED.joinpath(*parts)

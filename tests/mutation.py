@@ -1,4 +1,4 @@
-"""Which faults would no test notice? ``python -m tests.mutation [--only TEXT]``; not a part of ``make test``.
+"""Which faults would no test notice? ``python -m contseg.tests.mutation [--only TEXT]``; not a part of ``make test``.
 
 Plants the faults of ``tests.faults`` one at a time into a copy of the checkout, runs the tests of that file and then
 the golden ones with ``-x``, and prints the score. A fault is literal text that must stand exactly once in the file of
@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from tests.faults import FAULTS, TESTS, Fault
-from tests.material import ROOT, SHARED
+from contseg.tests.faults import FAULTS, TESTS, Fault
+from contseg.tests.material import ROOT, SHARED, search_path
 
 WANTED = 0.95
 LIMIT = 300  # seconds for one fault: what hangs is noticed
@@ -57,6 +57,7 @@ def run(tests: list[str], tree: Path, limit: float | None = LIMIT) -> tuple[int,
     """Exit code of pytest in a tree, and its last lines."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     env = {**os.environ, "CONTSEG_SHARED": str(SHARED), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env |= {"PYTHONPATH": search_path(tree.parent), "PYTHONSAFEPATH": "1"}
     try:
         done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -79,7 +80,7 @@ def noticed(fault: Fault, files: list[Path], tree: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m contseg.tests.mutation", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="faults whose file, old or new text holds this")
     parser.add_argument("--workers", type=int, default=2, help="tests side by side")
     args = parser.parse_args(arguments)
@@ -98,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
         trees: SimpleQueue[Path] = SimpleQueue()
         for number in range(args.workers):
-            tree = Path(folder) / str(number)
+            tree = Path(folder) / str(number) / "contseg"
             for path in files:
                 (tree / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / path, tree / path)

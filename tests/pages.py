@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from tests.material import ROOT
+from contseg.tests.material import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 

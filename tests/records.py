@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.protocol import PROTOCOLS, Protocol
-from benchmark.store import digest, write_sealed
+from contseg.benchmark.plan.protocol import PROTOCOLS, Protocol
+from contseg.benchmark.store.files import digest, write_sealed
 
 Record = dict[str, Any]
 PIXELS = 100  # labelled pixels of every class in the synthetic test set

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import SegmentationDataset
-from datasets.index import Index
+from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.index import Index
 
 SPLITS = ("train", "val")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.benchmarks.ratios import ROWS, Against, Row
+from contseg.tests.benchmarks.ratios import ROWS, Against, Row
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as run_benchmark.py does; read at the first large tensor
 

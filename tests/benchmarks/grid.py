@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.config import Config, ModelConfig, RunConfig, TrainConfig
-from benchmark.plan import Plan, StepNode, make_plan
-from benchmark.runner import Runner, make_accelerator
-from benchmark.store import Store
-from benchmark.trainer import StepTrainer
-from methods.registry import build_method
-from tests.told import Told
+from contseg.benchmark.plan.build import Plan, StepNode, make_plan
+from contseg.benchmark.plan.config import Config, ModelConfig, RunConfig, TrainConfig
+from contseg.benchmark.store.files import Store
+from contseg.benchmark.train.runner import Runner, make_accelerator
+from contseg.benchmark.train.trainer import StepTrainer
+from contseg.methods.registry import build_method
+from contseg.tests.told import Told
 
 CLASSES = 12  # with background, which may not lack
 

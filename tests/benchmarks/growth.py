@@ -1,4 +1,4 @@
-"""How the suite's cost grows, as a figure: ``python -m tests.benchmarks.growth docs/figures/growth.png``.
+"""How the suite's cost grows, as a figure: ``python -m contseg.tests.benchmarks.growth docs/figures/growth.png``.
 
 Processor seconds and peak memory of the loss terms over classes and over pixels; of a step over its index; of a plan
 over its cells. One thread.
@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmark.config import Config
-from benchmark.plan import make_plan
-from datasets.scenario import Step
-from methods.base import Batch, SegOutput
-from methods.registry import build_method
-from tests.benchmarks.grid import Resident
-from tests.benchmarks.ratios import peak
+from contseg.benchmark.plan.build import make_plan
+from contseg.benchmark.plan.config import Config
+from contseg.datasets.scenario import Step
+from contseg.methods.base import Batch, SegOutput
+from contseg.methods.registry import build_method
+from contseg.tests.benchmarks.grid import Resident
+from contseg.tests.benchmarks.ratios import peak
 
 CLASSES = (6, 11, 21, 51, 101, 151)
 SIDES = (64, 128, 256, 384)

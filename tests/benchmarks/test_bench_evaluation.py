@@ -8,12 +8,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from benchmark.evaluate import evaluate
-from benchmark.load import normalise
-from benchmark.model import build_model
-from benchmark.model_config import ModelConfig
-from methods.base import argmax
-from tests.benchmarks.ratios import Against
+from contseg.benchmark.models.load import normalise
+from contseg.benchmark.models.segmenter import build_model
+from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.train.evaluate import evaluate
+from contseg.methods.base import argmax
+from contseg.tests.benchmarks.ratios import Against
 
 pytest.importorskip("pytest_benchmark")
 

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmark.model import build_model
-from benchmark.model_config import ModelConfig
-from tests.benchmarks.ratios import ROWS, Row
+from contseg.benchmark.models.segmenter import build_model
+from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.tests.benchmarks.ratios import ROWS, Row
 
 pytest.importorskip("pytest_benchmark")
 pytestmark = pytest.mark.gpu

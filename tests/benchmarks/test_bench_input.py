@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.base import open_dataset
-from datasets.pictures_of_step import StepPictures, collate
-from datasets.transforms import TrainTransform, random_window
-from datasets.view import StepView
-from tests.benchmarks.ratios import Against
-from tests.material import material
+from contseg.datasets.base import open_dataset
+from contseg.datasets.step_dataset import StepPictures, collate
+from contseg.datasets.transforms import TrainTransform, random_window
+from contseg.datasets.view import StepView
+from contseg.tests.benchmarks.ratios import Against
+from contseg.tests.material import material
 
 pytest.importorskip("pytest_benchmark")
 

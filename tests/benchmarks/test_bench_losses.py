@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.scenario import VOID, Step
-from methods.base import Batch, SegOutput
-from methods.registry import build_method
-from tests.benchmarks.ratios import Against, peak
+from contseg.datasets.scenario import VOID, Step
+from contseg.methods.base import Batch, SegOutput
+from contseg.methods.registry import build_method
+from contseg.tests.benchmarks.ratios import Against, peak
 
 pytest.importorskip("pytest_benchmark")
 

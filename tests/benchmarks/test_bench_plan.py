@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from benchmark.config import read_config
-from benchmark.plan import make_plan
-from datasets.index import _key, _store
-from tests.benchmarks.ratios import ROWS, Row
-from tests.material import ROOT, material
-from tests.told import Told, told_voc
+from contseg.benchmark.plan.build import make_plan
+from contseg.benchmark.plan.config import read_config
+from contseg.datasets.index import _key, _store
+from contseg.tests.benchmarks.ratios import ROWS, Row
+from contseg.tests.material import ROOT, material
+from contseg.tests.told import Told, told_voc
 
 pytest.importorskip("pytest_benchmark")
 

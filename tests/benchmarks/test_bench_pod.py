@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.plop import local_pod
-from tests.benchmarks.ratios import Against, peak
+from contseg.methods.plop import local_pod
+from contseg.tests.benchmarks.ratios import Against, peak
 
 pytest.importorskip("pytest_benchmark")
 

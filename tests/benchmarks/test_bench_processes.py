@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.ratios import ROWS, Row
-from tests.integration.grid import HOME, records
+from contseg.tests.benchmarks.ratios import ROWS, Row
+from contseg.tests.integration.grid import HOME, records
 
 pytest.importorskip("pytest_benchmark")
 

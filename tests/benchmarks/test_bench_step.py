@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmark.trainer import StepTrainer
-from datasets.scenario import VOID
-from tests.benchmarks.grid import Grid, train
-from tests.benchmarks.ratios import Against
+from contseg.benchmark.train.trainer import StepTrainer
+from contseg.datasets.scenario import VOID
+from contseg.tests.benchmarks.grid import Grid, train
+from contseg.tests.benchmarks.ratios import Against
 
 pytest.importorskip("pytest_benchmark")
 

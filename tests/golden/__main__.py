@@ -1,9 +1,9 @@
-"""``python -m tests.golden``: how many fixtures of each operation the suite reproduces; how many have no checker."""
+"""``python -m contseg.tests.golden``: how many fixtures of each operation the suite reproduces; how many have no checker."""
 
 import sys
 from collections import Counter
 
-from tests.golden.harness import DTYPES, FOLDERS, load_checkers, manifest, run
+from contseg.tests.golden.harness import DTYPES, FOLDERS, load_checkers, manifest, run
 
 
 def main() -> int:

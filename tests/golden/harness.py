@@ -31,9 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.scenario import Step
-from methods.base import Batch, SegOutput
-from tests.material import SHARED
+from contseg.datasets.scenario import Step
+from contseg.methods.base import Batch, SegOutput
+from contseg.tests.material import SHARED
 
 SELECTION = Path(__file__).parent / "selection"
 FOLDERS = ("golden", "golden_later", "golden_2026")
@@ -57,7 +57,7 @@ def operation(*names: str) -> Callable[[Checker], Checker]:
 def load_checkers() -> dict[str, Checker]:
     """Import every ``op_*.py`` of this folder."""
     for path in sorted(Path(__file__).parent.glob("op_*.py")):
-        importlib.import_module(f"tests.golden.{path.stem}")
+        importlib.import_module(f"contseg.tests.golden.{path.stem}")
     return CHECKERS
 
 

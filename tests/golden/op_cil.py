@@ -1,7 +1,7 @@
 """F-CIL and SDR's port of it."""
 
-from methods.cil import UnlabelledDistillation
-from tests.golden.harness import Fixture, make_batch, make_step, operation
+from contseg.methods.cil import UnlabelledDistillation
+from contseg.tests.golden.harness import Fixture, make_batch, make_step, operation
 
 
 @operation("cil_kd")

@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 
-from benchmark.protocol import PROTOCOLS, Protocol
-from datasets.scenario import VOID, Scenario, Step, parse_scenario
-from datasets.view import label_table, selection
-from tests.golden.harness import Fixture, operation
+from contseg.benchmark.plan.protocol import PROTOCOLS, Protocol
+from contseg.datasets.scenario import VOID, Scenario, Step, parse_scenario
+from contseg.datasets.view import label_table, selection
+from contseg.tests.golden.harness import Fixture, operation
 
 SIZES = {"voc": 20, "ade": 150}
 

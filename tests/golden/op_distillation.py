@@ -1,9 +1,9 @@
 """LwF's and ILT's distillation."""
 
-from methods.ilt import FeatureDistillation
-from methods.lwf import Distillation
-from tests.golden.harness import Fixture, make_batch, make_step, operation
-from tests.golden.op_mib import check_map
+from contseg.methods.ilt import FeatureDistillation
+from contseg.methods.lwf import Distillation
+from contseg.tests.golden.harness import Fixture, make_batch, make_step, operation
+from contseg.tests.golden.op_mib import check_map
 
 
 @operation("kd")

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from methods.base import Batch, SegOutput
-from methods.dkd import above_half, decompose, dkd, mean, multi_bce
-from tests.golden.harness import Fixture, make_step, operation
+from contseg.methods.base import Batch, SegOutput
+from contseg.methods.dkd import above_half, decompose, dkd, mean, multi_bce
+from contseg.tests.golden.harness import Fixture, make_step, operation
 
 
 def output(features: Tensor, weight: Tensor, bias: Tensor, aux_weight: Tensor, aux_bias: Tensor) -> SegOutput:

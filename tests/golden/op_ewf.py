@@ -1,7 +1,7 @@
 """F-EWF: the fused state."""
 
-from methods.ewf import fuse_, fusion_weight
-from tests.golden.harness import Fixture, operation
+from contseg.methods.ewf import fuse_, fusion_weight
+from contseg.tests.golden.harness import Fixture, operation
 
 
 @operation("ewf_fuse")

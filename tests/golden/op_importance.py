@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import StepContext
-from methods.importance import Fisher, Importance, PathIntegral, QuadraticPenalty, RiemannianWalk
-from tests.golden.harness import Fixture, make_step, operation
+from contseg.methods.base import StepContext
+from contseg.methods.importance import Fisher, Importance, PathIntegral, QuadraticPenalty, RiemannianWalk
+from contseg.tests.golden.harness import Fixture, make_step, operation
 
 
 class Weights:

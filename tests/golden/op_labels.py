@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from methods.base import shrink_labels
-from tests.golden.harness import Fixture, operation
+from contseg.methods.base import shrink_labels
+from contseg.tests.golden.harness import Fixture, operation
 
 
 @operation("label_downsample")

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from methods.registry import build_method
-from tests.golden.harness import Fixture, make_batch, make_step, operation
+from contseg.methods.registry import build_method
+from contseg.tests.golden.harness import Fixture, make_batch, make_step, operation
 
 COLUMN = {
     "ce": "loss",

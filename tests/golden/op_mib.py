@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from methods.base import CrossEntropy, Term, resize
-from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation, background_shares
-from tests.golden.harness import Fixture, make_batch, make_step, operation
+from contseg.methods.base import CrossEntropy, Term, resize
+from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation, background_shares
+from contseg.tests.golden.harness import Fixture, make_batch, make_step, operation
 
 
 @operation("unce")

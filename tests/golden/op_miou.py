@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from benchmark.confusion import confusion
-from benchmark.metrics import class_iou, mean, pixel_accuracy, scored_counts
-from benchmark.protocol import PROTOCOLS
-from tests.golden.harness import Fixture, operation
+from contseg.benchmark.plan.protocol import PROTOCOLS
+from contseg.benchmark.score.metrics import class_iou, mean, pixel_accuracy, scored_counts
+from contseg.benchmark.train.confusion import confusion
+from contseg.tests.golden.harness import Fixture, operation
 
 EPS = 1e-6  # of the released code; the suite's metrics have none, and are in per cent
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from methods.base import Batch, SegOutput, StepContext
-from methods.plop import LocalPod, PseudoLabelCrossEntropy, windows
-from tests.golden.harness import Fixture, make_batch, make_step, operation
+from contseg.methods.base import Batch, SegOutput, StepContext
+from contseg.methods.plop import LocalPod, PseudoLabelCrossEntropy, windows
+from contseg.tests.golden.harness import Fixture, make_batch, make_step, operation
 
 
 @operation("plop_local_pod")

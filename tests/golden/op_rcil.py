@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from methods.base import SegOutput
-from methods.rcil import Branches, PooledCube, mix, pooled_cube
-from tests.golden.harness import Fixture, make_batch, make_step, operation
+from contseg.methods.base import SegOutput
+from contseg.methods.rcil import Branches, PooledCube, mix, pooled_cube
+from contseg.tests.golden.harness import Fixture, make_batch, make_step, operation
 
 
 def branch(fixture: Fixture, number: int, released: bool) -> tuple[nn.Conv2d, nn.BatchNorm2d]:

@@ -2,9 +2,9 @@
 
 import torch
 
-from methods.base import Batch, SegOutput, StepContext
-from methods.reminder import BatchPrototypes, SimilarityDistillation, class_means, similarity_weights
-from tests.golden.harness import Fixture, make_step, operation
+from contseg.methods.base import Batch, SegOutput, StepContext
+from contseg.methods.reminder import BatchPrototypes, SimilarityDistillation, class_means, similarity_weights
+from contseg.tests.golden.harness import Fixture, make_step, operation
 
 EXTRA = "the release adds 1e-7 to the target"
 

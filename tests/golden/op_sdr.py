@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods import sdr, sdr_variants
-from methods.base import Batch
-from methods.sdr import Prototypes
-from tests.golden.harness import Fixture, make_batch, make_step, operation
+from contseg.methods import sdr, sdr_variants
+from contseg.methods.base import Batch
+from contseg.methods.sdr import Prototypes
+from contseg.tests.golden.harness import Fixture, make_batch, make_step, operation
 
 
 def holding(prototypes: Tensor) -> Prototypes:

@@ -1,8 +1,8 @@
 """LwF-MC's sigmoid losses."""
 
-from methods.lwf_mc import BinaryCrossEntropy, ReplacedTargets, SigmoidDistillation
-from tests.golden.harness import Fixture, make_batch, make_step, operation
-from tests.golden.op_mib import check_map
+from contseg.methods.lwf_mc import BinaryCrossEntropy, ReplacedTargets, SigmoidDistillation
+from contseg.tests.golden.harness import Fixture, make_batch, make_step, operation
+from contseg.tests.golden.op_mib import check_map
 
 
 @operation("bce_ignore")

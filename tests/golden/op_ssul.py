@@ -1,8 +1,8 @@
 """F-SSUL-LABEL, F-SSUL-PSEUDO, F-BCE with its gradient, F-SSUL-PRED."""
 
-from methods.base import SegOutput
-from methods.ssul import UnknownBCE, pseudo_labels, shifted_labels, unknown_is_background
-from tests.golden.harness import Fixture, make_batch, make_step, operation
+from contseg.methods.base import SegOutput
+from contseg.methods.ssul import UnknownBCE, pseudo_labels, shifted_labels, unknown_is_background
+from contseg.tests.golden.harness import Fixture, make_batch, make_step, operation
 
 
 @operation("ssul")

@@ -2,9 +2,9 @@
 
 import torch
 
-from methods.base import SegOutput
-from methods.ucd import UncertaintyContrast, pair_labels, pair_weights
-from tests.golden.harness import Fixture, make_batch, make_step, operation
+from contseg.methods.base import SegOutput
+from contseg.methods.ucd import UncertaintyContrast, pair_labels, pair_weights
+from contseg.tests.golden.harness import Fixture, make_batch, make_step, operation
 
 RELEASE = "defects L8b-L10 of the release: bilinear class ids, negatives out of scale"
 

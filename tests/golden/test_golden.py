@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.golden.harness import DTYPES, FOLDERS, load_checkers, manifest, run
+from contseg.tests.golden.harness import DTYPES, FOLDERS, load_checkers, manifest, run
 
 pytestmark = pytest.mark.numeric
 

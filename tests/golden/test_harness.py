@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.golden import harness
-from tests.golden.harness import DTYPES, Fixture, manifest, run
+from contseg.tests.golden import harness
+from contseg.tests.golden.harness import DTYPES, Fixture, manifest, run
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, folder: Path, file: str, arrays: dict[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_IMPORTED = ("runner", "reporter", "encoders", "course")
+_IMPORTED = ("train.runner", "report.reporter", "models.encoders", "contract.toy_run")
 _CONTEXT.set_forkserver_preload(
-    ["run_benchmark", *(f"benchmark.{m}" for m in _IMPORTED), "datasets.shapes", "torch._dynamo"]
+    [
+        "contseg.run_benchmark",
+        *(f"contseg.benchmark.{m}" for m in _IMPORTED),
+        "contseg.datasets.formats.shapes",
+        "torch._dynamo",
+    ]
 )
 
 
@@ -88,7 +93,7 @@ def _forked(log: Path, environment: dict[str, str], function: Callable[..., None
 
 
 def _program(words: list[str]) -> None:
-    from run_benchmark import main
+    from contseg.run_benchmark import main
 
     sys.argv = ["run_benchmark.py", *words]
     sys.exit(main(words))

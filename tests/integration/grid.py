@@ -48,7 +48,7 @@ def numbers(out: Path) -> dict[str, tuple[str, str, Any, Any]]:
 
 def weights(out: Path) -> dict[str, str]:
     """SHA-256 of every state file's tensors by its path below ``cache``."""
-    from benchmark.store import read_meta
+    from contseg.benchmark.store.files import read_meta
 
     base = out / "cache"
     return {str(p.relative_to(base)): read_meta(p)["sha256"] for p in sorted(base.rglob("*.safetensors"))}

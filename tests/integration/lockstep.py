@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark import load, runner, trainer
-from benchmark.config import Config, RunConfig, TrainConfig
-from benchmark.model import IncrementalClassifier, Segmenter
-from benchmark.model_config import ModelConfig
-from benchmark.plan import make_plan
-from benchmark.store import Store
-from datasets.base import SegmentationDataset
-from methods.mib import UnbiasedCrossEntropy
+from contseg.benchmark.models import load
+from contseg.benchmark.models.segmenter import IncrementalClassifier, Segmenter
+from contseg.benchmark.plan.build import make_plan
+from contseg.benchmark.plan.config import Config, RunConfig, TrainConfig
+from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.store.files import Store
+from contseg.benchmark.train import runner, trainer
+from contseg.datasets.base import SegmentationDataset
+from contseg.methods.mib import UnbiasedCrossEntropy
 
 D, E = 2048, 32
 TASK = "[1,2,3|4,5|6]"
@@ -64,7 +65,7 @@ class Head(nn.Module):
 
 
 def network(config: ModelConfig, groups: list[int], seed: int = 0) -> Segmenter:
-    """In place of ``benchmark.model.build_model``: encoder and head always begin with the same weights."""
+    """In place of ``models.segmenter.build_model``: encoder and head always begin with the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         encoder, head = Encoder(), Head()

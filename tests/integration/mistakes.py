@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark.trainer import StepTrainer
-from datasets.scenario import Step
-from methods.base import Batch, Method, StepContext, Term
-from methods.importance import Fisher, QuadraticPenalty, RiemannianWalk
-from methods.plop import LocalPod
-from methods.sdr import Prototypes
+from contseg.benchmark.train.trainer import StepTrainer
+from contseg.datasets.scenario import Step
+from contseg.methods.base import Batch, Method, StepContext, Term
+from contseg.methods.importance import Fisher, QuadraticPenalty, RiemannianWalk
+from contseg.methods.plop import LocalPod
+from contseg.methods.sdr import Prototypes
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

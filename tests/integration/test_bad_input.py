@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmark.weights import load_weights
-from datasets.errors import UserError
-from run_benchmark import main
+from contseg.benchmark.models.weights import load_weights
+from contseg.datasets.errors import UserError
+from contseg.run_benchmark import main
 
 SMALL = ["--set", "model.backbone=tiny", "train.updates=2", "train.batch=4", "train.crop=48", "train.scale="]
 
@@ -308,7 +308,7 @@ def test_a_grid_of_which_every_cell_fails(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("benchmark.runner.Runner._train", broken)
+    monkeypatch.setattr("contseg.benchmark.train.runner.Runner._train", broken)
     assert main([*grid(), "--out", str(tmp_path)]) == 1
     told = capsys.readouterr()
     assert told.err.endswith("failed: shapes/3-3/overlapped step 1 FT seed 0: not trained, as shapes/3-3/overlapped "

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.store import Store
-from tests.integration.forked import call, kill, start
-from tests.integration.grid import numbers, records, small, weights
+from contseg.benchmark.store.files import Store
+from contseg.tests.integration.forked import call, kill, start
+from contseg.tests.integration.grid import numbers, records, small, weights
 
 METHODS = ("PLOP", "MiB+SDR")  # the second one reads an observer of step 0
 SETS = ("train.updates=20,20", "run.checkpoint_updates=10")

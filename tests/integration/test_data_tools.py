@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.base import SegmentationDataset, open_dataset
-from datasets.scenario import parse_scenario
-from datasets.splits import compare, our_lists, read_lists
-from datasets.verify import verify
-from run_benchmark import main
-from tests.material import material
+from contseg.datasets.base import SegmentationDataset, open_dataset
+from contseg.datasets.scenario import parse_scenario
+from contseg.datasets.tools.splits import compare, our_lists, read_lists
+from contseg.datasets.tools.verify import verify
+from contseg.run_benchmark import main
+from contseg.tests.material import material
 
 # name, how it is opened, folder of the pack
 FOLDERS = {

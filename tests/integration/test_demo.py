@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmark.config import read_config
-from benchmark.plan import make_plan
-from datasets.base import open_dataset
-from tests.material import ROOT
+from contseg.benchmark.plan.build import make_plan
+from contseg.benchmark.plan.config import read_config
+from contseg.datasets.base import open_dataset
+from contseg.tests.material import ROOT
 
 DEMO = ROOT / "benchmark" / "configs" / "demo.toml"
 DISTILLING = ("LwF", "ILT", "MiB", "SDR", "MiB+SDR")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import run_benchmark
-from datasets import shapes
-from methods import registry
-from tests.material import ROOT
-from tests.pages import PAGES, code, commands
-from tests.unit.trees import write_label
+from contseg import run_benchmark
+from contseg.datasets.formats import shapes
+from contseg.methods import registry
+from contseg.tests.material import ROOT
+from contseg.tests.pages import PAGES, code, commands
+from contseg.tests.unit.trees import write_label
 
 SOURCES = [*PAGES, *sorted((ROOT / "benchmark/configs").glob("*.toml")), ROOT / "run_benchmark.py"]
 ONE_UPDATE = ["train.updates=1", "train.batch=4", "run.eval_batch=50"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.integration.grid import call, small
-from tests.pages import code
+from contseg.tests.integration.grid import call, small
+from contseg.tests.pages import code
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.lockstep import Trained, replay
-from tests.integration.mistakes import LONG, PLANTED, SHORT, Plant
+from contseg.tests.integration.lockstep import Trained, replay
+from contseg.tests.integration.mistakes import LONG, PLANTED, SHORT, Plant
 
 pytestmark = pytest.mark.numeric
 

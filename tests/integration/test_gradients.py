@@ -14,15 +14,15 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from benchmark import course as course_module
-from benchmark.course import Course, Parent, Pictures, Stage
-from benchmark.evaluate import evaluate
-from benchmark.load import term_states
-from benchmark.processes import over_processes
-from datasets.scenario import VOID, Step
-from methods.base import Method, SegOutput, argmax
-from methods.registry import addons, build_method, methods
-from tests.integration.forked import call_together
+from contseg.benchmark.contract import toy_run as course_module
+from contseg.benchmark.contract.toy_run import Course, Parent, Pictures, Stage
+from contseg.benchmark.models.load import term_states
+from contseg.benchmark.train.distributed import over_processes
+from contseg.benchmark.train.evaluate import evaluate
+from contseg.datasets.scenario import VOID, Step
+from contseg.methods.base import Method, SegOutput, argmax
+from contseg.methods.registry import addons, build_method, methods
+from contseg.tests.integration.forked import call_together
 
 pytestmark = pytest.mark.numeric
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.material import ROOT
+from contseg.tests.material import ROOT
 
 SCRIPT = """
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_datasets_available
 
-import datasets
+from contseg import datasets
 
 accelerator = Accelerator(cpu=True)
 assert is_datasets_available(), "the stand-in must be taken for Hugging Face's"
@@ -71,7 +71,7 @@ def test_prepare_with_hugging_face_datasets_beside(site: Path, tmp_path: Path, p
 def test_the_names_that_others_ask_for_are_torchs() -> None:
     import torch.utils.data
 
-    import datasets
+    from contseg import datasets
 
     assert datasets.IterableDataset is torch.utils.data.IterableDataset
     assert datasets.Dataset is torch.utils.data.Dataset

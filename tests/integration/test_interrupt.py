@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.grid import HOME, command, small
+from contseg.tests.integration.grid import HOME, command, small
 
 LONG = ("launch.workers=2", "train.updates=100000", "run.checkpoint_updates=20", "run.checkpoint_minutes=1000")
 
@@ -93,8 +93,8 @@ sys.exit(128 + signal.SIGTERM)
 LAUNCHER = """\
 import pathlib, sys
 from types import SimpleNamespace
-from benchmark import launch
-from benchmark.config import LaunchConfig
+from contseg.benchmark.train import launch
+from contseg.benchmark.plan.config import LaunchConfig
 launch.PROGRAM = pathlib.Path(sys.argv[1])
 plan = SimpleNamespace(config=SimpleNamespace(launch=LaunchConfig(workers=2)), nodes={})
 told = pathlib.Path(sys.argv[2])
@@ -109,7 +109,7 @@ def stubborn(terminal: Callable[..., Terminal], tmp_path: Path) -> Terminal:
     """Two workers that note every signal and leave when a file says so."""
     (tmp_path / "worker.py").write_text(STUBBORN)
     words = [sys.executable, "-c", LAUNCHER, str(tmp_path / "worker.py"), str(tmp_path)]
-    one = terminal(*words, PYTHONPATH=str(HOME))
+    one = terminal(*words)
     wait_for(lambda: len([*tmp_path.glob("*.ready")]) == 2)
     return one
 
@@ -148,7 +148,7 @@ def test_what_was_ignored_stays_ignored(terminal: Callable[..., Terminal], tmp_p
     """`nohup`: the closed terminal ends nothing."""
     (tmp_path / "worker.py").write_text(STUBBORN)
     words = [sys.executable, "-c", LAUNCHER, str(tmp_path / "worker.py"), str(tmp_path)]
-    one = terminal("nohup", *words, PYTHONPATH=str(HOME))
+    one = terminal("nohup", *words)
     wait_for(lambda: len([*tmp_path.glob("*.ready")]) == 2)
     os.killpg(one.process.pid, signal.SIGHUP)
     time.sleep(0.3)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.forked import kill, start_together
-from tests.integration.grid import numbers, records, small, weights
+from contseg.tests.integration.forked import kill, start_together
+from contseg.tests.integration.grid import numbers, records, small, weights
 
 METHODS = ("MiB+SDR", "EWC[weight=1]")  # two steps and observers of both, one step shared
 SETS = ("train.updates=20,20", "run.checkpoint_updates=10", "model.norm=batch")

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.store import Store, read_meta, read_sealed, write_sealed
-from tests.integration.grid import HOME, records, small
+from contseg.benchmark.store.files import Store, read_meta, read_sealed, write_sealed
+from contseg.tests.integration.grid import HOME, records, small
+from contseg.tests.material import search_path
 
 GRID = small(Path("out"), "FT", "MiB")
 AGAIN = "1 stored steps were made by other code (methods/mib.py) and are done again: shapes/3-3/overlapped step 1 MiB"
@@ -22,16 +23,22 @@ AGAIN = "1 stored steps were made by other code (methods/mib.py) and are done ag
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
+    copy = tmp_path / "contseg"
     for part in ("benchmark", "methods", "datasets"):
-        shutil.copytree(HOME / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(HOME / "run_benchmark.py", tmp_path)
-    return tmp_path
+        shutil.copytree(HOME / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("__init__.py", "run_benchmark.py"):
+        shutil.copy(HOME / file, copy)
+    return copy
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search_path(checkout.parent)}
 
 
 def call(checkout: Path, *words: object) -> str:
     done = subprocess.run(
         [sys.executable, "run_benchmark.py", *map(str, words)],
-        cwd=checkout, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=checkout, capture_output=True, text=True, timeout=600, env=environment(checkout),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -57,8 +64,8 @@ def test_what_other_code_made_is_made_again(checkout: Path) -> None:
     call(checkout, *GRID)
     before = records(out)
     assert all(
-        set(r["provenance"]["code"]["training"]["files"]) > {"benchmark/trainer.py", "methods/base.py"}
-        and "benchmark/evaluate.py" in r["provenance"]["code"]["evaluation"]["files"]
+        set(r["provenance"]["code"]["training"]["files"]) > {"benchmark/train/trainer.py", "methods/base.py"}
+        and "benchmark/train/evaluate.py" in r["provenance"]["code"]["evaluation"]["files"]
         and r["provenance"]["plugins"] == {}
         for r in before.values()
     )
@@ -104,12 +111,12 @@ def test_a_file_of_the_trainer_concerns_every_step_and_one_of_the_evaluation_tra
     out = checkout / "out"
     call(checkout, *GRID)
     kept = {p: read_meta(p) for p in (out / "cache").rglob("model.safetensors")}
-    append(checkout / "benchmark/evaluate.py")
+    append(checkout / "benchmark/train/evaluate.py")
     said = call(checkout, *GRID)
     assert "to train now: 0 steps" in said
-    assert "3 stored steps were made by other code (benchmark/evaluate.py)" in said
+    assert "3 stored steps were made by other code (benchmark/train/evaluate.py)" in said
     assert {p: read_meta(p) for p in kept} == kept
-    append(checkout / "benchmark/feed.py")
+    append(checkout / "benchmark/train/batches.py")
     assert "to train now: 3 steps" in call(checkout, *GRID)
     assert all(read_meta(p)["code"] != kept[p]["code"] for p in kept)
     assert to_train(checkout) == 0
@@ -117,7 +124,8 @@ def test_a_file_of_the_trainer_concerns_every_step_and_one_of_the_evaluation_tra
 
 def test_a_checkpoint_of_other_code_is_not_gone_on_from(checkout: Path) -> None:
     grid = small(Path("out"), "FT", sets=("run.checkpoint_updates=10", "train.updates=150,3"))
-    program = subprocess.Popen([sys.executable, "run_benchmark.py", *map(str, grid)], cwd=checkout)
+    line = [sys.executable, "run_benchmark.py", *map(str, grid)]
+    program = subprocess.Popen(line, cwd=checkout, env=environment(checkout))
     until = time.monotonic() + 120
     while not [*(checkout / "out").rglob("checkpoint.safetensors")]:
         assert program.poll() is None
@@ -125,7 +133,7 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(checkout: Path) -> None:
         time.sleep(0.05)
     program.kill()
     program.wait()
-    append(checkout / "benchmark/trainer.py")
+    append(checkout / "benchmark/train/trainer.py")
     said = call(checkout, *grid)
     assert "step 0 FT seed 0: its checkpoint was written by other code; it begins again" in said
     assert all(r["cost"]["resumed"] == 0 for r in records(checkout / "out").values())

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.page import as_html, config_text
-from benchmark.protocol import PROTOCOLS
-from benchmark.published import load_published, with_literature
-from benchmark.records import gather_runs
-from benchmark.reporter import leaderboard
-from tests.browser import Browser, chromium, need_chromium
-from tests.records import make_run
-from tests.unit.test_published import measured
-from tests.unit.test_reporter import grid
+from contseg.benchmark.plan.protocol import PROTOCOLS
+from contseg.benchmark.report.html import as_html, config_text
+from contseg.benchmark.report.reporter import leaderboard
+from contseg.benchmark.score.published import load_published, with_literature
+from contseg.benchmark.score.records import gather_runs
+from contseg.tests.browser import Browser, chromium, need_chromium
+from contseg.tests.records import make_run
+from contseg.tests.unit.test_published import measured
+from contseg.tests.unit.test_reporter import grid
 
 ROWS = "[...document.querySelectorAll('section')].filter(s => !s.hidden).map(s => [...s.querySelectorAll('tr.row')]"
 SHOWN = f"return {ROWS}.filter(r => !r.hidden).map(r => r.dataset.method))"

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-import run_benchmark
-from methods import registry
-from tests.integration.grid import call, small
+from contseg import run_benchmark
+from contseg.methods import registry
+from contseg.tests.integration.grid import call, small
 
 PLUGIN = """
 from dataclasses import dataclass
-from methods.base import Batch, CrossEntropy, Method, Term
-from methods.registry import register_method
+from contseg.methods.base import Batch, CrossEntropy, Method, Term
+from contseg.methods.registry import register_method
 
 class Vector(Term):
     def __call__(self, batch: Batch):
@@ -80,7 +80,7 @@ def test_check_names_each_and_its_exit_code_counts_all(plugin: Path, capsys: pyt
 
 
 def test_a_report_is_shown_as_soon_as_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmark import check
+    from contseg.benchmark.contract import rules as check
 
     class Stop(BaseException):
         pass
@@ -92,7 +92,7 @@ def test_a_report_is_shown_as_soon_as_it_is_there(monkeypatch: pytest.MonkeyPatc
 
     shown: list[str] = []
     monkeypatch.setattr(check, "check_method", checked)
-    monkeypatch.setattr("benchmark.commands._say", shown.append)
+    monkeypatch.setattr("contseg.benchmark.cli.commands._say", shown.append)
     with pytest.raises(Stop):
         main("check", "FT", "MiB")
     assert shown == ["FT: all 1 rules hold"]

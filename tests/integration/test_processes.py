@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark import runner
-from benchmark.processes import gather
-from benchmark.store import read_tensors, tensors_digest
-from run_benchmark import main
-from tests.integration.forked import call_together
-from tests.integration.grid import HOME, records, small, weights
-from tests.margins import assert_same_counts
+from contseg.benchmark.store.files import read_tensors, tensors_digest
+from contseg.benchmark.train import runner
+from contseg.benchmark.train.distributed import gather
+from contseg.run_benchmark import main
+from contseg.tests.integration.forked import call_together
+from contseg.tests.integration.grid import HOME, records, small, weights
+from contseg.tests.margins import assert_same_counts
 
 pytestmark = pytest.mark.numeric
 

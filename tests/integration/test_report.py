@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmark.records import read_records
-from benchmark.store import Store, write_json, write_sealed
-from run_benchmark import main
-from tests.integration import forked
-from tests.integration.grid import call, records, small
-from tests.margins import assert_same_counts
-from tests.records import make_run, write_records
+from contseg.benchmark.score.records import read_records
+from contseg.benchmark.store.files import Store, write_json, write_sealed
+from contseg.run_benchmark import main
+from contseg.tests.integration import forked
+from contseg.tests.integration.grid import call, records, small
+from contseg.tests.margins import assert_same_counts
+from contseg.tests.records import make_run, write_records
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +261,8 @@ def test_names_that_are_not_the_suites_are_refused(
 
 
 PLUGIN = """\
-from methods.base import CrossEntropy, Method
-from methods.registry import register_method
+from contseg.methods.base import CrossEntropy, Method
+from contseg.methods.registry import register_method
 
 
 @register_method("Theirs")

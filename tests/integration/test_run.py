@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmark import runner
-from run_benchmark import main
-from tests.integration.grid import call, numbers, records, small, weights
+from contseg.benchmark.train import runner
+from contseg.run_benchmark import main
+from contseg.tests.integration.grid import call, numbers, records, small, weights
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from os import getpid
 from pathlib import Path
 from socket import gethostname
 
-from benchmark.claims import Claim
-from benchmark.store import Store
-from tests.integration.forked import call, kill, start, start_together
-from tests.integration.grid import numbers, records, small, weights
+from contseg.benchmark.store.claims import Claim
+from contseg.benchmark.store.files import Store
+from contseg.tests.integration.forked import call, kill, start, start_together
+from contseg.tests.integration.grid import numbers, records, small, weights
 
 METHODS = ("FT", "MiB+SDR", "EWC[weight=1]")
 SETS = ("train.updates=5,30", "run.checkpoint_updates=10")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.integration.forked import call, kill, start
-from tests.integration.grid import numbers, records, small, weights
-from tests.slurm.controller import Slurm, missing
+from contseg.tests.integration.forked import call, kill, start
+from contseg.tests.integration.grid import numbers, records, small, weights
+from contseg.tests.slurm.controller import Slurm, missing
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing()), reason=f"NO SLURM: {missing()}")]
 

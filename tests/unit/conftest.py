@@ -5,8 +5,8 @@ import pytest
 
 @pytest.fixture
 def probe_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    from methods import registry
-    from tests.unit.probe import probe
+    from contseg.methods import registry
+    from contseg.tests.unit.probe import probe
 
     registry.methods()
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.palette import voc_palette
+from contseg.datasets.palette import voc_palette
 
 NAMES = ("background", "cat", "dog", "cow")
 LABELS = {"train": ((0, 1), (1, 2), (2, 255), (0, 3)), "val": ((0, 1), (2, 3))}

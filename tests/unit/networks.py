@@ -5,11 +5,11 @@ import copy
 import torch
 from torch import nn
 
-from benchmark.load import grow, skeleton
-from benchmark.model import Segmenter
-from benchmark.model_config import ModelConfig
-from datasets.scenario import Step
-from methods.base import Batch, Method, SegOutput
+from contseg.benchmark.models.load import grow, skeleton
+from contseg.benchmark.models.segmenter import Segmenter
+from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.datasets.scenario import Step
+from contseg.methods.base import Batch, Method, SegOutput
 
 TINY = ModelConfig("tiny", norm="batch")
 

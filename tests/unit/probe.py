@@ -8,12 +8,12 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from benchmark.config import read_config
-from benchmark.plan import Plan, Run, make_plan
-from datasets.base import SegmentationDataset
-from datasets.scenario import VOID
-from methods.base import CrossEntropy, Method, Term, argmax, later, same_model, torch_init, train_all
-from tests.told import Told
+from contseg.benchmark.plan.build import Plan, Run, make_plan
+from contseg.benchmark.plan.config import read_config
+from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.scenario import VOID
+from contseg.methods.base import CrossEntropy, Method, Term, argmax, later, same_model, torch_init, train_all
+from contseg.tests.told import Told
 
 
 @dataclass(eq=False)

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from datasets.download import Source
-from datasets.palette import voc_palette
+from contseg.datasets.palette import voc_palette
+from contseg.datasets.tools.download import Source
 
 # ids by what they are: VOC train 2, VOC val 2; SBD knows one of each and three more
 VOC_TRAIN, VOC_VAL = ("2007_000032", "2007_000039"), ("2007_000033", "2007_000042")

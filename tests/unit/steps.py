@@ -8,13 +8,13 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from benchmark.config import read_config
-from benchmark.plan import Plan, StepNode, make_plan
-from benchmark.runner import Outcome, Runner
-from benchmark.store import Store
-from benchmark.trainer import StepTrainer
-from methods.registry import build_method
-from tests.benchmarks.grid import Resident
+from contseg.benchmark.plan.build import Plan, StepNode, make_plan
+from contseg.benchmark.plan.config import read_config
+from contseg.benchmark.store.files import Store
+from contseg.benchmark.train.runner import Outcome, Runner
+from contseg.benchmark.train.trainer import StepTrainer
+from contseg.methods.registry import build_method
+from contseg.tests.benchmarks.grid import Resident
 
 SETS = (
     "model.backbone=tiny",

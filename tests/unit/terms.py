@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.scenario import VOID, Step
-from methods.base import Batch, CrossEntropy, SegOutput, Term, alone
-from methods.ilt import FeatureDistillation
-from methods.lwf import Distillation
-from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
-from methods.sdr import Attraction, Matching, Prototypes, Repulsion, Sparsity
-from methods.sdr_variants import (
+from contseg.datasets.scenario import VOID, Step
+from contseg.methods.base import Batch, CrossEntropy, SegOutput, Term, alone
+from contseg.methods.ilt import FeatureDistillation
+from contseg.methods.lwf import Distillation
+from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
+from contseg.methods.sdr import Attraction, Matching, Prototypes, Repulsion, Sparsity
+from contseg.methods.sdr_variants import (
     PrintedAttraction,
     PrintedMatching,
     PrintedRepulsion,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from datasets.archive import unpack
-from datasets.errors import UserError
+from contseg.datasets.errors import UserError
+from contseg.datasets.tools.archive import unpack
 
 FILES = {"top/a.txt": b"first", "top/sub/b.bin": bytes(1024), "top/empty": b""}
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from datasets.scenario import VOID
-from methods.base import Method, SegOutput, StepContext, shrink_labels
-from methods.baselines import ClassMeans, NearestMean
-from methods.registry import build_method
-from tests.unit.networks import make_images, make_labels, make_steps, student_of, taught
+from contseg.datasets.scenario import VOID
+from contseg.methods.base import Method, SegOutput, StepContext, shrink_labels
+from contseg.methods.baselines import ClassMeans, NearestMean
+from contseg.methods.registry import build_method
+from contseg.tests.unit.networks import make_images, make_labels, make_steps, student_of, taught
 
 pytestmark = pytest.mark.numeric
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark import check
-from benchmark.check import Broken, assert_contract, check_method
-from datasets.scenario import VOID, Scenario, Step
-from methods.base import Batch, CrossEntropy, Method, SegOutput, StepContext, Term
-from methods.lwf import Distillation
+from contseg.benchmark.contract import rules as check
+from contseg.benchmark.contract.rules import Broken, assert_contract, check_method
+from contseg.datasets.scenario import VOID, Scenario, Step
+from contseg.methods.base import Batch, CrossEntropy, Method, SegOutput, StepContext, Term
+from contseg.methods.lwf import Distillation
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from benchmark import claims
-from benchmark.claims import STALE, Claim
+from contseg.benchmark.store import claims
+from contseg.benchmark.store.claims import STALE, Claim
 
 
 @pytest.fixture
@@ -66,7 +66,9 @@ def test_a_process_number_that_is_used_again_is_not_the_claimant(tmp_path: Path)
 
 def test_a_claim_of_another_namespace_of_process_numbers_stands(tmp_path: Path) -> None:
     """What another container of this host name claims, where its process number is nobody's or somebody else's here."""
-    script = "import sys, pathlib, benchmark.claims as c; print(c.Claim(pathlib.Path(sys.argv[1])).acquire())"
+    script = (
+        "import sys, pathlib, contseg.benchmark.store.claims as c\nprint(c.Claim(pathlib.Path(sys.argv[1])).acquire())"
+    )
     unshare = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script, str(tmp_path)]
     try:
         inside = subprocess.run(unshare, capture_output=True, text=True, timeout=60)

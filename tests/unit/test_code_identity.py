@@ -1,5 +1,6 @@
 """An edited plugin is another method, what a key cannot see is refused, and built-in methods keep their keys."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.check import check_method, every_name
-from benchmark.config import read_config
-from benchmark.plan import make_plan
-from datasets.base import open_dataset
-from datasets.errors import UserError
-from methods import code, registry
-from methods.registry import build_method, load_plugins
-from methods.visible import check_visible
-from tests.material import ROOT
-from tests.unit.probe import grid
+from contseg.benchmark.contract.rules import check_method, every_name
+from contseg.benchmark.plan.build import make_plan
+from contseg.benchmark.plan.config import read_config
+from contseg.datasets.base import open_dataset
+from contseg.datasets.errors import UserError
+from contseg.methods import code, registry
+from contseg.methods.registry import build_method, load_plugins
+from contseg.methods.visible import check_visible
+from contseg.tests.material import ROOT, search_path
+from contseg.tests.unit.probe import grid
 
 # the last step of shapes/3-3: the first digits of the keys of its training and of its evaluation.
 # A method whose numbers moved has a new `revision`, and a new line here; no other line changes.
@@ -58,8 +59,8 @@ TERM = """
 from dataclasses import dataclass, field, InitVar
 from functools import partial
 import torch
-from methods.base import CrossEntropy, Method, Term, argmax, torch_init
-from methods.registry import register_method
+from contseg.methods.base import CrossEntropy, Method, Term, argmax, torch_init
+from contseg.methods.registry import register_method
 
 @dataclass(eq=False)
 class Mine(Term):
@@ -92,12 +93,17 @@ def write(path: Path, term: str = "Mine(a)", predict: str = "rule", before: str 
 def keys_of(plugin: Path, method: str = "Own", **environment: str) -> list[str]:
     """The keys of training, evaluation and observers that a program of its own gives the last step."""
     text = (
-        "from tests.unit.probe import grid; from methods.registry import "
+        "from contseg.tests.unit.probe import grid; from contseg.methods.registry import "
         f"load_plugins; load_plugins({str(plugin)!r}); c = grid(method={method!r}).runs[0].cells[-1]; "
         "print(c.node.key, c.score, *c.observers)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True, env=environment or None
+        [sys.executable, "-c", text],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
     )
     return done.stdout.split()
 
@@ -156,7 +162,7 @@ def test_an_edit_of_a_plugin_or_of_what_it_imports_moves_its_keys(tmp_path: Path
     (package / "__init__.py").write_text("from .more import third\n")
     (package / "losses.py").write_text("def half(x):\n    return x / 2\n")
     (package / "more.py").write_text("third = 1 / 3\n")
-    before = keys_of(plugin, PYTHONPATH=f"{ROOT}:{here}")
+    before = keys_of(plugin, PYTHONPATH=search_path(here))
     (package / "unrelated.py").write_text("x = 1\n")
     elsewhere = here.rename(tmp_path / "elsewhere")
     known = [before]
@@ -168,7 +174,7 @@ def test_an_edit_of_a_plugin_or_of_what_it_imports_moves_its_keys(tmp_path: Path
     ):
         file = elsewhere / name
         file.write_text(file.read_text().replace(old, new))
-        known.append(keys_of(elsewhere / plugin.name, PYTHONPATH=f"{ROOT}:{elsewhere}"))
+        known.append(keys_of(elsewhere / plugin.name, PYTHONPATH=search_path(elsewhere)))
     assert known[1] == known[0]
     for which in zip(*known[1:], strict=True):
         assert len({*which}) == 4  # training and evaluation, each another with every edit
@@ -198,8 +204,8 @@ def test_an_installed_plugin_is_known_by_the_files_of_its_distribution(tmp_path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-method\nVersion: 1.0\n")
     (info / "RECORD").write_text("their_method/__init__.py,,\ntheir_method/table.json,,\n")
     (info / "top_level.txt").write_text("their_method\n")
-    (info / "entry_points.txt").write_text("[contseg.methods]\nown = their_method\n")
-    here = {"PYTHONPATH": f"{ROOT}:{site}"}
+    (info / "entry_points.txt").write_text("[contseg.plugins]\nown = their_method\n")
+    here = {"PYTHONPATH": search_path(site)}
     before = keys_of(Path("their_method"), **here)
     assert keys_of(Path("their_method"), **here) == before
     (package / "table.json").write_text("2")

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import pytest
 from msgspec import Meta
 
-from benchmark.config import SECTIONS, Config, RunConfig, TrainConfig, checked, identity, read_config
-from benchmark.config_reference import reference
-from benchmark.model_config import model_identity
-from benchmark.store import digest
-from datasets.errors import UserError
-from methods import registry
-from methods.base import CrossEntropy, Method, describe
-from methods.ranges import admit, meaning, type_name, words
-from tests.material import ROOT
+from contseg.benchmark.plan.config import SECTIONS, Config, RunConfig, TrainConfig, checked, identity, read_config
+from contseg.benchmark.plan.config_reference import reference
+from contseg.benchmark.plan.model_config import model_identity
+from contseg.benchmark.store.files import digest
+from contseg.datasets.errors import UserError
+from contseg.methods import registry
+from contseg.methods.base import CrossEntropy, Method, describe
+from contseg.methods.ranges import admit, meaning, type_name, words
+from contseg.tests.material import ROOT
 
 # as they were before configurations were declared with ranges: a step's key hashes the first two and the fourth
 DIGESTS = {
@@ -105,7 +105,7 @@ def test_every_default_lies_in_its_range_and_every_field_has_a_meaning() -> None
 
 
 def test_the_reference_is_written_from_the_declarations() -> None:
-    """After a change: ``python -m benchmark.config_reference > docs/configuration.md``."""
+    """After a change: ``python -m contseg.benchmark.plan.config_reference > docs/configuration.md``."""
     assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == reference()
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base import _REGISTRY, open_dataset
-from datasets.index import read_index
-from run_benchmark import main
-from tests.unit.folders import voc_layout, write_map, write_picture
-from tests.unit.trees import voc_tree
+from contseg.datasets.base import _REGISTRY, open_dataset
+from contseg.datasets.index import read_index
+from contseg.run_benchmark import main
+from contseg.tests.unit.folders import voc_layout, write_map, write_picture
+from contseg.tests.unit.trees import voc_tree
 
 Refused = Callable[..., str]
 
@@ -65,7 +65,7 @@ class TestTargets:
         self, refused: Refused, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            "datasets.show.contact_sheet", lambda *_: Image.new("RGB", (20000, 2))
+            "contseg.datasets.tools.show.contact_sheet", lambda *_: Image.new("RGB", (20000, 2))
         )  # WebP ends at 16 383
         assert "cannot write" in refused(*show(own, "--out", tmp_path / "x.webp"))
 
@@ -157,7 +157,7 @@ class TestWhichDataSet:
         monkeypatch.setenv("CONTSEG_CACHE", str(tmp_path / "cache"))
         words = ["data", "export-splits", "mine/2-1/overlapped", "--root", str(own), "--out", str(tmp_path / "lists")]
         assert main(words) == 0
-        monkeypatch.setattr("datasets.index._read", lambda *_: pytest.fail("a map was read again"))
+        monkeypatch.setattr("contseg.datasets.index._read", lambda *_: pytest.fail("a map was read again"))
         assert main(words) == 0
         words = ["data", "import-splits", str(tmp_path / "lists"), "--data", f"mine={own}"]
         assert main([*words, "--scenario", "mine/2-1/overlapped"]) == 0
@@ -310,7 +310,7 @@ class TestClassesOfOnesOwn:
     @pytest.fixture(autouse=True)
     def registry(self, monkeypatch: pytest.MonkeyPatch) -> None:
         open_dataset("shapes")
-        monkeypatch.setattr("datasets.base._REGISTRY", dict(_REGISTRY))
+        monkeypatch.setattr("contseg.datasets.base._REGISTRY", dict(_REGISTRY))
 
     @pytest.fixture
     def plugin(self, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Path]:
@@ -318,7 +318,7 @@ class TestClassesOfOnesOwn:
             path = tmp_path / f"data_{uuid.uuid4().hex}.py"
             body = "".join(parts) or "pass"
             path.write_text(
-                "from datasets.base import SegmentationDataset, register_dataset\n"
+                "from contseg.datasets.base import SegmentationDataset, register_dataset\n"
                 f"{decorator}\nclass Mine({base}):\n    {body}\n"
             )
             return path

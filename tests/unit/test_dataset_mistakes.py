@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base import open_dataset
-from datasets.errors import UserError
-from tests.unit.trees import ade_tree, folder_tree, voc_tree, write_label, write_list, write_picture
+from contseg.datasets.base import open_dataset
+from contseg.datasets.errors import UserError
+from contseg.tests.unit.trees import ade_tree, folder_tree, voc_tree, write_label, write_list, write_picture
 
 
 @pytest.fixture

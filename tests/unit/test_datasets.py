@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import index as index_module
-from datasets.ade20k import Ade
-from datasets.base import _REGISTRY, SegmentationDataset, known_datasets, open_dataset, register_dataset
-from datasets.folder import Folder
-from datasets.voc import Voc
-from tests.material import ROOT, material
-from tests.unit.trees import TRAIN, VAL, ade_tree, folder_tree, voc_tree, write_label, write_list, write_picture
+from contseg.datasets import index as index_module
+from contseg.datasets.base import _REGISTRY, SegmentationDataset, known_datasets, open_dataset, register_dataset
+from contseg.datasets.formats.ade20k import Ade
+from contseg.datasets.formats.folder import Folder
+from contseg.datasets.formats.voc import Voc
+from contseg.tests.material import ROOT, material
+from contseg.tests.unit.trees import TRAIN, VAL, ade_tree, folder_tree, voc_tree, write_label, write_list, write_picture
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ class TestRegistry:
         assert set(known_datasets()) >= {"ade", "folder", "shapes", "voc"}
 
     def test_a_class_of_ones_own(self, monkeypatch):
-        monkeypatch.setattr("datasets.base._REGISTRY", dict(_REGISTRY))
+        monkeypatch.setattr("contseg.datasets.base._REGISTRY", dict(_REGISTRY))
 
         @register_dataset("noise")
         class Noise(SegmentationDataset):
@@ -258,9 +258,9 @@ def test_planning_needs_neither_torch_nor_torchvision(folder, tmp_path):
     """Scenario, presence and view of files, with the table still to be read."""
     program = f"""
 import sys
-from datasets.base import open_dataset
-from datasets.scenario import parse_scenario
-from datasets.view import step_view, val_view
+from contseg.datasets.base import open_dataset
+from contseg.datasets.scenario import parse_scenario
+from contseg.datasets.view import step_view, val_view
 dataset = open_dataset("mine", {str(folder)!r}, {str(tmp_path / "cache")!r})
 print(len(step_view(dataset, parse_scenario("mine/2-1/overlapped", 3), 0).ids), len(val_view(dataset).ids))
 print([m for m in ("torch", "torchvision") if m in sys.modules])

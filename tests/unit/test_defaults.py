@@ -7,21 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.scenario import VOID
-from methods import registry
-from methods.base import Batch, CrossEntropy, Method, SegOutput, Term, held
-from methods.cil import LabelledCrossEntropy, UnlabelledDistillation
-from methods.dkd import Auxiliary, BinaryDistillation, EvidenceDistillation, MultiBCE
-from methods.ilt import FeatureDistillation
-from methods.lwf import Distillation
-from methods.lwf_mc import BinaryCrossEntropy, ReplacedTargets, SigmoidDistillation
-from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
-from methods.plop import PseudoLabelCrossEntropy
-from methods.registry import Entry, build_method, coerce
-from methods.sdr_variants import ReleasedCrossEntropy
-from methods.ssul import UnknownBCE
-from tests.material import ROOT
-from tests.unit.networks import make_steps
+from contseg.datasets.scenario import VOID
+from contseg.methods import registry
+from contseg.methods.base import Batch, CrossEntropy, Method, SegOutput, Term, held
+from contseg.methods.cil import LabelledCrossEntropy, UnlabelledDistillation
+from contseg.methods.dkd import Auxiliary, BinaryDistillation, EvidenceDistillation, MultiBCE
+from contseg.methods.ilt import FeatureDistillation
+from contseg.methods.lwf import Distillation
+from contseg.methods.lwf_mc import BinaryCrossEntropy, ReplacedTargets, SigmoidDistillation
+from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
+from contseg.methods.plop import PseudoLabelCrossEntropy
+from contseg.methods.registry import Entry, build_method, coerce
+from contseg.methods.sdr_variants import ReleasedCrossEntropy
+from contseg.methods.ssul import UnknownBCE
+from contseg.tests.material import ROOT
+from contseg.tests.unit.networks import make_steps
 
 DOCUMENT = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
 BUILT_IN = {

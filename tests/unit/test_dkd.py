@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.base import SegOutput
-from methods.dkd import above_half, binary_distillation, logit_parts, multi_bce
-from methods.modules import is_norm
-from methods.registry import build_method
-from tests.unit.networks import make_batch, make_steps, student_of, taught
+from contseg.methods.base import SegOutput
+from contseg.methods.dkd import above_half, binary_distillation, logit_parts, multi_bce
+from contseg.methods.modules import is_norm
+from contseg.methods.registry import build_method
+from contseg.tests.unit.networks import make_batch, make_steps, student_of, taught
 
 pytestmark = pytest.mark.numeric
 

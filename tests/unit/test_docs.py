@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import run_benchmark
-from benchmark.config import read_config
-from datasets import base
-from datasets.base import known_datasets, open_dataset
-from datasets.scenario import Step
-from methods import registry
-from methods.base import Batch, SegOutput
-from tests.material import ROOT
-from tests.pages import PAGES, code, commands
+from contseg import run_benchmark
+from contseg.benchmark.plan.config import read_config
+from contseg.datasets import base
+from contseg.datasets.base import known_datasets, open_dataset
+from contseg.datasets.scenario import Step
+from contseg.methods import registry
+from contseg.methods.base import Batch, SegOutput
+from contseg.tests.material import ROOT
+from contseg.tests.pages import PAGES, code, commands
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from datasets import download
-from datasets.download import Source, fetch
-from datasets.errors import UserError
-from tests.unit.loopback import Site, serve
+from contseg.datasets.errors import UserError
+from contseg.datasets.tools import download
+from contseg.datasets.tools.download import Source, fetch
+from contseg.tests.unit.loopback import Site, serve
 
 CONTENT = bytes(range(256)) * 1200  # 300 kB
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark.evaluate import evaluate
-from methods.base import SegOutput, argmax
+from contseg.benchmark.train.evaluate import evaluate
+from contseg.methods.base import SegOutput, argmax
 
 VOID = 255
 CHANNELS = 7

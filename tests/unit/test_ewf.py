@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from methods.base import StepContext
-from methods.ewf import ewf, fusion_weight
-from methods.registry import build_method
-from tests.unit.networks import make_steps, student_of, taught
+from contseg.methods.base import StepContext
+from contseg.methods.ewf import ewf, fusion_weight
+from contseg.methods.registry import build_method
+from contseg.tests.unit.networks import make_steps, student_of, taught
 
 pytestmark = pytest.mark.numeric
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.exports import as_json, as_latex, as_model_index, escape
-from benchmark.protocol import PROTOCOLS
-from benchmark.published import load_published, with_literature
-from benchmark.reporter import leaderboard
-from tests.records import make_run
-from tests.unit.test_published import VOC
-from tests.unit.test_reporter import grid
+from contseg.benchmark.plan.protocol import PROTOCOLS
+from contseg.benchmark.report.exports import as_json, as_latex, as_model_index, escape
+from contseg.benchmark.report.reporter import leaderboard
+from contseg.benchmark.score.published import load_published, with_literature
+from contseg.tests.records import make_run
+from contseg.tests.unit.test_published import VOC
+from contseg.tests.unit.test_reporter import grid
 
 SDR = PROTOCOLS["sdr"]
 

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark import feed
-from benchmark.load import fresh, grow
-from benchmark.model_config import ModelConfig
-from datasets.pictures_of_step import StepPictures
-from methods.base import StepContext
-from methods.baselines import ClassMeans
-from methods.plop import PseudoLabelCrossEntropy
-from methods.registry import build_method
-from methods.reminder import BatchPrototypes
-from tests.unit.networks import make_images, make_labels, make_steps
-from tests.unit.steps import Grid, Images
+from contseg.benchmark.models.load import fresh, grow
+from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.train import batches as feed
+from contseg.datasets.step_dataset import StepPictures
+from contseg.methods.base import StepContext
+from contseg.methods.baselines import ClassMeans
+from contseg.methods.plop import PseudoLabelCrossEntropy
+from contseg.methods.registry import build_method
+from contseg.methods.reminder import BatchPrototypes
+from contseg.tests.unit.networks import make_images, make_labels, make_steps
+from contseg.tests.unit.steps import Grid, Images
 
 
 def shares(tmp_path: Path, images: int, processes: int) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
@@ -80,7 +80,7 @@ def test_processes_on_one_machine_share_its_memory(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     each = 4 * 32 * 32
-    monkeypatch.setattr("datasets.pictures_of_step._room", lambda: 8 * each)
+    monkeypatch.setattr("contseg.datasets.step_dataset._room", lambda: 8 * each)
     monkeypatch.setattr(Images, "sizes", lambda self, split: torch.full((16, 2), 32).numpy())
     grid = Grid(tmp_path, ("FT",), ("run.keep_decoded=true",), data=Images(16))
     kept = grid.trainer().feed.pictures._kept

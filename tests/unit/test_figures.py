@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmark.figures import classes, contest_rows, curves, file_name, published, write_figures
-from benchmark.latent import separation
-from benchmark.pictures import palette
-from benchmark.protocol import PROTOCOLS
-from benchmark.published import load_published, with_literature
-from benchmark.reporter import leaderboard
-from benchmark.stored import telling_pictures
-from tests.records import make_run
-from tests.unit.test_published import measured
-from tests.unit.test_reporter import grid
+from contseg.benchmark.plan.protocol import PROTOCOLS
+from contseg.benchmark.report.figures import classes, contest_rows, curves, file_name, published, write_figures
+from contseg.benchmark.report.latent import separation
+from contseg.benchmark.report.predictions import palette
+from contseg.benchmark.report.reporter import leaderboard
+from contseg.benchmark.score.networks import telling_pictures
+from contseg.benchmark.score.published import load_published, with_literature
+from contseg.tests.records import make_run
+from contseg.tests.unit.test_published import measured
+from contseg.tests.unit.test_reporter import grid
 
 SDR = PROTOCOLS["sdr"]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datasets.scenario import Step
-from methods.base import StepContext, Term
-from methods.importance import Fisher, PathIntegral, QuadraticPenalty, RiemannianWalk, min_max
-from methods.registry import build_method
-from tests.unit.networks import make_steps
+from contseg.datasets.scenario import Step
+from contseg.methods.base import StepContext, Term
+from contseg.methods.importance import Fisher, PathIntegral, QuadraticPenalty, RiemannianWalk, min_max
+from contseg.methods.registry import build_method
+from contseg.tests.unit.networks import make_steps
 
 pytestmark = pytest.mark.numeric
 

@@ -1,23 +1,29 @@
-"""Imports point one way, and nothing heavy lies on the way of ``--help`` (docs/architecture.md)."""
+"""Imports point one way, the tree keeps its shape, and nothing heavy lies on the way of ``--help``."""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.material import ROOT
+from contseg.tests.material import ROOT
 
-OURS = {"run_benchmark", "benchmark", "methods", "datasets", "tests", "results"}
+# Each wing of `benchmark/` may import the wings to its left, never one to its right (docs/architecture.md).
+WINGS = ("store", "plan", "models", "train", "contract", "score", "report", "cli")
+PARTS = ("benchmark", "datasets", "methods", "run_benchmark.py")
 
 # folder or file -> what of ours it may import, and which third parties (None: any)
-RULES: dict[str, tuple[set[str], set[str] | None]] = {
-    "datasets": ({"datasets"}, {"torch", "torchvision", "numpy", "PIL", "tqdm", "scipy", "pycocotools"}),
-    "methods": ({"methods", "datasets.scenario", "datasets.errors"}, {"torch", "msgspec"}),
-    "benchmark": ({"benchmark", "methods", "datasets"}, None),
-    "run_benchmark.py": ({"benchmark", "datasets.errors"}, set()),
+RULES: dict[str, tuple[tuple[str, ...], set[str] | None]] = {
+    "datasets": (("datasets",), {"torch", "torchvision", "numpy", "PIL", "tqdm", "scipy", "pycocotools"}),
+    "methods": (("methods", "datasets.scenario", "datasets.errors"), {"torch", "msgspec"}),
+    **{
+        f"benchmark/{wing}": ((*(f"benchmark.{w}" for w in WINGS[: i + 1]), "methods", "datasets"), None)
+        for i, wing in enumerate(WINGS)
+    },
+    "run_benchmark.py": (("benchmark.cli", "datasets.errors"), set()),
 }
 
 
@@ -42,11 +48,11 @@ def offences(part: str) -> list[str]:
     ours, third_parties = RULES[part]
     found = []
     for path in sources(part):
-        package = ".".join(path.relative_to(ROOT).parent.parts)
+        package = ".".join(("contseg", *path.relative_to(ROOT).parent.parts))
         for name in imported(path.read_text(encoding="utf-8"), package):
-            root = name.partition(".")[0]
-            if root in OURS:
-                allowed = any(name == m or name.startswith(f"{m}.") for m in ours)
+            root, _, inside = name.partition(".")
+            if root == "contseg":
+                allowed = any(inside == m or inside.startswith(f"{m}.") for m in ours)
             else:
                 allowed = third_parties is None or root in third_parties or root in sys.stdlib_module_names
             if not allowed:
@@ -67,14 +73,74 @@ def test_the_reader_of_imports_sees_every_form() -> None:
     assert list(imported(text, "p.q")) == ["a.b", "c", "d.e", "p.q.g", "p.q.h.i", "p.j.k"]
 
 
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(("contseg", *p.relative_to(ROOT).with_suffix("").parts)): p for part in PARTS for p in sources(part)
+    }
+
+
+def test_no_two_files_import_each_other() -> None:
+    """No circle, whether an import stands at the top of a file or inside a function."""
+    known = modules()
+    reads = {}
+    for name, path in known.items():
+        found = imported(path.read_text(encoding="utf-8"), name.rpartition(".")[0])
+        reads[name] = {m if m in known else m.rpartition(".")[0] for m in found} & set(known) - {name}
+    left = dict(reads)
+    while free := [n for n, needed in left.items() if not needed & set(left)]:
+        for name in free:
+            del left[name]
+    assert sorted(left) == []
+
+
+# --- the shape of the tree ----------------------------------------------------------------------------------------
+
+
+def test_every_wing_is_small_and_known() -> None:
+    inside = {p.name for p in (ROOT / "benchmark").iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert inside == set(WINGS)
+    for folder in [ROOT / "benchmark" / wing for wing in WINGS] + [ROOT / "datasets", *(ROOT / "datasets").glob("*/")]:
+        assert len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) <= 15, folder
+
+
+def test_no_file_is_long() -> None:
+    long = {str(p.relative_to(ROOT)): n for p in modules().values() if (n := len(p.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+def test_at_most_five_positional_arguments() -> None:
+    """``self`` and ``cls`` do not count; what comes behind a bare ``*`` has to be named."""
+    many = []
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls")]
+                if len(names) > 5:
+                    many.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+    assert many == []
+
+
+def test_every_folder_of_the_package_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = ["contseg"] + [
+        ".".join(("contseg", *p.parent.relative_to(ROOT).parts))
+        for part in PARTS[:3]
+        for p in (ROOT / part).rglob("__init__.py")
+    ]
+    assert sorted(listed) == sorted(there)
+
+
+# --- what is loaded -----------------------------------------------------------------------------------------------
+
+
 def loaded_by(code: str, suspects: set[str]) -> set[str]:
     """Which of the suspects are in ``sys.modules`` after the code ran in a fresh interpreter."""
     report = f"{code}\nimport sys\nprint('loaded:', *({suspects!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", report], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", report], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
-HEAVY = {"torch", "torchvision", "accelerate", "pandas", "numpy", "sklearn", "matplotlib"}
+HEAVY = {"torch", "torchvision", "accelerate", "pandas", "numpy", "matplotlib"}
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -91,14 +157,15 @@ def test_help_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("module", ["datasets", "datasets.scenario", "datasets.errors", "methods.registry"])
 def test_names_are_known_without_anything_heavy(module: str) -> None:
-    assert loaded_by(f"import {module}", HEAVY) == set()
+    assert loaded_by(f"import contseg.{module}", HEAVY) == set()
 
 
 def test_methods_load_no_torchvision() -> None:
-    assert loaded_by("from methods.registry import methods\nmethods()", {"torchvision", "accelerate"}) == set()
+    code = "from contseg.methods.registry import methods\nmethods()"
+    assert loaded_by(code, {"torchvision", "accelerate"}) == set()
 
 
 def test_a_plan_loads_no_torchvision(tmp_path: Path) -> None:
     words = ["plan", "--scenarios", "shapes/3-3/overlapped", "--methods", "FT", "MiB+SDR", "--out", str(tmp_path)]
-    run = f"import run_benchmark\nassert run_benchmark.main({words!r}) == 0"
-    assert loaded_by(run, {"torchvision", "accelerate", "sklearn", "matplotlib"}) == set()
+    run = f"from contseg import run_benchmark\nassert run_benchmark.main({words!r}) == 0"
+    assert loaded_by(run, {"torchvision", "accelerate", "matplotlib"}) == set()

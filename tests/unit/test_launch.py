@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from benchmark import launch
-from benchmark.config import LaunchConfig
-from datasets.errors import UserError
+from contseg.benchmark.plan.config import LaunchConfig
+from contseg.benchmark.train import launch
+from contseg.datasets.errors import UserError
 
 
 @pytest.mark.parametrize(

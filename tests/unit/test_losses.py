@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.scenario import VOID
-from tests.unit.terms import (
+from contseg.datasets.scenario import VOID
+from contseg.tests.unit.terms import (
     INTENDED,
     RELEASED,
     SUPERVISED,

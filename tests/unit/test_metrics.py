@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.confusion import confusion
-from benchmark.metrics import class_iou, harmonic, score_run, score_step, scored_counts
-from benchmark.protocol import PROTOCOLS, Protocol, parse_protocol
-from tests.records import make_run
+from contseg.benchmark.plan.protocol import PROTOCOLS, Protocol, parse_protocol
+from contseg.benchmark.score.metrics import class_iou, harmonic, score_run, score_step, scored_counts
+from contseg.benchmark.train.confusion import confusion
+from contseg.tests.records import make_run
 
 VOID = 255
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from datasets.scenario import VOID
-from methods.base import Batch, CrossEntropy, SegOutput
-from methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation, background_shares
-from tests.unit.terms import (
+from contseg.datasets.scenario import VOID
+from contseg.methods.base import Batch, CrossEntropy, SegOutput
+from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation, background_shares
+from contseg.tests.unit.terms import (
     INTENDED,
     SETUPS,
     C,

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, resnet
 
-from benchmark.config import Config, checked
-from benchmark.encoders import build_encoder, set_output_stride
-from benchmark.model import ASPP, IncrementalClassifier, build_model, set_norm, sliding_mean
-from benchmark.model_config import BACKBONES, ModelConfig, check, model_identity
-from benchmark.weights import fetch_weights, load_weights
-from datasets.errors import UserError
-from methods.base import SegModel, SegOutput
+from contseg.benchmark.models.encoders import build_encoder, set_output_stride
+from contseg.benchmark.models.segmenter import ASPP, IncrementalClassifier, build_model, set_norm, sliding_mean
+from contseg.benchmark.models.weights import fetch_weights, load_weights
+from contseg.benchmark.plan.config import Config, checked
+from contseg.benchmark.plan.model_config import BACKBONES, ModelConfig, check, model_identity
+from contseg.datasets.errors import UserError
+from contseg.methods.base import SegModel, SegOutput
 
 pytestmark = pytest.mark.numeric
 
@@ -294,7 +294,7 @@ def test_identity_of_imagenet_weights_is_that_of_their_file(tmp_path: Path, monk
     assert official["weights"] == "imagenet/resnet18-f37072fd.pth"
     copy = tmp_path / "my_copy.pth"
     copy.write_bytes(b"x")
-    monkeypatch.setattr("benchmark.model_config._sha256", lambda *_: "f37072fd" + "0" * 56)
+    monkeypatch.setattr("contseg.benchmark.plan.model_config._sha256", lambda *_: "f37072fd" + "0" * 56)
     assert model_identity(ModelConfig("resnet18", weights=str(copy))) == official
     assert model_identity(ModelConfig("resnet34", weights=str(copy)))["weights"].startswith("sha256/")
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base import open_dataset
-from datasets.errors import UserError
-from datasets.own import Convention, look_at, usual_tasks, write
-from run_benchmark import main
-from tests.unit.folders import LABELS, voc_layout, write_map, write_picture
+from contseg.datasets.base import open_dataset
+from contseg.datasets.errors import UserError
+from contseg.datasets.tools.own import Convention, look_at, usual_tasks, write
+from contseg.run_benchmark import main
+from contseg.tests.unit.folders import LABELS, voc_layout, write_map, write_picture
 
 
 def look(folder, work=None, **convention):

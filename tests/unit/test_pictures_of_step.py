@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datasets.base import SegmentationDataset
-from datasets.pictures_of_step import StepPictures, collate, generator
-from datasets.scenario import parse_scenario
-from datasets.transforms import EvalTransform, TrainTransform
-from datasets.view import step_view, val_view
+from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.scenario import parse_scenario
+from contseg.datasets.step_dataset import StepPictures, collate, generator
+from contseg.datasets.transforms import EvalTransform, TrainTransform
+from contseg.datasets.view import step_view, val_view
 
 
 class Noise(SegmentationDataset):
@@ -122,7 +122,7 @@ def test_kept_pictures_are_decoded_once(dataset, view):
 
 def test_what_does_not_fit_is_decoded_each_time(dataset, view, monkeypatch):
     sizes = [dataset.load(i, "train")[1].numel() * 4 for i in view.ids]
-    monkeypatch.setattr("datasets.pictures_of_step._room", lambda: sum(sizes[:5]))
+    monkeypatch.setattr("contseg.datasets.step_dataset._room", lambda: sum(sizes[:5]))
     pictures = StepPictures(dataset, view, EvalTransform(), keep=True)
     for _ in range(2):
         dataset.loads = 0

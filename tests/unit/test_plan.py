@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark.config import Config, identity
-from benchmark.drawing import as_json, as_mermaid, as_table, totals
-from benchmark.store import Store, write_json, write_sealed, write_tensors
-from tests.unit.probe import grid, keys
+from contseg.benchmark.cli.plan_view import as_json, as_mermaid, as_table, totals
+from contseg.benchmark.plan.config import Config, identity
+from contseg.benchmark.store.files import Store, write_json, write_sealed, write_tensors
+from contseg.tests.unit.probe import grid, keys
 
 pytestmark = pytest.mark.usefixtures("probe_is_known")
 

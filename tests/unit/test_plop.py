@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.scenario import VOID, Step
-from methods.base import Batch, SegOutput, StepContext
-from methods.plop import LocalPod, PseudoLabelCrossEntropy, exact_medians, fold_new_into_background, local_pod
-from tests.unit.networks import make_steps
+from contseg.datasets.scenario import VOID, Step
+from contseg.methods.base import Batch, SegOutput, StepContext
+from contseg.methods.plop import LocalPod, PseudoLabelCrossEntropy, exact_medians, fold_new_into_background, local_pod
+from contseg.tests.unit.networks import make_steps
 
 pytestmark = pytest.mark.numeric
 
@@ -50,7 +50,9 @@ def test_pod_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = randn(2, 5, 8, 9), randn(2, 5, 8, 9, seed=1).requires_grad_()
     whole = local_pod(old, new)
     gradient = torch.autograd.grad(whole.sum(), new)[0]
-    monkeypatch.setattr("methods.plop._tiles", lambda planes: (slice(i, i + 3) for i in range(0, len(planes), 3)))
+    monkeypatch.setattr(
+        "contseg.methods.plop._tiles", lambda planes: (slice(i, i + 3) for i in range(0, len(planes), 3))
+    )
     pieces = local_pod(old, new)
     torch.testing.assert_close(pieces, whole, rtol=1e-13, atol=0)
     torch.testing.assert_close(torch.autograd.grad(pieces.sum(), new)[0], gradient, rtol=1e-12, atol=1e-15)

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import download, prepare
-from datasets.base import open_dataset
-from datasets.download import Source
-from datasets.errors import UserError
-from datasets.palette import voc_palette
-from datasets.prepare import prepare_ade, prepare_voc
-from run_benchmark import main
-from tests.unit import small_voc as small
-from tests.unit.loopback import Site, serve
+from contseg.datasets.base import open_dataset
+from contseg.datasets.errors import UserError
+from contseg.datasets.palette import voc_palette
+from contseg.datasets.tools import download, prepare
+from contseg.datasets.tools.download import Source
+from contseg.datasets.tools.prepare import prepare_ade, prepare_voc
+from contseg.run_benchmark import main
+from contseg.tests.unit import small_voc as small
+from contseg.tests.unit.loopback import Site, serve
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.protocol import PROTOCOLS, VALUES, from_record, parse_protocol, scored_as
-from datasets.errors import UserError
+from contseg.benchmark.plan.protocol import PROTOCOLS, VALUES, from_record, parse_protocol, scored_as
+from contseg.datasets.errors import UserError
 
 TABLE = """
 sdr    | background | crop | any_seen | ignore     | yes | count / ignore | drop

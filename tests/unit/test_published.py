@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmark.lint import class_counts, lint, unit, verdict
-from benchmark.protocol import PROTOCOLS, parse_protocol
-from benchmark.published import (
+from contseg.benchmark.plan.protocol import PROTOCOLS, parse_protocol
+from contseg.benchmark.report.reporter import leaderboard, render
+from contseg.benchmark.score.published import (
     HOME,
     NAMES,
     choose,
@@ -17,9 +17,9 @@ from benchmark.published import (
     other_test_sets,
     with_literature,
 )
-from benchmark.reporter import leaderboard, render
-from datasets.errors import UserError
-from tests.records import Record, joint_run, make_run
+from contseg.benchmark.score.published_lint import class_counts, lint, unit, verdict
+from contseg.datasets.errors import UserError
+from contseg.tests.records import Record, joint_run, make_run
 
 TABLE = load_published()
 VOC = {"dataset": "voc", "task": "15-1", "groups": (tuple(range(1, 16)), (16,), (17,), (18,), (19,), (20,))}

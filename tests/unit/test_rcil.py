@@ -8,13 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark.load import skeleton
-from benchmark.model_config import ModelConfig
-from datasets.errors import UserError
-from methods.base import Batch, SegOutput, StepContext
-from methods.rcil import BranchDraws, Branches, PooledCube, branches_of, channel_norms, mix, pooled_cube, spatial_norms
-from methods.registry import build_method
-from tests.unit.networks import TINY, make_batch, make_images, make_steps, student_of, taught
+from contseg.benchmark.models.load import skeleton
+from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.datasets.errors import UserError
+from contseg.methods.base import Batch, SegOutput, StepContext
+from contseg.methods.rcil import (
+    BranchDraws,
+    Branches,
+    PooledCube,
+    branches_of,
+    channel_norms,
+    mix,
+    pooled_cube,
+    spatial_norms,
+)
+from contseg.methods.registry import build_method
+from contseg.tests.unit.networks import TINY, make_batch, make_images, make_steps, student_of, taught
 
 pytestmark = pytest.mark.numeric
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.provenance import VERSION, versions
-from benchmark.records import differing, fault, flat_config, gather_runs, read_records
-from benchmark.reporter import load_records
-from datasets.errors import UserError
-from tests.records import Record, make_run, write_records
+from contseg.benchmark.report.reporter import load_records
+from contseg.benchmark.score.records import differing, fault, flat_config, gather_runs, read_records
+from contseg.benchmark.store.provenance import VERSION, versions
+from contseg.datasets.errors import UserError
+from contseg.tests.records import Record, make_run, write_records
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from datasets.errors import UserError
-from methods import registry
-from methods.base import CrossEntropy, Method
-from methods.registry import (
+from contseg.datasets.errors import UserError
+from contseg.methods import registry
+from contseg.methods.base import CrossEntropy, Method
+from contseg.methods.registry import (
     REQUIRED,
     addons,
     build_method,
@@ -23,8 +23,8 @@ from methods.registry import (
 PLUGIN = """
 from dataclasses import dataclass
 from typing import Literal
-from methods.base import CrossEntropy, Method, Term
-from methods.registry import register_method, register_addon
+from contseg.methods.base import CrossEntropy, Method, Term
+from contseg.methods.registry import register_method, register_addon
 
 @dataclass(eq=False)
 class Scaled(Term):
@@ -295,15 +295,15 @@ def test_a_plugin_that_leaves_the_program_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_text_for_a_state_is_refused_where_it_stands(tmp_path: Path) -> None:
-    text = "from methods.base import Term\n\nclass Mine(Term):\n    state = ('mu')\n"
+    text = "from contseg.methods.base import Term\n\nclass Mine(Term):\n    state = ('mu')\n"
     found = plugin_message(write(tmp_path, text))
     assert "Mine.state is the text 'mu': write a tuple, ('mu',) (my_own_method.py, line 3)" in found
 
 
 WRONG = """
 from dataclasses import dataclass, field
-from methods.base import CrossEntropy, Method, Term
-from methods.registry import register_method
+from contseg.methods.base import CrossEntropy, Method, Term
+from contseg.methods.registry import register_method
 
 @dataclass(eq=False)
 class Keeps(Term):

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, SegOutput, StepContext, alone
-from methods.registry import build_method
-from methods.reminder import BatchPrototypes, SimilarityDistillation, class_means, similarity_weights
-from tests.unit.networks import make_batch, make_images, make_labels, make_steps, student_of, taught
+from contseg.methods.base import Batch, SegOutput, StepContext, alone
+from contseg.methods.registry import build_method
+from contseg.methods.reminder import BatchPrototypes, SimilarityDistillation, class_means, similarity_weights
+from contseg.tests.unit.networks import make_batch, make_images, make_labels, make_steps, student_of, taught
 
 pytestmark = pytest.mark.numeric
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.board import paired_differences
-from benchmark.cells import COST, METRICS
-from benchmark.protocol import PROTOCOLS
-from benchmark.reporter import Leaderboard, leaderboard, render, write_leaderboard
-from datasets.errors import UserError
-from tests.records import Record, joint_run, make_run
+from contseg.benchmark.plan.protocol import PROTOCOLS
+from contseg.benchmark.report.reporter import Leaderboard, leaderboard, render, write_leaderboard
+from contseg.benchmark.score.leaderboard import paired_differences
+from contseg.benchmark.score.scores import COST, METRICS
+from contseg.datasets.errors import UserError
+from contseg.tests.records import Record, joint_run, make_run
 
 SDR = PROTOCOLS["sdr"]
 

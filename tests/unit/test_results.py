@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.protocol import parse_protocol
-from benchmark.records import read_records
-from benchmark.reporter import leaderboard, render
-from benchmark.verify import verify
+from contseg.benchmark.plan.protocol import parse_protocol
+from contseg.benchmark.report.reporter import leaderboard, render
+from contseg.benchmark.score.records import read_records
+from contseg.benchmark.score.submissions import verify
 
 RESULTS = Path(__file__).parents[2] / "results"
 GRIDS = sorted(p.parent.name for p in RESULTS.glob("*/records"))

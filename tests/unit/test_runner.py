@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark import runner
-from benchmark.config import read_config
-from benchmark.load import load_step
-from benchmark.runner import make_accelerator
-from benchmark.store import write_tensors
-from datasets.errors import UserError
-from methods import registry
-from methods.base import Batch, CrossEntropy, Method, SegOutput, StepContext, Term, argmax
-from methods.baselines import ClassMeans, NearestMean, train_nothing
-from tests.unit.steps import Grid
+from contseg.benchmark.models.load import load_step
+from contseg.benchmark.plan.config import read_config
+from contseg.benchmark.store.files import write_tensors
+from contseg.benchmark.train import runner
+from contseg.benchmark.train.runner import make_accelerator
+from contseg.datasets.errors import UserError
+from contseg.methods import registry
+from contseg.methods.base import Batch, CrossEntropy, Method, SegOutput, StepContext, Term, argmax
+from contseg.methods.baselines import ClassMeans, NearestMean, train_nothing
+from contseg.tests.unit.steps import Grid
 
 
 @dataclass(eq=False)

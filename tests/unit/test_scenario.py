@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-import datasets.scenario
-from datasets.errors import UserError
-from datasets.scenario import Scenario, known_orders, known_tasks, parse_scenario
-from tests.material import material
+from contseg.datasets import scenario
+from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import Scenario, known_orders, known_tasks, parse_scenario
+from contseg.tests.material import material
 
 N = {"voc": 20, "ade": 150, "shapes": 6}
 
@@ -198,4 +198,4 @@ def test_scenarios_are_values():
 
 
 def test_examples_in_the_text():
-    assert doctest.testmod(datasets.scenario).failed == 0
+    assert doctest.testmod(scenario).failed == 0

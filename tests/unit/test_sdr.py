@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.base import StepContext
-from methods.mib import background_shares
-from methods.registry import build_method
-from methods.sdr import Attraction, Matching, Prototypes, Repulsion, Sparsity, mean_inverse_distance
-from tests.unit.terms import (
+from contseg.methods.base import StepContext
+from contseg.methods.mib import background_shares
+from contseg.methods.registry import build_method
+from contseg.methods.sdr import Attraction, Matching, Prototypes, Repulsion, Sparsity, mean_inverse_distance
+from contseg.tests.unit.terms import (
     SETUPS,
     C,
     D,

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from datasets.scenario import VOID
-from methods.mib import UnbiasedCrossEntropy
-from methods.registry import build_method
-from methods.sdr import Matching, Prototypes, Repulsion
-from methods.sdr_variants import (
+from contseg.datasets.scenario import VOID
+from contseg.methods.mib import UnbiasedCrossEntropy
+from contseg.methods.registry import build_method
+from contseg.methods.sdr import Matching, Prototypes, Repulsion
+from contseg.methods.sdr_variants import (
     ReleasedAttraction,
     ReleasedCrossEntropy,
     ReleasedMatching,
@@ -15,7 +15,7 @@ from methods.sdr_variants import (
     ReleasedRepulsion,
     mixed_sums,
 )
-from tests.unit.terms import (
+from contseg.tests.unit.terms import (
     C,
     D,
     Data,

@@ -1,6 +1,6 @@
 """Order of pictures: every picture once an epoch, independent of what other steps or seeds draw."""
 
-from benchmark.seeding import Order, derive
+from contseg.benchmark.train.rng import Order, derive
 
 
 def test_an_epoch_visits_every_picture_at_most_once_and_drops_the_last_small_batch() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmark.seeds import leader, not_separated, paired
+from contseg.benchmark.score.paired_test import leader, not_separated, paired
 
 
 def test_interval_is_the_paired_t_tests() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.shapes import COUNTS, KINDS, SEEDS, SIDE, Shapes, _rgb, draw_image, draw_label, layout
+from contseg.datasets.formats.shapes import COUNTS, KINDS, SEEDS, SIDE, Shapes, _rgb, draw_image, draw_label, layout
 
 pytestmark = pytest.mark.numeric
 

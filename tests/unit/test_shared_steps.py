@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmark.config import read_config
-from benchmark.plan import Plan, make_plan
-from methods.base import CrossEntropy
-from tests.material import ROOT, material
-from tests.told import Told, told_voc
-from tests.unit.probe import grid, keys
+from contseg.benchmark.plan.build import Plan, make_plan
+from contseg.benchmark.plan.config import read_config
+from contseg.methods.base import CrossEntropy
+from contseg.tests.material import ROOT, material
+from contseg.tests.told import Told, told_voc
+from contseg.tests.unit.probe import grid, keys
 
 pytestmark = pytest.mark.usefixtures("probe_is_known")
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base import open_dataset
-from datasets.errors import UserError
-from datasets.scenario import parse_scenario
-from datasets.show import BAR, GAP, PALETTE, TILE, TITLE, contact_sheet, table, training_pictures
-from run_benchmark import main
-from tests.unit.folders import voc_layout, write_map, write_picture
+from contseg.datasets.base import open_dataset
+from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import parse_scenario
+from contseg.datasets.tools.show import BAR, GAP, PALETTE, TILE, TITLE, contact_sheet, table, training_pictures
+from contseg.run_benchmark import main
+from contseg.tests.unit.folders import voc_layout, write_map, write_picture
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.scenario import VOID
-from methods.base import Batch, CrossEntropy, SegOutput
-from methods.cil import LabelledCrossEntropy, UnlabelledDistillation, ported_distillation, scaled_distillation
-from methods.lwf_mc import BinaryCrossEntropy, ReplacedTargets, SigmoidDistillation
-from methods.registry import build_method
-from tests.unit.networks import make_steps
+from contseg.datasets.scenario import VOID
+from contseg.methods.base import Batch, CrossEntropy, SegOutput
+from contseg.methods.cil import LabelledCrossEntropy, UnlabelledDistillation, ported_distillation, scaled_distillation
+from contseg.methods.lwf_mc import BinaryCrossEntropy, ReplacedTargets, SigmoidDistillation
+from contseg.methods.registry import build_method
+from contseg.tests.unit.networks import make_steps
 
 pytestmark = pytest.mark.numeric
 

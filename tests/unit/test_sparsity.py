@@ -8,12 +8,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from datasets.scenario import VOID
-from methods.base import Batch, SegOutput
-from methods.sdr import TINY, Sparsity, class_peaks, scaled_sums
-from methods.sdr_variants import ReleasedSparsity
-from tests.unit.terms import C, D, Data, O, gradients, positions, step, value_and_gradients
-from tests.unit.test_losses import Recorded, in_processes
+from contseg.datasets.scenario import VOID
+from contseg.methods.base import Batch, SegOutput
+from contseg.methods.sdr import TINY, Sparsity, class_peaks, scaled_sums
+from contseg.methods.sdr_variants import ReleasedSparsity
+from contseg.tests.unit.terms import C, D, Data, O, gradients, positions, step, value_and_gradients
+from contseg.tests.unit.test_losses import Recorded, in_processes
 
 pytestmark = pytest.mark.numeric
 

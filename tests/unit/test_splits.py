@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.base import SegmentationDataset
-from datasets.errors import UserError
-from datasets.scenario import parse_scenario
-from datasets.splits import compare, export, our_lists, read_lists, write_scenario
-from datasets.view import step_view
+from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import parse_scenario
+from contseg.datasets.tools.splits import compare, export, our_lists, read_lists, write_scenario
+from contseg.datasets.view import step_view
 
 IDS = tuple(f"2007_{k:06d}" for k in range(12))
 VAL = tuple(f"2008_{k:06d}" for k in range(6))

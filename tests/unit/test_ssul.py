@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.base import SegOutput
-from methods.modules import is_norm
-from methods.registry import build_method
-from methods.ssul import UnknownBCE, pseudo_labels, shifted_labels, sigmoid_cross_entropy, unknown_is_background
-from tests.unit.networks import make_batch, make_images, make_steps, student_of, taught
+from contseg.methods.base import SegOutput
+from contseg.methods.modules import is_norm
+from contseg.methods.registry import build_method
+from contseg.methods.ssul import UnknownBCE, pseudo_labels, shifted_labels, sigmoid_cross_entropy, unknown_is_background
+from contseg.tests.unit.networks import make_batch, make_images, make_steps, student_of, taught
 
 pytestmark = pytest.mark.numeric
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmark import plan as plan_module
-from benchmark import testset
-from benchmark.config import Config
-from datasets.scenario import VOID
-from methods import registry
-from methods.base import CrossEntropy, Method, Term
-from tests.told import Told
-from tests.unit.probe import Pull, Watch, grid, mini, moved
+from contseg.benchmark.plan import build as plan_module
+from contseg.benchmark.plan.config import Config
+from contseg.benchmark.train import test_set as testset
+from contseg.datasets.scenario import VOID
+from contseg.methods import registry
+from contseg.methods.base import CrossEntropy, Method, Term
+from contseg.tests.told import Told
+from contseg.tests.unit.probe import Pull, Watch, grid, mini, moved
 
 pytestmark = pytest.mark.usefixtures("probe_is_known")
 

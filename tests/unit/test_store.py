@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.store import (
+from contseg.benchmark.store.files import (
     LostStateError,
     Store,
     read_meta,
@@ -21,7 +21,7 @@ from benchmark.store import (
     write_sealed,
     write_tensors,
 )
-from datasets.errors import UserError
+from contseg.datasets.errors import UserError
 
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor([3, 250]), "none": torch.zeros(0)}
 META = {"title": "shapes step 0", "progress": {"update": 20, "seconds": 1.5}}

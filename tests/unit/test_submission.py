@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.records import Record, read_records
-from benchmark.store import digest
-from benchmark.verify import disagreement, merge, record_path, truth, verify
-from datasets.errors import UserError
-from tests.records import make_run
+from contseg.benchmark.score.records import Record, read_records
+from contseg.benchmark.score.submissions import disagreement, merge, record_path, truth, verify
+from contseg.benchmark.store.files import digest
+from contseg.datasets.errors import UserError
+from contseg.tests.records import make_run
 
 TRUTH = (100, 100, 100, 100, 7)
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark import checkpoint, trainer
-from benchmark.processes import InterruptedStepError
-from benchmark.store import read_tensors
-from methods import registry
-from methods.base import Batch, CrossEntropy, Method, StepContext, Term
-from tests.unit.steps import Grid, Images
+from contseg.benchmark.store.files import read_tensors
+from contseg.benchmark.train import checkpoint, trainer
+from contseg.benchmark.train.distributed import InterruptedStepError
+from contseg.methods import registry
+from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term
+from contseg.tests.unit.steps import Grid, Images
 
 # --- fp16 ----------------------------------------------------------------------------------------------------------
 

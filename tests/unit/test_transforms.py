@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 
-from datasets.transforms import EvalTransform, TrainTransform, cover, random_window, resized_window
+from contseg.datasets.transforms import EvalTransform, TrainTransform, cover, random_window, resized_window
 
 pytestmark = pytest.mark.numeric
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.base import Batch, SegOutput
-from methods.ucd import UncertaintyContrast, contrastive_distillation, pair_labels
-from tests.unit.networks import make_steps
+from contseg.methods.base import Batch, SegOutput
+from contseg.methods.ucd import UncertaintyContrast, contrastive_distillation, pair_labels
+from contseg.tests.unit.networks import make_steps
 
 pytestmark = pytest.mark.numeric
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import verify as module
-from datasets.base import open_dataset
-from datasets.reference import ADE, REFERENCES, VOC, Reference
-from datasets.scan import scan
-from datasets.scenario import parse_scenario
-from datasets.verify import ids_sha256, verify
-from run_benchmark import main
-from tests.unit.folders import LABELS, voc_layout, write_map, write_picture
+from contseg.datasets.base import open_dataset
+from contseg.datasets.scenario import parse_scenario
+from contseg.datasets.tools import verify as module
+from contseg.datasets.tools.reference import ADE, REFERENCES, VOC, Reference
+from contseg.datasets.tools.scan import scan
+from contseg.datasets.tools.verify import ids_sha256, verify
+from contseg.run_benchmark import main
+from contseg.tests.unit.folders import LABELS, voc_layout, write_map, write_picture
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from datasets.base import SegmentationDataset, open_dataset
-from datasets.errors import UserError
-from datasets.index import Index, gather, row
-from datasets.scenario import VOID, Scenario, parse_scenario
-from datasets.view import held_out, label_table, partition, seen, selection, step_view, tune_view, val_view
-from tests.material import material
+from contseg.datasets.base import SegmentationDataset, open_dataset
+from contseg.datasets.errors import UserError
+from contseg.datasets.index import Index, gather, row
+from contseg.datasets.scenario import VOID, Scenario, parse_scenario
+from contseg.datasets.view import held_out, label_table, partition, seen, selection, step_view, tune_view, val_view
+from contseg.tests.material import material
 
 SETUPS = ("sequential", "disjoint", "overlapped", "partitioned")
 

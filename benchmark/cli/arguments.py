@@ -1,0 +1,46 @@
+"""What several commands take on the command line, checked while it is read. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from contseg.datasets.errors import UserError
+
+
+def folder(option: str) -> Callable[[str], Path]:
+    """The type of an option that names a folder, which need not be there yet."""
+
+    def read(text: str) -> Path:
+        path = Path(text)
+        if not text.strip():
+            raise UserError(f"{option}: the name of the folder is empty")
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{option}: cannot write into {path}, a file: name a folder")
+        return path
+
+    return read
+
+
+def number(option: str) -> Callable[[str], int]:
+    """The type of an option that is a number from 0."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal():
+            raise UserError(f"{option} must be a whole number >= 0, not {text}")
+        return int(text)
+
+    return read
+
+
+def places(items: Iterable[str]) -> dict[str, str]:
+    """Where data sets lie, from the words ``NAME=PATH`` of ``--data``."""
+    found: dict[str, str] = {}
+    for item in items:
+        name, _, path = item.partition("=")
+        if not name or not path:
+            raise UserError(f"--data {item}: write NAME=PATH, for example voc=/data/VOCdevkit")
+        if name in found:
+            raise UserError(f"--data: {name} is given twice, as {found[name]} and as {path}")
+        found[name] = path
+    return found

@@ -1,0 +1,52 @@
+"""What the cache holds, and which of it can go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tabulate import tabulate
+
+from contseg.benchmark.plan.build import Plan
+from contseg.benchmark.store.files import LostStateError, Store
+
+
+def listing(store: Store) -> str:
+    """A line for each trained step: first digits of its key, size, title."""
+    rows = []
+    for folder in map(store.step, store.steps()):
+        try:
+            title = store.meta(folder.name)["title"]
+        except LostStateError:
+            title = "(under way)" if store.checkpoint(folder.name).exists() else "(not finished)"
+        rows.append([folder.name[:8], f"{_size(folder) / 2**20:,.1f}", title])
+    total = sum(_size(store.step(key)) for key in store.steps())
+    return (
+        tabulate(rows, ["step", "MiB", "trained first as"], disable_numparse=True)
+        + f"\n{total / 2**20:,.1f} MiB in {store.cache}"
+    )
+
+
+def prune(store: Store, plan: Plan | None, really: bool) -> str:
+    """Remove the steps that no plan needs; without a plan, those of finished grids: all that are not under way.
+
+    What an unfinished plan needs is kept: every step that a missing one starts from, and every checkpoint.
+    """
+    needed: set[str] = set()
+    if plan is not None:
+        for node in [*plan.to_train(store), *(c.node for c in plan.missing_scores(store))]:
+            needed.add(node.key)
+            if node.parent is not None:
+                needed.add(node.parent.key)
+    steps = store.steps()
+    going = [key for key in steps if key not in needed and not store.checkpoint(key).exists()]
+    freed = sum(_size(store.step(key)) for key in going)
+    if really:
+        for key in going:
+            store.remove(key)
+    verb = "removed" if really else "would remove (add --yes)"
+    kept = len(steps) - (len(going) if really else 0)
+    return f"{verb} {len(going)} steps, {freed / 2**20:,.1f} MiB; kept {kept}"
+
+
+def _size(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())

@@ -1,0 +1,274 @@
+"""``run_benchmark.py data ...``: prepare, verify, start with one's own, look at, exchange lists; imports are lazy."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from contseg.datasets.errors import UserError
+
+if TYPE_CHECKING:
+    from contseg.datasets.base import SegmentationDataset
+    from contseg.datasets.scenario import Scenario
+
+EXAMPLES = """\
+examples:
+  data prepare voc --root /data                 VOC 2012 with SegmentationClassAug in /data/VOC2012
+  data verify voc --root /data                  is it the data set of the papers? (exit code 1: it deviates)
+  data verify camvid/ --json                    a folder of one's own
+  data init my_pictures/ --out my_data/         a data set from pictures and label maps
+  data show voc/15-1/overlapped --root /data --out voc.png
+  data export-splits voc/15-1/disjoint --root /data --out lists/
+  data import-splits MiB/data/voc/15-5s-ov --root /data --out mib.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The tools as subcommands of ``data``."""
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    tools = parser.add_subparsers(dest="tool", metavar="TOOL", required=True)
+
+    def tool(name: str, text: str) -> argparse.ArgumentParser:
+        return tools.add_parser(name, help=text, description=text)
+
+    prepare = tool("prepare", "download, check, unpack and build VOC 2012 (with SegmentationClassAug) or ADE20K")
+    prepare.add_argument("what", choices=("voc", "ade"))
+    prepare.add_argument("--root", type=Path, required=True, metavar="DIR", help="gets VOC2012 or ADEChallengeData2016")
+    prepare.add_argument(
+        "--aug", type=Path, metavar="FILE", help="a ready-made SegmentationClassAug archive, in place of SBD (voc only)"
+    )
+
+    verify = tool(
+        "verify", "compare a data set with the published one; exit code 1 if it deviates, 2 if it is unusable"
+    )
+    verify.add_argument("what", metavar="voc|ade|FOLDER")
+    verify.add_argument("--json", action="store_true", help="print the report as JSON")
+    _data(verify)
+
+    init = tool("init", "look at a folder of pictures and label maps, say what can be done with it, make it a data set")
+    init.add_argument("folder", type=Path)
+    init.add_argument(
+        "--out", type=Path, metavar="DIR", help="write the data set there (the folder itself is not changed)"
+    )
+    init.add_argument(
+        "--first-class",
+        type=int,
+        default=1,
+        choices=(0, 1),
+        help="label of the first class in the maps; 0: no background, all labels are raised by one (default: 1)",
+    )
+    init.add_argument("--void", type=int, nargs="+", default=[255], metavar="LABEL", help="labels that mean nothing")
+
+    show = tool("show", "pictures and pixels per class at every step; a contact sheet of what each step sees")
+    show.add_argument("scenario", metavar="DATA/TASK/SETUP")
+    show.add_argument("--out", type=Path, metavar="FILE.png", help="write the contact sheet")
+    show.add_argument("--pictures", type=int, default=3, metavar="N", help="pictures a step on the sheet (default: 3)")
+    _data(show)
+
+    export = tool("export-splits", "write the lists of a scenario: ids, index files, JSON")
+    export.add_argument("scenario", metavar="DATA/TASK/SETUP")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    _data(export)
+
+    imported = tool("import-splits", "compare someone's lists with ours, and make them a scenario that can be run")
+    imported.add_argument(
+        "lists",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="files train-0.npy, train-0.txt ... or their folder; our JSON",
+    )
+    imported.add_argument("--name", metavar="voc|ade|NAME", help="the data set (default: the layout of its folder)")
+    imported.add_argument(
+        "--scenario", metavar="DATA/TASK/SETUP", help="whose classes; found if it is one of the papers'"
+    )
+    imported.add_argument("--train-list", type=Path, metavar="FILE", help="what the training indices point into")
+    imported.add_argument("--val-list", type=Path, metavar="FILE", help="what the validation indices point into")
+    imported.add_argument("--out", type=Path, metavar="FILE.json", help="write a scenario that `run` takes")
+    _data(imported)
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    folder = parser.add_mutually_exclusive_group()
+    folder.add_argument("--root", type=Path, metavar="DIR", help="the folder of the data set")
+    folder.add_argument("--data", metavar="NAME=DIR", help="the same, written as for `run`")
+    parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="data sets of your own")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run one tool; the exit code."""
+    if getattr(args, "plugin", None):
+        from contseg.methods.registry import load_plugins
+
+        load_plugins(*args.plugin)
+    tools: dict[str, Callable[[argparse.Namespace], int]] = {
+        "prepare": _prepare,
+        "verify": _verify,
+        "init": _init,
+        "show": _show,
+        "export-splits": _export,
+        "import-splits": _import,
+    }
+    return tools[args.tool](args)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from contseg.datasets.tools.download import no_space
+    from contseg.datasets.tools.prepare import prepare_ade, prepare_voc
+
+    if args.aug and args.what == "ade":
+        raise UserError("--aug belongs to voc: ADE20K has no augmented labels")
+    if args.aug and not args.aug.is_file():
+        raise UserError(f"--aug {args.aug}: there is no such file")
+    try:
+        args.root.mkdir(parents=True, exist_ok=True)
+        prepare_ade(args.root) if args.what == "ade" else prepare_voc(args.root, args.aug)
+    except OSError as error:
+        raise no_space(error, args.root) from error
+    print(f"now: run_benchmark.py data verify {args.what} --root {args.root}")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from contseg.datasets.base import known_datasets, open_dataset, open_folder
+    from contseg.datasets.errors import unknown
+    from contseg.datasets.tools.verify import verify
+
+    name, root, known = args.what, _root(args, args.what), known_datasets()
+    if root is not None or (name in known and not Path(name).is_dir()):
+        dataset = open_dataset(name, root)
+    elif Path(name).is_dir():
+        root = Path(name)
+        dataset = open_folder(root.resolve().name, root)
+        if known.get(dataset.name, type(dataset)) is not type(dataset):
+            dataset.name += " (a folder)"  # of this name; not the published data
+    else:
+        raise UserError(f"there is no folder {name}, and {unknown('data set', name, known)}")
+    report = verify(dataset)
+    print(json.dumps(report.as_json(), indent=1) if args.json else report)
+    return 1 if report.deviations else 0
+
+
+def _init(args: argparse.Namespace) -> int:
+    from contseg.datasets.tools.own import Convention, check_target, look_at, write
+
+    convention = Convention(args.first_class, tuple(args.void))
+    if args.out:
+        check_target(args.out, args.folder)
+    with tempfile.TemporaryDirectory() as work:
+        found = look_at(args.folder, convention, Path(work))
+        print(found)
+        if args.out:
+            with _writing(args.out):
+                write(found, args.out)
+            print(f"\nwritten: {args.out}\nnow: run_benchmark.py data verify {args.out}")
+    return 1 if found.faults else 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from contseg.datasets.tools.show import check_sheet, contact_sheet, table, training_pictures
+
+    if args.out:
+        check_sheet(args.out, args.pictures)
+    dataset, scenario = _scenario(args)
+    found = training_pictures(dataset)
+    print(table(dataset, scenario, found))
+    if args.out:
+        sheet = contact_sheet(dataset, scenario, found, args.pictures)
+        with _writing(args.out):
+            sheet.save(args.out)
+        print(f"\ncontact sheet: {args.out}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from contseg.datasets.tools.splits import export
+
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file: give the folder that gets the lists")
+    dataset, scenario = _scenario(args)
+    with _writing(args.out):
+        lists = export(dataset, scenario, args.out)
+    sizes = ", ".join(str(len(ids)) for ids in lists["train"].values())
+    print(f"{scenario.name}: {sizes} pictures by step; lists in {args.out}")
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from contseg.datasets.base import open_dataset
+    from contseg.datasets.scenario import parse_scenario
+    from contseg.datasets.tools.splits import compare, read_lists, write_scenario
+
+    if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".json"):
+        raise UserError(f"--out {args.out}: give a file that ends in .json, in a folder that is there")
+    if args.scenario and args.name and args.scenario.split("/")[0] != args.name:
+        raise UserError(f"--name {args.name} and --scenario {args.scenario} are two data sets: leave one out")
+    name = args.scenario.split("/")[0] if args.scenario else args.name or _name_of(args)
+    dataset = open_dataset(name, _root(args, name), _kept())
+    wanted = parse_scenario(args.scenario, dataset.n_foreground) if args.scenario else None
+    theirs = read_lists(args.lists, dataset, {"train": args.train_list, "val": args.val_list})
+    nearest, equal, text = compare(dataset, theirs, wanted)
+    print(text)
+    if args.out:
+        with _writing(args.out):
+            write_scenario(args.out, wanted or nearest, theirs)
+        print(f"\nrun them as: --scenarios {(wanted or nearest).name}+{args.out}")
+    return 0 if equal or args.out else 1
+
+
+def _scenario(args: argparse.Namespace) -> tuple[SegmentationDataset, Scenario]:
+    from contseg.datasets.base import open_dataset
+    from contseg.datasets.scenario import parse_scenario
+
+    name = args.scenario.split("/")[0]
+    dataset = open_dataset(name, _root(args, name), _kept())
+    return dataset, parse_scenario(args.scenario, dataset.n_foreground)
+
+
+def _root(args: argparse.Namespace, name: str) -> Path | None:
+    """The folder of the data set called ``name``, from ``--root DIR`` or ``--data NAME=DIR``."""
+    if args.data is None:
+        root: Path | None = args.root
+        return root
+    given, _, path = args.data.partition("=")
+    if not given or not path:
+        raise UserError(f"--data {args.data}: write NAME=DIR, for example voc=/data/VOCdevkit, or --root DIR")
+    if given != name:
+        raise UserError(f"--data {args.data} is the folder of {given!r}, but the data set asked for is {name!r}")
+    return Path(path)
+
+
+def _name_of(args: argparse.Namespace) -> str:
+    """Which data set lists belong to, where nothing but its folder is given."""
+    from contseg.datasets.base import open_dataset
+
+    if args.data:
+        return str(args.data.partition("=")[0])
+    if args.root is None:
+        raise UserError("whose lists are they? Give the data set's folder: --root DIR, or --data NAME=DIR")
+    for name in ("voc", "ade"):
+        with contextlib.suppress(UserError):
+            return open_dataset(name, args.root).name
+    return str(args.root.resolve().name)
+
+
+def _kept() -> Path:
+    """Where it is kept which labels occur in which map: reading all maps takes minutes."""
+    return Path(os.environ.get("CONTSEG_CACHE") or "~/.cache/contseg").expanduser() / "presence"
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # Pillow's too, for what a format cannot hold
+        raise UserError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; choose another place with --out"
+        ) from error

@@ -1,0 +1,81 @@
+"""What there is to choose from, for ``list``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tabulate import tabulate
+
+from contseg.benchmark.plan.model_config import BACKBONES
+from contseg.benchmark.plan.protocol import PROTOCOLS
+from contseg.datasets.scenario import SETUPS, known_orders, known_tasks
+from contseg.methods.registry import REQUIRED, Entry, addons, methods
+
+
+def _methods(long: bool) -> str:
+    return "\n".join(["", *_entries(methods(), long), "", "add-ons (after a +)", *_entries(addons(), long)])
+
+
+def _entries(entries: dict[str, Entry], long: bool) -> list[str]:
+    if not long:
+        return [tabulate([[f"  {e.name}", e.summary] for e in entries.values()], tablefmt="plain")]
+    lines = []
+    for entry in entries.values():
+        lines.append(f"  {entry.name}: {entry.summary}")
+        lines.append(f"    {entry.paper or 'no paper'}; {entry.origin}")
+        lines.extend(
+            f"    {p.name} = {'(required)' if p.default is REQUIRED else p.default}   ({p.type_name})"
+            + (f"   {p.source}" if p.source else "")
+            for p in entry.parameters
+        )
+    return lines
+
+
+def _datasets(long: bool) -> str:
+    from contseg.datasets.base import known_datasets
+
+    rows = [[f"  {name}", (cls.__doc__ or "").strip().partition("\n")[0]] for name, cls in known_datasets().items()]
+    return (
+        tabulate(rows, tablefmt="plain")
+        + "\n  any other name: --data NAME=/folder (VOC layout with class_names.txt, or ADE)"
+    )
+
+
+def _scenarios(long: bool) -> str:
+    rows = []
+    for name in ("voc", "ade", "shapes"):
+        rows.append([f"  {name}", ", ".join(known_tasks(name)), ", ".join(known_orders(name)) or "none"])
+    rules = (
+        "  DATA/TASK/SETUP, for example voc/15-1/overlapped; a task is BASE-INCREMENT, all sizes (10-5-5),\n"
+        "  explicit labels ([1-6|9|10,11]) or 'offline'; a class order is added with @: 15-1@b, 15-1@random\n"
+        f"  setups: {', '.join(SETUPS)}"
+    )
+    return tabulate(rows, ["  data set", "tasks of the literature", "class orders"], tablefmt="simple") + "\n" + rules
+
+
+def _backbones(long: bool) -> str:
+    rows = [
+        [f"  {name}", b.channels, " or ".join(map(str, sorted(b.rates))), "yes" if b.imagenet else "no"]
+        for name, b in BACKBONES.items()
+    ]
+    return tabulate(rows, ["  backbone", "channels", "output stride", "ImageNet weights"], tablefmt="simple")
+
+
+def _protocols(long: bool) -> str:
+    return "\n".join(f"  {p.note()}" for p in PROTOCOLS.values())
+
+
+LISTS: dict[str, Callable[[bool], str]] = {
+    "methods": _methods,
+    "datasets": _datasets,
+    "scenarios": _scenarios,
+    "backbones": _backbones,
+    "protocols": _protocols,
+}
+
+
+def published(dataset: str, task: str, setup: str, method: str) -> str:
+    """The literature's numbers for a cell, disagreements included."""
+    from contseg.benchmark.score.published import listing, load_published
+
+    return listing(load_published(), dataset, task, setup, method)

@@ -1,0 +1,158 @@
+"""A plan in words, as data, and as a graph of steps."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from tabulate import tabulate
+
+from contseg.benchmark.plan.build import Plan, StepNode
+from contseg.benchmark.plan.config import identity
+from contseg.benchmark.store.files import LostStateError, Store
+
+
+def as_json(plan: Plan, store: Store) -> dict[str, Any]:
+    """Runs, steps, and what they cost; keys whole."""
+    todo = {n.key for n in plan.to_train(store)}
+    return {
+        "totals": totals(plan, store),
+        "runs": [
+            {
+                "scenario": r.scenario.name,
+                "method": r.method,
+                "seed": r.seed,
+                "key": r.key,
+                "steps": [c.node.key for c in r.cells],
+            }
+            for r in plan.runs
+        ],
+        "steps": [
+            {
+                "key": n.key,
+                "parent": n.parent.key if n.parent else None,
+                "title": n.title,
+                "pictures": len(n.view.ids),
+                "updates": n.updates,
+                "images": n.images,
+                "used_by": len(n.used_by),
+                "observers": sorted(n.observers),
+                "state": _state(n, plan, store, todo),
+            }
+            for n in plan.nodes.values()
+        ],
+    }
+
+
+def totals(plan: Plan, store: Store) -> dict[str, Any]:
+    """The sums under a plan: cells, steps, pictures, updates, and an estimate of time from what was recorded."""
+    todo = plan.to_train(store)
+    replays = [n for n in todo if plan.trained(store, n.key)]
+    alone, shared = plan.alone(), plan.shared()
+    return {
+        "runs": len(plan.runs),
+        "cells": sum(len(r.cells) for r in plan.runs),
+        "distinct_steps": len(plan.nodes),
+        "to_train": len(todo),
+        "replays": len(replays),
+        "made_otherwise": len(plan.made_otherwise(store)),
+        "branches": sum(n.branch for n in plan.nodes.values()),
+        "to_score": len(plan.missing_scores(store)),
+        "images_alone": alone,
+        "images_shared": shared,
+        "sharing_factor": round(alone / shared, 2),
+        "images_to_train": sum(n.images for n in todo),
+        "updates_to_train": sum(n.updates for n in todo),
+        "hours_estimated": _hours(todo, plan, store),
+    }
+
+
+def as_table(plan: Plan, store: Store) -> str:
+    """A line for each run, then the totals."""
+    todo = {n.key for n in plan.to_train(store)}
+    rows = []
+    for run in plan.runs:
+        states = [_state(c.node, plan, store, todo) for c in run.cells]
+        first = [c for c in run.cells if c.node.used_by[0] == f"{run.scenario.name} {run.method}"]
+        rows.append(
+            [
+                run.scenario.name,
+                run.method,
+                run.seed,
+                len(run.cells),
+                states.count("done"),
+                len(run.cells) - len(first),
+                sum(c.node.images for c in first if c.node.key in todo),
+            ]
+        )
+    heads = ["scenario", "method", "seed", "steps", "done", "shared with a run above", "images to train"]
+    t = totals(plan, store)
+    hours = (
+        "no recorded cost to estimate from" if t["hours_estimated"] is None else f"about {t['hours_estimated']:.2f} h"
+    )
+    lines = [
+        tabulate(rows, heads, intfmt=","),
+        "",
+        f"{t['runs']} runs, {t['cells']} cells, {t['distinct_steps']} distinct steps; "
+        f"to train {t['to_train']} ({t['replays']} of them again, for a late observer), to score {t['to_score']}"
+        + (f"; {t['branches']} on a branch, as training again gave other weights" if t["branches"] else ""),
+        f"images: {t['images_alone']:,} if every cell ran on its own, {t['images_shared']:,} shared "
+        f"({t['sharing_factor']:.2f} times fewer), "
+        f"{t['images_to_train']:,} still to train in {t['updates_to_train']:,} updates",
+        f"time: {hours}",
+        *([told] if (told := other_code(plan, store)) else []),
+    ]
+    return "\n".join(lines)
+
+
+def other_code(plan: Plan, store: Store) -> str:
+    """What is done again as other code made it, in one line; "" if nothing is."""
+    made = plan.made_otherwise(store)
+    if not made:
+        return ""
+    files = _some(sorted({f for names in made.values() for f in names}), ", ")
+    return (
+        f"{len(made)} stored steps were made by other code ({files}) and are done again: {_some([*made], '; ')}; "
+        "--trust-cache takes them as they are"
+    )
+
+
+def _some(words: list[str], mark: str) -> str:
+    return mark.join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
+
+
+def as_mermaid(plan: Plan) -> str:
+    """The graph of steps as Mermaid text: an arrow from a step to those that start from its weights."""
+    lines = ["graph LR"]
+    for node in plan.nodes.values():
+        users = f"<br/>serves {len(node.used_by)} cells" if len(node.used_by) > 1 else ""
+        watch = f"<br/>{len(node.observers)} observers ride along" if node.observers else ""
+        label = f"{node.scenario.name} step {node.index}<br/>{node.method} seed {node.seed}{users}{watch}".replace(
+            '"', "'"
+        )
+        lines.append(f'  {node.key[:8]}["{label}"]')
+        if node.parent is not None:
+            lines.append(f"  {node.parent.key[:8]} --> {node.key[:8]}")
+    return "\n".join(lines)
+
+
+def _state(node: StepNode, plan: Plan, store: Store, todo: set[str]) -> str:
+    if node.key in todo:
+        return "replay" if plan.trained(store, node.key) else "to train"
+    return "done"
+
+
+def _hours(todo: list[StepNode], plan: Plan, store: Store) -> float | None:
+    """From the mean seconds an image of all kept steps of this network and picture size; ``None`` without any."""
+    if not todo:
+        return 0.0
+    network, crop, costs = identity(plan.config.model), [*plan.config.train.crop], []
+    for key in store.steps():
+        with contextlib.suppress(LostStateError):
+            meta = store.meta(key)
+            if meta["model"] == network and meta["train"]["crop"] == crop:
+                costs.append(meta["cost"])
+    images = sum(c["images"] for c in costs)
+    if not images:
+        return None
+    return float(sum(c["seconds"] for c in costs) / images * sum(n.images for n in todo) / 3600)

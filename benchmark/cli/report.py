@@ -1,0 +1,231 @@
+"""``run_benchmark.py report``: every table and figure from the records alone, whenever they are wanted."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from contseg.benchmark.plan.protocol import Protocol
+    from contseg.benchmark.score.leaderboard import Leaderboard
+    from contseg.benchmark.score.networks import Stored
+    from contseg.benchmark.score.records import Record
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``report``; imports nothing heavy."""
+    from contseg.benchmark.cli.arguments import folder, number
+
+    add, out = parser.add_argument, Path("runs")
+    add("--out", type=folder("--out"), default=out, metavar="DIR", help="where reports are written (default: runs)")
+    add("--records", type=Path, nargs="+", metavar="DIR", help="records to read (default: those of --out)")
+    add(
+        "--protocol",
+        nargs="+",
+        help='sdr, mib, plop, strict; or "sdr[background_in_mean=no]" (default: the records\' own)',
+    )
+    add(
+        "--format",
+        nargs="+",
+        default=["text", "markdown", "csv"],
+        help="text (printed), markdown, csv, latex, json, model-index, html (default: text markdown csv)",
+    )
+    add("--with-published", action="store_true", help="set the literature's numbers beside the measured ones")
+    add("--published-csv", type=Path, nargs="+", default=[], metavar="FILE", help="published results of your own")
+    add("--published-source", default="", metavar="KEY", help="prefer this source, for example sdr2021")
+    add("--lint-published", action="store_true", help="check the arithmetic of all published results, and nothing else")
+    add(
+        "--figures",
+        type=folder("--figures"),
+        metavar="DIR",
+        help="curves, classes, old against new, cost, confusion as PNG and PDF",
+    )
+    add(
+        "--predictions",
+        type=number("--predictions"),
+        default=0,
+        metavar="N",
+        help="with --figures: what each step sees in N pictures",
+    )
+    add("--latent", action="store_true", help="with --figures: features and prototypes after every step")
+    add("--re-evaluate", action="store_true", help="run the protocol's own evaluation pass on every stored network")
+    add(
+        "--verify",
+        type=Path,
+        metavar="DIR",
+        help="check somebody's records, score the networks beside them, merge what is accepted into --out",
+    )
+    add("--plugin", nargs="+", default=[], metavar="FILE.py", help="with --verify: run this code, methods of theirs")
+    add("--data", nargs="+", default=[], metavar="NAME=PATH", help="where a data set lies, for the four options above")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print and write what was asked for. 0, or 2 if some of the input had to be left out."""
+    if args.lint_published:
+        return _lint(args)
+    from contseg.benchmark.cli.arguments import places
+    from contseg.benchmark.plan.protocol import parse_protocol
+    from contseg.benchmark.report.reporter import FORMATS
+    from contseg.datasets.errors import UserError, unknown
+    from contseg.methods.registry import load_plugins
+
+    for form in args.format:
+        if form not in FORMATS:
+            raise unknown("format", form, FORMATS)
+    if (args.predictions or args.latent) and not args.figures:
+        raise UserError("--predictions and --latent need --figures DIR, the folder that they are written to")
+    places(args.data)
+    asked = [parse_protocol(text) for text in args.protocol or ()]  # a wrong word stops before anything is done
+    load_plugins(*args.plugin)
+    problems = _verify(args) if args.verify else []
+    if args.verify and not args.records and not (args.out / "records").is_dir():
+        return 2  # nothing was accepted, and nothing was there before
+    records, unread = _read(args.records or [args.out])
+    problems += unread
+    boards = []
+    if args.re_evaluate:
+        from contseg.benchmark.score.recompute import Rescorer, reevaluate
+
+        rescore = Rescorer(_stored(args))
+    for protocol in asked or map(parse_protocol, dict.fromkeys(r["protocol"]["name"] for r in records)):
+        pool = records
+        if args.re_evaluate:
+            pool, missing = reevaluate(records, protocol, rescore)
+            problems += _warn(missing)
+        boards.append(_board(args, pool, protocol))
+    _write(args, boards)
+    if args.figures:
+        problems += _warn(_draw(args, boards[0]))
+    return 2 if problems else 0
+
+
+def _board(args: argparse.Namespace, records: list[Record], protocol: Protocol) -> Leaderboard:
+    from contseg.benchmark.report.reporter import leaderboard
+
+    board = leaderboard(records, protocol)
+    if args.with_published:
+        from contseg.benchmark.score.published import load_published, with_literature
+
+        board = with_literature(board, load_published(args.published_csv), records, args.published_source)
+    return board
+
+
+def _write(args: argparse.Namespace, boards: list[Leaderboard]) -> None:
+    """Text goes to the screen, everything else to a file; one page holds all protocols."""
+    from contseg.benchmark.report.reporter import FORMATS, render
+    from contseg.benchmark.report.tables import write_text
+
+    written = []
+    for form in dict.fromkeys(args.format):
+        if form == "text":
+            print("\n\n".join(render(board) for board in boards))
+        elif form == "html":
+            from contseg.benchmark.report.html import as_html
+
+            written.append(args.out / FORMATS[form][1])
+            write_text(written[-1], as_html(*boards))
+        else:
+            for i, board in enumerate(boards):
+                name = Path(FORMATS[form][1])
+                written.append(args.out / (f"{name.stem}-{board.protocol.name}{name.suffix}" if i else name))
+                write_text(written[-1], render(board, form))
+    if written:
+        print(f"written: {', '.join(map(str, written))}")
+
+
+def _draw(args: argparse.Namespace, board: Leaderboard) -> list[str]:
+    """Every figure asked for; what could not be drawn, and why."""
+    from contseg.benchmark.report.figures import write_figures
+
+    written, missing = write_figures(board, args.figures), list[str]()
+    if args.predictions:
+        from contseg.benchmark.report.predictions import write_predictions
+
+        more, missing = write_predictions(board, _stored(args), args.predictions, args.figures)
+        written += more
+    if args.latent:
+        from contseg.benchmark.report.latent import write_latent
+
+        more, without = write_latent(board, _stored(args), args.figures)
+        written, missing = written + more, missing + without
+    print(f"drawn: {len(written)} files in {args.figures}")
+    return missing
+
+
+def _verify(args: argparse.Namespace) -> list[str]:
+    """Check the records of ``--verify`` and merge the accepted runs into ``--out``; what was not accepted."""
+    from functools import partial
+
+    from contseg.benchmark.score.recompute import PixelCounter, Rescorer, keys
+    from contseg.benchmark.score.records import read_records, results_folders
+    from contseg.benchmark.score.submissions import merge, verify
+    from contseg.datasets.errors import UserError
+
+    submitted, problems = read_records(args.verify)
+    problems = [line.replace("left out", "refused", 1) for line in problems]
+    print("\n".join(problems), end="\n" if problems else "")
+    if not submitted and not problems:
+        raise UserError(f"no records to verify below {args.verify}")
+    known = read_records(args.out)[0] if (args.out / "records").is_dir() else []
+    stored = _stored(args)
+    rescore = Rescorer(stored, results_folders(args.verify), foreign=True)
+    for verdict in verify(submitted, known, PixelCounter(stored), partial(keys, stored), rescore):
+        clash = merge(verdict.run, args.out / "records") if verdict.accepted else []
+        line = f"refused: {verdict.run}: {clash[0]}" if clash else str(verdict)
+        print(line)
+        problems += [line] if clash or not verdict.accepted else []
+    return problems
+
+
+def _stored(args: argparse.Namespace) -> Stored:
+    from contseg.benchmark.cli.arguments import places
+    from contseg.benchmark.score.networks import Stored
+
+    return Stored(args.out, places(args.data))
+
+
+def _warn(lines: list[str]) -> list[str]:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
+    return lines
+
+
+def _read(folders: list[Path]) -> tuple[list[Record], list[str]]:
+    """All records of the test set below the folders; what had to be left out is named on stderr.
+
+    Records of ``eval.split=tune`` choose a configuration: they enter no leaderboard, which is no mistake.
+    """
+    from contseg.benchmark.score.records import read_records
+    from contseg.datasets.errors import UserError
+
+    records, problems = [], []
+    for folder in folders:
+        found, wrong = read_records(folder)
+        records += found
+        problems += wrong
+    _warn(problems)
+    where = ", ".join(map(str, folders))
+    if not records:
+        raise UserError(f"no records yet below {where}: run `run_benchmark.py run --out {folders[0]}` first")
+    tested = [r for r in records if r.get("split", "val") == "val"]
+    if not tested:
+        raise UserError(
+            f"all records below {where} are scored on held-out training images (eval.split=tune): they enter no "
+            "leaderboard; `run` prints their table"
+        )
+    if len(tested) < len(records):
+        print(
+            f"left out: {len(records) - len(tested)} records scored on held-out training images (eval.split=tune)",
+            file=sys.stderr,
+        )
+    return tested, problems
+
+
+def _lint(args: argparse.Namespace) -> int:
+    from contseg.benchmark.score.published import load_published
+    from contseg.benchmark.score.published_lint import lint
+
+    print("\n".join(lint(load_published(args.published_csv))))
+    return 0

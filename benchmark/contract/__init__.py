@@ -1,0 +1,1 @@
+"""Does a method behave: the contract check."""

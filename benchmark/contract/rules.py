@@ -1,0 +1,406 @@
+"""The contract check: does a method behave, and which rule does it break first?
+
+::
+
+    run_benchmark.py check MiB "PLOP+SDR"            # or --all
+
+    from contseg.benchmark.contract.rules import assert_contract      # in tests of your own, after load_plugins
+    def test_contract(): assert_contract("MyMethod")
+
+A rule is a function of what is checked; it raises ``Broken`` with one line. A rule's docstring is its name in full.
+Rules run on a network of 145 thousand parameters and drawn pictures, a few seconds a method, on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contseg.benchmark.contract.toy_run import Build, Course, Stage, clones, second_step, steepest, tensors_of
+from contseg.benchmark.contract.two_processes import compare_split
+from contseg.benchmark.contract.waits import WaitError, no_waits
+from contseg.benchmark.models.load import term_states
+from contseg.datasets.errors import UserError
+from contseg.methods.base import Method, held
+from contseg.methods.faults import place
+from contseg.methods.registry import addons, build_method, methods, reason
+from contseg.methods.visible import check_visible
+
+SETUPS = ("sequential", "disjoint", "overlapped")
+# what papers combine; every add-on is checked on FT as well
+COMPOSED = (
+    "LwF+SDR",
+    "ILT+SDR",
+    "MiB+SDR",
+    "PLOP+SDR",
+    "EWC+SDR",
+    "MiB+EWF",
+    "PLOP+EWF",
+    "MiB+UCD",
+    "PLOP+UCD",
+)
+
+
+class Broken(Exception):
+    """A rule does not hold; the message says how."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out: ``rule`` and ``reason`` are empty if every rule holds."""
+
+    method: str
+    rules: int
+    rule: str = ""
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.rule
+
+    def __str__(self) -> str:
+        if self.passed:
+            return f"{self.method}: all {self.rules} rules hold"
+        return f"{self.method} breaks rule {self.rules}, {self.rule}: {self.reason}"
+
+
+def check_method(method: str | Build) -> Report:
+    """Check a method by name, or a function that builds it anew each time."""
+    build = method if callable(method) else lambda: build_method(method)
+    name = build().name
+    with torch.random.fork_rng(devices=[]):
+        for number, rule in enumerate(RULES, 1):
+            title = (rule.__doc__ or rule.__name__).partition("\n")[0].rstrip(".")
+            try:
+                rule(build)
+            except Broken as broken:
+                return Report(name, number, title, str(broken))
+            except Exception as error:
+                return Report(name, number, title, reason(error))
+    return Report(name, len(RULES))
+
+
+def every_name() -> list[str]:
+    """Every registered method, every add-on on FT, and the combinations that papers make."""
+    return [*methods(), *(f"FT+{name}" for name in addons()), *COMPOSED]
+
+
+def assert_contract(method: str | Build) -> None:
+    """For tests: an ``AssertionError`` that names the first broken rule."""
+    report = check_method(method)
+    assert report.passed, str(report)
+
+
+# --- rules ---------------------------------------------------------------------------------------------------------
+
+
+def losses_are_finite(build: Build) -> None:
+    """Losses are finite in every setup, and predictions are seen classes."""
+    for setup in SETUPS:
+        _lead(Course(setup), build)
+
+
+def one_class(build: Build) -> None:
+    """One class a step works."""
+    _lead(Course(sizes=(1, 1)), build)
+
+
+def absent_class(build: Build) -> None:
+    """A class that occurs in no picture of the step works."""
+    _lead(Course(classes="some"), build)
+
+
+def only_background(build: Build) -> None:
+    """Batches of background only, and of void only, work."""
+    for classes in ("background", "void"):
+        _lead(Course(classes=classes), build)
+
+
+def rectangular(build: Build) -> None:
+    """Rectangular pictures work."""
+    _lead(Course(height=24, width=56), build)
+
+
+def bfloat16(build: Build) -> None:
+    """Networks in bfloat16 work."""
+    _lead(Course(autocast=True), build)
+
+
+def gradients_arrive(build: Build) -> None:
+    """Gradients reach every parameter that the method trains."""
+    course, parent = Course(), None
+    for index in range(len(course.steps(build()))):
+        stage = Stage.begin(course, build, index, parent)
+        waiting = {n: p for n, p in stage.model.named_parameters() if p.requires_grad}
+
+        def arrive(*_: object, waiting: dict[str, Any] = waiting) -> None:
+            for name in [n for n, p in waiting.items() if p.grad is not None and p.grad.any()]:
+                del waiting[name]
+
+        if stage.trains:
+            stage.optimizer.register_step_pre_hook(arrive)
+        stage.updates(range(4))
+        if waiting:
+            name = next(iter(waiting))
+            raise Broken(f"{name} ({len(waiting)} in all) never has one at step {index}: leave it out of `trainable`")
+        parent = stage.end()
+
+
+def old_model_stays(build: Build) -> None:
+    """The previous network never changes."""
+    make = second_step(Course(), build)
+    stage = make(begin=False) if make is not None else None
+    if stage is None or stage.old is None:
+        return
+    before = clones(stage.old.state_dict())
+    hooks = (
+        ("begin_step", stage.start),
+        ("an update", lambda: stage.updates(range(2))),
+        ("the end of the step", stage.end),
+        ("predict", lambda: stage.predict(stage.course.pictures(stage.step, 0)[0])),
+    )
+    for name, hook in hooks:
+        hook()
+        if changed := _differing(before, stage.old.state_dict()):
+            raise Broken(f"{changed} changed in {name}")
+
+
+def nothing_is_written_to(build: Build) -> None:
+    """Outputs and batch are not mutated."""
+    for make in (lambda: Stage.begin(Course(), build, 0, None), lambda: _second(build)):
+        stage = make()
+        if stage is None or not stage.trains:
+            continue
+        batch = stage.batch(0)
+        parts = {"images": batch.images, "labels": batch.labels}
+        parts |= {f"output {i}": t for i, t in enumerate(tensors_of(batch.out))}
+        if batch.has_old:
+            parts |= {f"previous output {i}": t for i, t in enumerate(tensors_of(batch.old))}
+        before = clones(parts)
+        stage.method.losses(batch)
+        if changed := _differing(before, parts):
+            raise Broken(f"{changed} was written to at step {stage.step.index}")
+
+
+def terms_matter(build: Build) -> None:
+    """Every loss has a gradient, by itself or in after_backward."""
+    stage = _second(build)
+    if stage is None or not stage.trains:
+        return
+    losses = stage.updates(range(2)).method.losses(stage.batch(2))
+    trained = [p for p in stage.model.parameters() if p.requires_grad]
+    for name, value in losses.items():
+        for p in trained:
+            p.grad = torch.zeros_like(p)
+        if value.requires_grad:
+            value.backward(retain_graph=True)
+        stage.terms[name].after_backward(stage.model)
+        if stage.terms[name].weight and not any(p.grad is not None and p.grad.any() for p in trained):
+            raise Broken(f"{name!r} has none: it changes nothing")
+
+
+def differs_from_fine_tuning(build: Build) -> None:
+    """Weights or predictions differ from FT's after five updates from a perturbed student."""
+    if build().name == "FT":
+        return
+    (weights, map_), (weights_ft, map_ft) = _perturbed(build), _fine_tuned()
+    if weights.keys() == weights_ft.keys() and not _differing(weights, weights_ft) and torch.equal(map_, map_ft):
+        raise Broken("they are equal: it is plain fine-tuning by another name")
+
+
+def observers_only_observe(build: Build) -> None:
+    """Weights with and without the observers are equal, and no shared random number is drawn.
+
+    An observer that a loss of the step holds stays in: it has its part in the key of the weights.
+    """
+    if not _unread_observers(build()):
+        return
+
+    def bare() -> Method:
+        made = build()
+        unread = _unread_observers(made)
+        return replace(made, first={n: t for n, t in made.first.items() if n not in unread})
+
+    ends = []
+    for maker in (build, bare):
+        stage = Stage.begin(Course(), maker, 0, None).updates(range(3))
+        ends.append(
+            _weights(stage) | {"random numbers": torch.get_rng_state(), "generator": stage.generator.get_state()}
+        )
+    if changed := _differing(*ends):
+        raise Broken(f"{changed} differs with them")
+
+
+def _unread_observers(method: Method) -> set[str]:
+    read = {id(h) for t in method.first.values() if not t.observes for h in held(t)}
+    return {name for name, t in method.first.items() if t.observes and id(t) not in read}
+
+
+def terms_do_not_wait(build: Build) -> None:
+    """No term waits for the device in an update."""
+    for make in (lambda: Stage.begin(Course(), build, 0, None), lambda: _second(build)):
+        stage = make()
+        if stage is None or not stage.trains:
+            continue
+        batches = [stage.batch(number) for number in range(2)]
+        try:
+            with no_waits():
+                for batch in batches:
+                    stage.method.losses(batch)
+        except WaitError as wait:
+            raise Broken(f"{wait} at step {stage.step.index}{place(wait)}: keep to tensors of fixed shapes") from wait
+
+
+def signed_features(build: Build) -> None:
+    """Features that may be negative work: losses are finite, and their gradients not a thousand times the usual."""
+    _lead(Course(signed=True), build)
+    usual, signed = (steepest(Course(signed=s), build) for s in (False, True))
+    for name, slope in signed.items():
+        if slope > 1000 * max(usual.get(name, 0.0), 0.01 * sum(usual.values())):
+            raise Broken(f"the gradient of {name!r} reaches {slope:.2g}, and {usual.get(name, 0.0):.2g} without them")
+
+
+def state_survives(build: Build) -> None:
+    """State survives save and load."""
+    for make in (lambda: Stage.begin(Course(), build, 0, None), second_step(Course(), build)):
+        if make is None:
+            continue
+        stage = make().updates(range(2))
+        kept = clones(term_states(stage.terms))
+        again = make().resume(stage.save())
+        if changed := _differing(kept, term_states(again.terms)):
+            raise Broken(f"{changed} of the terms' state is not what it was at step {stage.step.index}")
+
+
+def interruption_is_harmless(build: Build) -> None:
+    """Interrupted equals uninterrupted."""
+    for make in (lambda: Stage.begin(Course(), build, 0, None), second_step(Course(), build)):
+        if make is None:
+            continue
+        whole = make().updates(range(3))
+        saved = whole.save()
+        kept, weights = whole.updates(range(3, 6)).end(), _weights(whole)
+        later = make().resume(saved).updates(range(3, 6))
+        ended = later.end()
+        if changed := _differing(weights, _weights(later)) or _differing(kept.terms, ended.terms):
+            raise Broken(f"{changed} differs at step {whole.step.index}: does `state` name everything that changes?")
+
+
+def future_is_unseen(build: Build) -> None:
+    """No step depends on the classes of a later one."""
+    if len(Course().steps(build())) < 2:
+        return  # it asks for a scenario of its own, in which there is no later step
+    ends = []
+    for sizes in ((2, 1, 2), (2, 1, 3, 1)):
+        course = Course(sizes=sizes)
+        first = Stage.begin(course, build, 0, None).updates(range(2)).end()
+        second = Stage.begin(course, build, 1, first).updates(range(2)).end()
+        ends.append(second.model | second.terms)
+    if changed := _differing(*ends):
+        raise Broken(f"{changed} at step 1 differs with what step 2 will be")
+
+
+def processes_agree(build: Build) -> None:
+    """One global batch equals its split over two processes."""
+    course, parent = Course(dtype=torch.float64), None
+    for index in range(min(2, len(course.steps(build())))):
+        whole, *parts = (Stage(course, build, index, parent, moved=index > 0) for _ in range(3))
+        if all(t.splits for t in whole.terms.values()):
+            difference = compare_split(whole, parts)
+            if difference:
+                raise Broken(f"{difference} differs at step {index}: form means from sums through `reduce`")
+        parent = Stage.begin(course, build, index, parent).updates(range(2)).end()
+
+
+def keys_see_all(build: Build) -> None:
+    """Whatever makes a method is a field that stands in its steps' keys."""
+    try:
+        check_visible(build())
+    except UserError as error:
+        raise Broken(str(error)) from None
+
+
+RULES: tuple[Callable[[Build], None], ...] = (
+    losses_are_finite,
+    one_class,
+    absent_class,
+    only_background,
+    rectangular,
+    bfloat16,
+    signed_features,
+    gradients_arrive,
+    old_model_stays,
+    nothing_is_written_to,
+    terms_matter,
+    terms_do_not_wait,
+    differs_from_fine_tuning,
+    observers_only_observe,
+    state_survives,
+    interruption_is_harmless,
+    future_is_unseen,
+    processes_agree,
+    keys_see_all,
+)
+
+# --- what rules share ----------------------------------------------------------------------------------------------
+
+
+def _lead(course: Course, build: Build) -> None:
+    """Through all steps, two updates each: finite losses and weights, class maps of seen classes."""
+    parent = None
+    for index in range(len(course.steps(build()))):
+        stage = Stage.begin(course, build, index, parent)
+        where = f"{course.setup} step {index}"
+        for number in range(2):
+            for name, value in stage.update(number).items():
+                if not value.isfinite():
+                    raise Broken(f"{name!r} is {value.item()} at update {number} of {where}")
+        parent = stage.end()
+        for name, weight in parent.model.items():
+            if not weight.isfinite().all():
+                raise Broken(f"{name} is not finite after {where}")
+        images, labels = course.pictures(stage.step, 0)
+        prediction = stage.predict(images)
+        if prediction.shape != labels.shape or prediction.is_floating_point():
+            raise Broken(f"`predict` gives {prediction.dtype} {tuple(prediction.shape)}, not a class map")
+        if prediction.min() < 0 or prediction.max() >= stage.step.n_classes:
+            raise Broken(f"`predict` gives class {int(prediction.max())} of {stage.step.n_classes} after {where}")
+
+
+def _perturbed(build: Build) -> tuple[dict[str, Tensor], Tensor]:
+    """Weights and a class map after all steps, five updates each, every later student moved."""
+    course, parent = Course(), None
+    for index in range(len(course.steps(build()))):
+        stage = Stage.begin(course, build, index, parent, moved=index > 0).updates(range(5))
+        parent = stage.end()
+    return _weights(stage), stage.predict(course.pictures(stage.step, 0)[0])
+
+
+@cache
+def _fine_tuned() -> tuple[dict[str, Tensor], Tensor]:
+    """FT's, found once for all methods."""
+    return _perturbed(lambda: build_method("FT"))
+
+
+def _second(build: Build) -> Stage | None:
+    make = second_step(Course(), build)
+    return make() if make is not None else None
+
+
+def _weights(stage: Stage) -> dict[str, Tensor]:
+    return clones(stage.model.state_dict())
+
+
+def _differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
+    """The first name whose tensors are not equal, NaN being equal to NaN; "" if there is none."""
+    for name in [*a, *(n for n in b if n not in a)]:
+        if name not in a or name not in b or a[name].shape != b[name].shape or a[name].dtype != b[name].dtype:
+            return name
+        if not torch.equal(a[name].nan_to_num(nan=-1.5), b[name].nan_to_num(nan=-1.5)):
+            return name
+    return ""

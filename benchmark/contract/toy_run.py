@@ -1,0 +1,327 @@
+"""A small course for the contract check: one method, drawn pictures, the trainer's own steps.
+
+No data and no Accelerator: a step is begun, updated and ended by hand, so that a rule can look in between.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from contseg.benchmark.models.load import term_states
+from contseg.benchmark.plan.build import StepNode
+from contseg.benchmark.plan.config import Config, TrainConfig
+from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.train import checkpoint
+from contseg.benchmark.train.trainer import StepTrainer
+from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step
+from contseg.datasets.view import StepView
+from contseg.methods.base import Batch, Method, SegOutput
+
+NETWORK = ModelConfig("tiny", norm="batch")
+CPU = torch.device("cpu")
+Build: TypeAlias = Callable[[], Method]
+Pictures: TypeAlias = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is learned, on which kind of pictures: ``sizes`` are foreground classes by step."""
+
+    setup: str = "overlapped"
+    sizes: tuple[int, ...] = (2, 1, 2)
+    batch: int = 4
+    height: int = 24
+    width: int = 24
+    classes: str = "all"  # "all" | "some": the newest never occurs | "background" | "void"
+    dtype: torch.dtype = torch.float32
+    autocast: bool = False  # the networks run in bfloat16
+    signed: bool = False  # features of either sign, as after a linear bottleneck or hard swish
+
+    @property
+    def train(self) -> TrainConfig:
+        """How a step is trained."""
+        precision: Any = "double" if self.dtype == torch.float64 else "no"
+        return TrainConfig(
+            updates=(6,), lr=(1e-3,), batch=(self.batch,), nesterov=False, weight_decay=0.0, precision=precision
+        )
+
+    def steps(self, method: Method) -> tuple[Step, ...]:
+        """The steps as the method wants them."""
+        return self.scenario(method).steps
+
+    def scenario(self, method: Method) -> Scenario:
+        """The scenario as the method wants it."""
+        ends = [sum(self.sizes[: t + 1]) for t in range(len(self.sizes))]
+        groups = tuple(tuple(range(e - n + 1, e + 1)) for e, n in zip(ends, self.sizes, strict=True))
+        scenario: Scenario = method.scenario(Scenario("drawn", "-".join(map(str, self.sizes)), self.setup, groups))
+        return scenario
+
+    def pictures(self, step: Step, number: int) -> Pictures:
+        """Noise, coloured by class, and labels in blocks of 8 x 8: the same for the same number."""
+        g = torch.Generator().manual_seed(1000 * step.index + number)
+        kept = range(1, step.n_old) if step.setup == "sequential" else ()
+        new = range(max(step.n_old, 1), step.n_classes - (self.classes == "some"))
+        choices = {
+            "background": [BACKGROUND],
+            "void": [VOID],
+        }.get(self.classes, [BACKGROUND, VOID, *kept, *new])
+        shape = (self.batch, self.height // 8, self.width // 8)
+        blocks = torch.tensor(choices)[torch.randint(len(choices), shape, generator=g)]
+        labels = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)
+        colours = torch.randn(256, 3, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(self.batch, 3, self.height, self.width, generator=g)
+        return (images + colours[labels].permute(0, 3, 1, 2)).to(self.dtype), labels
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What a step leaves to the next one."""
+
+    model: dict[str, Tensor]
+    terms: dict[str, Tensor]
+
+
+class Shelf:
+    """What the trainer asks of a ``Store``: what the parent left, and a place for a checkpoint."""
+
+    def __init__(self, parent: Parent | None) -> None:
+        self.parent = parent
+
+    def read_model(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        assert self.parent is not None
+        return self.parent.model, {}
+
+    def read_terms(self, key: str) -> dict[str, Tensor]:
+        assert self.parent is not None
+        return clones(self.parent.terms)
+
+    def checkpoint(self, key: str) -> Path:
+        return Path(self._folder.name) / "checkpoint.safetensors"
+
+    @cached_property
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory()
+
+
+class OneProcess:
+    """What the trainer asks of an ``Accelerator``, for one process on a CPU."""
+
+    device, process_index, num_processes, is_main_process = CPU, 0, 1, True
+
+    def __init__(self, course: Course) -> None:
+        self.course = course
+
+    def prepare_model(self, model: Any, evaluation_mode: bool = False) -> Callable[[Tensor], SegOutput]:
+        """The network, in bfloat16 if the course says so."""
+
+        def forward(images: Tensor) -> SegOutput:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.course.autocast):
+                out: SegOutput = model(images)
+            return out
+
+        return forward
+
+    def wait_for_everyone(self) -> None:
+        """There is nobody else."""
+
+
+class Drawn:
+    """What the trainer asks of a ``Feed``."""
+
+    def __init__(self, node: StepNode, config: Config, course: Course, *_: Any) -> None:
+        self.step, self.course = node.step, course
+
+    def whole_pass(self) -> Iterator[Pictures]:
+        """Three batches, the same at every call."""
+        return (self.course.pictures(self.step, 100 + i) for i in range(3))
+
+
+class Stage(StepTrainer):
+    """One step under way: the trainer's own, in pieces."""
+
+    feeds = Drawn
+
+    @classmethod
+    def begin(
+        cls, course: Course, build: Build, index: int, parent: Parent | None = None, moved: bool = False
+    ) -> Stage:
+        """The step before its first update; ``moved``: the student is not where its teacher is."""
+        return cls(course, build, index, parent, moved).start()
+
+    def __init__(
+        self, course: Course, build: Build, index: int, parent: Parent | None = None, moved: bool = False
+    ) -> None:
+        """The step with its networks and states; no term has begun."""
+        self.course, method = course, build()
+        scenario = course.scenario(method)
+        view = StepView((), np.zeros(256, np.uint8), "")
+        node = StepNode("drawn", None, scenario, index, method.name, 0, course.train, view)
+        init = then(method.init, move) if moved else method.init
+        door = then(method.build, without_activation) if course.signed else method.build
+        shelf: Any = Shelf(parent)
+        dataset: Any = course
+        process: Any = OneProcess(course)
+        config = Config(model=NETWORK)
+        super().__init__(
+            node,
+            replace(method, init=init, build=door),
+            {},
+            {},
+            config,
+            dataset,
+            shelf,
+            process,
+            "parent" if parent else None,
+        )
+
+    def _begin(self) -> None:
+        """Not yet."""
+
+    def start(self) -> Stage:
+        """Let the terms begin, and make the optimiser."""
+        super()._begin()
+        if not self.trains:
+            self.prepared, self.prepared_old = (self.accelerator.prepare_model(m) for m in (self.model, self.old))
+        torch.default_generator.manual_seed(self.step.index)
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether the step has an update."""
+        return self.total > 0
+
+    def batch(self, number: int) -> Batch:
+        """Pictures and both networks' outputs, as a term gets them."""
+        self._train_mode()
+        return self._batch(*self.course.pictures(self.step, number))
+
+    def updates(self, numbers: Iterable[int]) -> Stage:
+        """Several updates, if the step has any; returns the stage."""
+        for number in numbers:
+            self.update(number)
+        return self
+
+    def update(self, number: int) -> dict[str, Tensor]:
+        """One optimiser update; the weighted losses by name, none where nothing trains."""
+        if not self.trains:
+            return {}
+        self._train_mode()
+        return self._update(iter([self.course.pictures(self.step, number)]))
+
+    def end(self) -> Parent:
+        """After the last update."""
+        self._finish()
+        return Parent(clones(self.model.state_dict()), clones(term_states(self.terms)))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """(B, H, W): the class map."""
+        self.model.eval()
+        with torch.no_grad():
+            prediction: Tensor = self.method.predict(self.prepared(images), (images.shape[-2], images.shape[-1]))
+        return prediction
+
+    def save(self) -> Any:
+        """Write a checkpoint, as every step with an update can; where it lies."""
+        if self.trains:
+            checkpoint.save(self)
+        return self.store
+
+    def resume(self, store: Any) -> Stage:
+        """Go on from a checkpoint."""
+        self.store = store
+        checkpoint.resume(self)
+        return self
+
+
+@lru_cache(maxsize=2)
+def first_step(course: Course, build: Build) -> Parent:
+    """What a first step of three updates leaves; found once for all rules that begin at the second."""
+    return Stage.begin(course, build, 0, None).updates(range(3)).end()
+
+
+def second_step(course: Course, build: Build) -> Callable[..., Stage] | None:
+    """Makes the second step, its student moved, after a trained first one: the same every time.
+
+    ``begin=False``: its terms have not begun. None if the method asks for a scenario with one step.
+    """
+    if len(course.steps(build())) < 2:
+        return None
+    parent = first_step(course, build)
+
+    def make(begin: bool = True) -> Stage:
+        stage = Stage(course, build, 1, parent, moved=True)
+        return stage.start() if begin else stage
+
+    return make
+
+
+def steepest(course: Course, build: Build) -> dict[str, float]:
+    """The largest gradient of each loss with respect to the network's output, over four batches of one step."""
+    make = second_step(course, build) or (lambda: Stage.begin(course, build, 0, None))
+    stage = make()
+    found: dict[str, float] = {}
+    for number in range(4 if stage.trains else 0):
+        batch = stage.batch(number)
+        outputs = [t for t in tensors_of(batch.out) if t.requires_grad]
+        for name, value in stage.method.losses(batch).items():
+            if value.requires_grad and outputs:
+                slopes = torch.autograd.grad(value, outputs, retain_graph=True, allow_unused=True)
+                largest = max((float(g.abs().max()) for g in slopes if g is not None), default=0.0)
+                found[name] = max(found.get(name, 0.0), largest)
+    return found
+
+
+def then(hook: Callable[[Any, Step], None], more: Callable[[Any, Step], None]) -> Callable[[Any, Step], None]:
+    """One after the other."""
+
+    def both(model: Any, step: Step) -> None:
+        hook(model, step)
+        more(model, step)
+
+    return both
+
+
+def without_activation(model: Any, step: Step) -> None:
+    """The encoder's features are its last stage before the activation."""
+    if step.index == 0:
+        model.encoder.register_forward_hook(_last_stage)
+
+
+def _last_stage(encoder: nn.Module, images: Any, output: Any) -> Any:
+    _, stages = output
+    return stages[-1], stages
+
+
+def move(model: nn.Module, step: Step) -> None:
+    """Move every weight by about a twentieth of its tensor's size."""
+    g = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for p in model.parameters():
+            size = p.square().mean().sqrt().clamp(min=0.02)
+            p.add_(0.05 * size * torch.randn(p.shape, generator=g, dtype=p.dtype))
+
+
+def clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, in memory of their own."""
+    return {k: v.detach().clone() for k, v in tensors.items()}
+
+
+def map_output(out: SegOutput, change: Callable[[Tensor], Tensor]) -> SegOutput:
+    """The output with every tensor changed, in the order of ``tensors_of``."""
+    logits, features, embedding = (change(t) for t in (out.logits, out.features, out.embedding))
+    stages = tuple(change(s) for s in out.stages)
+    return SegOutput(logits, features, embedding, stages, {k: change(v) for k, v in out.extra.items()})
+
+
+def tensors_of(out: SegOutput) -> list[Tensor]:
+    """Every tensor of an output."""
+    return [out.logits, out.features, out.embedding, *out.stages, *out.extra.values()]

@@ -1,0 +1,1 @@
+"""Which network: encoder, ASPP, classifier, initial weights."""

@@ -1,0 +1,148 @@
+"""A trained step's network by key, for use elsewhere::
+
+from contseg.benchmark.models.load import load_step
+model, predict = load_step("results", "3f9a1c2e")     # images (B, 3, H, W), normalised -> class map (B, H, W)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from contseg.benchmark.models.segmenter import Segmenter, build_model
+from contseg.benchmark.plan.config import read_section
+from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.store.files import LostStateError, Store, read_tensors
+from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import Step
+from contseg.methods.base import Method, Term, describe
+from contseg.methods.registry import build_method, load_plugins
+
+M = TypeVar("M", bound=nn.Module)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pictures in 0..1
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 with ImageNet's mean and standard deviation, on the device where they lie."""
+    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1) * 255
+    return (images.float() - mean) / std
+
+
+def fresh(config: ModelConfig, step: Step, method: Method, seed: int) -> Segmenter:
+    """The network in which step 0 begins, with the configured weights of its encoder."""
+    model = build_model(config, [step.n_new], seed)
+    method.build(model, step)
+    return model
+
+
+def skeleton(config: ModelConfig, steps: Sequence[Step], method: Method, seed: int) -> Segmenter:
+    """The network after these steps, grown and built step by step, for weights that are kept: none are fetched."""
+    model = fresh(replace(config, weights="none"), steps[0], method, seed)
+    for step in steps[1:]:
+        grow(model, step, method)
+    return model
+
+
+def grow(model: Any, step: Step, method: Method) -> None:
+    """A block for the new classes, then the method's ``build`` door."""
+    model.classifier.grow(step.n_new)
+    method.build(model, step)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put kept weights into a network, which takes their precision."""
+    model.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
+    model.load_state_dict(weights)
+
+
+def on_device(model: M, device: torch.device) -> M:
+    """The network on the device; channels last in memory where that is a GPU."""
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    return model.to(device).to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def load_terms(terms: dict[str, Term], flat: dict[str, Tensor], device: torch.device) -> None:
+    """Give terms their state back from ``term-name:attribute`` entries."""
+    for name, term in terms.items():
+        mine = {k.removeprefix(f"{name}:"): v.to(device) for k, v in flat.items() if k.startswith(f"{name}:")}
+        if mine:
+            term.load_state_dict(mine)
+
+
+def term_states(terms: dict[str, Term]) -> dict[str, Tensor]:
+    """All state of terms, flat."""
+    return {f"{n}:{k}": v for n, t in terms.items() for k, v in t.state_dict().items()}
+
+
+def load_step(
+    out: str | Path, key: str, method: str = "", device: str | torch.device = "cpu"
+) -> tuple[Segmenter, Callable[[Tensor], Tensor]]:
+    """The network of a trained step, in evaluation mode, and a function from images to class maps (channels).
+
+    ``key`` is a record's ``step_key`` or its first digits; ``method`` the one whose prediction rule is wanted, where
+    several share the step (default: that of the first). The network, and what its prediction rule reads, are on
+    ``device`` and in the precision of training; the function brings images there. Raises ``UserError`` if the step is
+    not in the cache of ``out``, or its file is damaged.
+    """
+    model, built = load_trained(out, key, method, device)
+
+    @torch.inference_mode()
+    def predict(images: Tensor) -> Tensor:
+        out = model(images.to(next(model.parameters())))
+        prediction: Tensor = built.predict(out, (images.shape[-2], images.shape[-1]))
+        return prediction
+
+    return model, predict
+
+
+def load_trained(
+    out: str | Path, key: str, method: str = "", device: str | torch.device = "cpu", plugins: bool = True
+) -> tuple[Segmenter, Method]:
+    """The network of a trained step as ``load_step`` gives it, and its method, with the states of its terms.
+
+    ``plugins=False``: the code that the file names is not run.
+    """
+    device = torch.device(device)
+    store = Store(Path(out))
+    found = sorted(store.cache.glob(f"{key[:2]}/{key}*/model.safetensors"))
+    if len(found) != 1:
+        what = "no trained step" if not found else f"{len(found)} trained steps"
+        raise UserError(
+            f"{what} under {store.cache} with a key that begins with {key!r}: see `run_benchmark.py cache list`"
+        )
+    try:
+        tensors, meta = store.read_model(found[0].parent.name)
+        terms_state = store.read_terms(found[0].parent.name)
+    except LostStateError as lost:
+        raise UserError(f"{lost}: run the grid again, it trains what is missing") from None
+    if plugins:
+        load_plugins(*meta["plugins"])
+    built = build_method(method or meta["method"])
+    steps = [Step(s["index"], s["setup"], tuple(s["old_classes"]), tuple(s["new_classes"])) for s in meta["steps"]]
+    config = read_section(ModelConfig, "model", meta["model"], str(found[0]))
+    model = skeleton(config, steps, built, 0)
+    load_weights(model, tensors)
+    terms = built.active(steps[-1])
+    load_terms(terms, terms_state, device)
+    for term in terms.values():
+        if term.observes and (state := _observed(found[0].parent, term)):
+            term.load_state_dict({k: v.to(device) for k, v in state.items()})
+    return on_device(model, device).eval().requires_grad_(False), built
+
+
+def _observed(folder: Path, term: Term) -> dict[str, Tensor] | None:
+    """The state of an observer that rode on a step, found by what it is: methods may name it differently."""
+    sound = [loaded for path in sorted(folder.glob("observer-*.safetensors")) if (loaded := read_tensors(path))]
+    states = {meta["sha256"]: state for state, meta in sound if meta.get("is") == describe(term)}
+    if len(states) > 1:
+        raise UserError(
+            f"{folder} holds {len(states)} different states of {type(term).__name__}, of methods that begin it at "
+            "different steps or setups: run them into folders of their own"
+        )
+    return next(iter(states.values()), None)

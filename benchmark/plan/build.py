@@ -1,0 +1,379 @@
+"""grid -> runs -> step keys: what is to train, what is shared, what is done. The only place a product is expanded.
+
+A step's key hashes what the step *sees and does*, never the names of scenario or method: whatever is equal is
+trained once. Observers (terms that change no weight) have keys of their own and ride on one training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from contseg.benchmark.plan.config import Config, TrainConfig, checked
+from contseg.benchmark.plan.model_config import check, model_identity
+from contseg.benchmark.plan.protocol import Protocol, parse_protocol
+from contseg.benchmark.store.files import Store, cell_path, digest
+from contseg.benchmark.store.origin import Origin, Origins, differing, evaluation_files, observer_files, training_files
+from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import Scenario, Step, parse_scenario
+from contseg.datasets.view import StepView, step_view, tune_view, val_view
+from contseg.methods.base import DOORS, Method, Term, describe, held
+from contseg.methods.registry import build_method, expand_methods, plugins_of, refuse_equal
+
+# Of trainer, network and transforms, by train.precision: raised when their numbers change, so that no old step is taken
+# over. 2: a step in float64 starts from its parent's weights unrounded; in fp16 with a loss scale of its own.
+REVISIONS = {"no": 1, "bf16": 1, "fp16": 2, "double": 2}
+
+
+@dataclass(frozen=True)
+class Rider:
+    """An observer that rides on a training: the term ``term`` of ``method``.
+
+    ``before`` is the key of the state in which the step before left it, ``None`` where it begins here.
+    """
+
+    method: str
+    term: str
+    before: str | None
+
+
+@dataclass
+class StepNode:
+    """One training, with the observers that ride on it by key.
+
+    ``branch``: an equal training is kept that an observer missed, and that gave other weights when done again.
+    """
+
+    key: str
+    parent: StepNode | None
+    scenario: Scenario
+    index: int
+    method: str
+    seed: int
+    train: TrainConfig
+    view: StepView
+    observers: dict[str, Rider] = field(default_factory=dict)
+    used_by: list[str] = field(default_factory=list)
+    branch: bool = False
+
+    @property
+    def step(self) -> Step:
+        return self.scenario.steps[self.index]
+
+    @property
+    def updates(self) -> int:
+        return self.train.plan_updates(len(self.view.ids))
+
+    @property
+    def images(self) -> int:
+        """Training pictures to be seen."""
+        return self.updates * self.train.batch[0]
+
+    @property
+    def title(self) -> str:
+        """``voc/15-1/overlapped step 2 MiB+SDR seed 0``."""
+        return f"{self.scenario.name} step {self.index} {self.method} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A step of a run: the training it needs, the evaluation it is, and the record that it becomes."""
+
+    node: StepNode
+    score: str  # key of the evaluation, and of the record
+    path: Path  # of the record
+    reads: dict[str, str]  # observers whose state the prediction reads: name in the run's own method -> key
+
+
+@dataclass(frozen=True)
+class Run:
+    """A path through steps: one scenario, one method, one seed."""
+
+    scenario: Scenario
+    method: str
+    seed: int
+    cells: tuple[Cell, ...]
+    key: str
+    plugins: tuple[tuple[str, str], ...] = ()  # module and hash of those that define its method
+
+    @property
+    def title(self) -> str:
+        return f"{self.scenario.name} {self.method} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid, expanded: its runs, and the trainings behind them in an order in which parents come first."""
+
+    config: Config
+    protocol: Protocol
+    datasets: dict[str, SegmentationDataset]
+    runs: tuple[Run, ...]
+    nodes: dict[str, StepNode]
+    origins: Origins
+
+    def recorded(self, store: Store, cell: Cell) -> bool:
+        """Whether a cell's record is there; one of other code is not, unless it is trusted."""
+        return store.record_key(cell.path) == cell.score and not self._record_differs(store, cell)
+
+    def scored(self, store: Store, cell: Cell) -> bool:
+        """Whether a cell's evaluation is in the cache, by the code of today."""
+        return self.origins.current(cell.score, store)
+
+    def trained(self, store: Store, key: str, observers: Iterable[str] = ()) -> bool:
+        """Whether a step's weights and the states of these observers are in the cache, by the code of today."""
+        return all(self.origins.current(k, store) for k in (key, *observers))
+
+    def made_otherwise(self, store: Store) -> dict[str, list[str]]:
+        """Steps to be done again as other code made them: their titles, and the files that are not what they were."""
+        found: dict[str, list[str]] = {}
+        todo = {n.key for n in self.to_score_or_train(store)}
+        for cell in (c for r in self.runs for c in r.cells if c.node.key in todo):
+            keys = [k for k in (cell.node.key, *cell.node.observers, cell.score) if self.origins.kept(k, store)]
+            files = [*(self.origins.differs(k, store) for k in keys), self._record_differs(store, cell)]
+            if any(files):
+                found.setdefault(cell.node.title, next(f for f in files if f))
+        return found
+
+    def _record_differs(self, store: Store, cell: Cell) -> list[str]:
+        key, code = store.record_of(cell.path)
+        if store.trust or key != cell.score or code is None:
+            return []
+        keys = {"training": cell.node.key, "evaluation": cell.score}
+        said = {name: code[name] if isinstance(code[name], dict) else None for name in keys}
+        files = [differing(said[name], self.origins.expected(k)) for name, k in keys.items()]
+        return files[0] or files[1]
+
+    def missing_scores(self, store: Store) -> list[Cell]:
+        """Cells without a record that is theirs, one for each evaluation."""
+        cells = {c.score: c for r in self.runs for c in r.cells if not self.recorded(store, c)}
+        return list(cells.values())
+
+    def to_train(self, store: Store) -> list[StepNode]:
+        """The trainings that the missing cells need, parents first; those whose results are kept are left out."""
+        wanted: dict[str, set[str]] = {}
+
+        def need(node: StepNode, observers: Iterable[str]) -> None:
+            asked = wanted.setdefault(node.key, set())
+            asked.update(observers)
+            if node.parent is not None and not self.trained(store, node.key, asked):
+                need(node.parent, node.parent.observers)
+
+        for cell in self.missing_scores(store):
+            if not self.scored(store, cell):
+                need(cell.node, cell.reads.values())
+        order = list(self.nodes)
+        missing = [k for k, observers in wanted.items() if not self.trained(store, k, observers)]
+        return [self.nodes[k] for k in sorted(missing, key=order.index)]
+
+    def to_score_or_train(self, store: Store) -> list[StepNode]:
+        """``to_train``, then the steps that are trained but not scored."""
+        todo = {n.key: n for n in self.to_train(store)}
+        for cell in self.missing_scores(store):
+            if not self.scored(store, cell):
+                todo.setdefault(cell.node.key, cell.node)
+        return list(todo.values())
+
+    def alone(self) -> int:
+        """Training pictures if every cell were run on its own."""
+        return sum(c.node.images for r in self.runs for c in r.cells)
+
+    def shared(self) -> int:
+        """Training pictures when each step is trained once."""
+        return sum(n.images for n in self.nodes.values())
+
+
+def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], branches: Collection[str] = ()) -> Plan:
+    """Expand the grid. Every mistake that can be known before training raises ``UserError`` here.
+
+    ``branches``: the observers whose step, trained again for them, gave other weights (``Store.branches``).
+    """
+    config = checked(config)
+    protocol = parse_protocol(config.protocol)
+    check(config.model)
+    if not config.scenarios:
+        raise UserError("no scenario: give --scenarios voc/15-1/overlapped ... or a --config FILE.toml that names some")
+    if not config.methods:
+        raise UserError("no method: give --methods FT MiB+SDR ... or a --config FILE.toml that names some")
+    methods = {m.name: m for text in config.methods for m in map(build_method, expand_methods(text))}
+    refuse_equal(methods.values())
+    for m in methods.values():  # before data are read for minutes: the files as they were loaded
+        training_files([*m.first.values(), *m.terms.values()])
+    builder = _Builder(config, protocol, open_data, branches)
+    asked = [builder.scenario(text, seed) for text in config.scenarios for seed in config.seeds]
+    runs = {}
+    for scenario, seed in asked:
+        for method in methods.values():
+            run = builder.run(method.scenario(scenario), method, seed)
+            runs[run.scenario.name, run.method, seed] = run
+    return Plan(config, protocol, builder.datasets, tuple(runs.values()), builder.nodes, builder.origins)
+
+
+class _Builder:
+    """Builds runs; equal steps become one node."""
+
+    def __init__(
+        self,
+        config: Config,
+        protocol: Protocol,
+        open_data: Callable[[str], SegmentationDataset],
+        branches: Collection[str],
+    ) -> None:
+        self.config, self.protocol, self.open_data, self.branches = config, protocol, open_data, branches
+        self.datasets: dict[str, SegmentationDataset] = {}
+        self.nodes: dict[str, StepNode] = {}
+        self.origins = Origins()
+        self._views: dict[tuple[Scenario, int], StepView] = {}
+        self._tests: dict[Any, dict[str, Any]] = {}  # by data set; for tuning by scenario and step
+        self._model = model_identity(config.model)
+
+    def scenario(self, text: str, seed: int) -> tuple[Scenario, int]:
+        name = text.partition("/")[0]
+        if name not in self.datasets:
+            self.datasets[name] = self.open_data(name)
+        return parse_scenario(text, len(self.datasets[name].class_names) - 1, seed), seed
+
+    def run(self, scenario: Scenario, method: Method, seed: int) -> Run:
+        cells: list[Cell] = []
+        parent: StepNode | None = None
+        states: dict[int, str] = {}  # id of an observer -> key of its state after the step before
+        needed = _needed_observers(method, len(scenario.steps))
+        for step in scenario.steps:
+            view = self._view(scenario, step.index)
+            active = method.active(step)
+            read = needed[step.index] | {id(h) for t in active.values() for h in held(t)}
+            riders = {name: t for name, t in active.items() if t.observes and id(t) in read}
+            key = original = self._step_key(step, method, seed, view, parent, states)
+            before, states = states, _observed(key, step, active, states)
+            while any(states[id(t)] in self.branches for t in riders.values()):
+                key = digest({"branch": key})
+                states = _observed(key, step, active, before)
+            node = self.nodes.get(key)
+            if node is None:
+                train = self.config.train.at(step.index)
+                branch = key != original
+                node = StepNode(key, parent, scenario, step.index, method.name, seed, train, view, branch=branch)
+                self.nodes[key] = node
+                things = [*self._made_by(step, method), *method.endings(step)]
+                seen = _reads(method.active(step), before)
+                on = (*([parent.key] if parent else ()), *seen)
+                self.origins.add(key, Origin("model", key, training_files(things), on))
+            for name, term in riders.items():
+                state, earlier = states[id(term)], before.get(id(term))
+                node.observers.setdefault(state, Rider(method.name, name, earlier))
+                on = (key, *([earlier] if earlier else ()))
+                self.origins.add(state, Origin("observer", key, observer_files(term), on))
+            user = f"{scenario.name} {method.name}"
+            if user not in node.used_by:
+                node.used_by.append(user)
+            names = {id(t): name for name, t in active.items()}
+            reads = {names[id(t)]: states[id(t)] for t in _read_by(method.predict) if id(t) in states}
+            shows = {"step": key, "predict": describe(method.predict), "reads": [*reads.values()]}
+            score = digest({**shows, **self._test(scenario, step.index)})
+            files = evaluation_files(method.predict)
+            self.origins.add(score, Origin("score", key, files, (key, *reads.values())))
+            cells.append(Cell(node, score, Path(), reads))
+            parent = node
+        return _with_paths(scenario, method.name, seed, cells)
+
+    @staticmethod
+    def _made_by(step: Step, method: Method) -> list[Any]:
+        """The terms and hooks that a step's training calls."""
+        terms = [t for t in method.active(step).values() if not t.observes]
+        return [*terms, *(method.door(name, step) for name in ("build", "trainable", "init"))]
+
+    def _view(self, scenario: Scenario, index: int) -> StepView:
+        if (scenario, index) not in self._views:
+            split = "train" if self.config.eval.split == "val" else "tune-train"
+            self._views[scenario, index] = step_view(
+                self.datasets[scenario.dataset], scenario, index, self.protocol.void_in_training, split
+            )
+        return self._views[scenario, index]
+
+    def _step_key(
+        self, step: Step, method: Method, seed: int, view: StepView, parent: StepNode | None, states: dict[int, str]
+    ) -> str:
+        terms = {n: t for n, t in method.active(step).items() if not t.observes}
+        doors = {name: method.door(name, step) for name in ("build", "trainable", *(("init",) if step.index else ()))}
+        doors = {name: describe(door) for name, door in doors.items() if door is not DOORS[name]}
+        reads = _reads(terms, states)
+        uses_setup = bool(doors) or bool(method.endings(step)) or any(t.uses_setup for t in terms.values())
+        return digest(
+            {
+                "revision": REVISIONS[self.config.train.precision],
+                "parent": parent.key if parent else self._model,
+                "reads": reads,
+                "sees": view.digest,
+                "index": step.index,
+                "channels": [step.n_old, *step.seen_classes],
+                "setup": step.setup if uses_setup else None,
+                "train": describe(self.config.train.at(step.index)),
+                "seed": seed,
+                "terms": [[n if t.state else None, describe(t)] for n, t in terms.items()],
+                "doors": doors,
+                "end_step": describe(method.endings(step)),
+            }
+        )
+
+    def _test(self, scenario: Scenario, index: int) -> dict[str, Any]:
+        """What an evaluation depends on beside the network."""
+        evaluation, dataset = self.config.eval, self.datasets[scenario.dataset]
+        tune = evaluation.split == "tune"
+        place = (scenario, index) if tune else scenario.dataset
+        if place not in self._tests:
+            self._tests[place] = {
+                "view": self.protocol.eval_view,
+                "crop": (evaluation.crop or self.config.train.crop) if self.protocol.eval_view == "crop" else None,
+                "split": evaluation.split,
+                "test": (tune_view(dataset, scenario, index) if tune else val_view(dataset)).digest,
+                # rows of more than 127 labels were counted wrongly once
+                **({"counted": 2} if len(dataset.class_names) > 127 else {}),
+            }
+        return self._tests[place]
+
+
+def _with_paths(scenario: Scenario, method: str, seed: int, cells: list[Cell]) -> Run:
+    key = digest([c.score for c in cells])
+    placed = tuple(
+        Cell(
+            c.node,
+            c.score,
+            cell_path(scenario.dataset, scenario.task, scenario.order, scenario.setup, method, key, seed, t),
+            c.reads,
+        )
+        for t, c in enumerate(cells)
+    )
+    return Run(scenario, method, seed, placed, key, plugins_of(method))
+
+
+def _observed(key: str, step: Step, active: dict[str, Term], before: dict[int, str]) -> dict[int, str]:
+    """The keys of the states in which the step ``key`` leaves the observers, by ``id``."""
+    return {
+        id(term): digest({"step": key, "setup": step.setup, "is": describe(term), "before": before.get(id(term))})
+        for term in active.values()
+        if term.observes
+    }
+
+
+def _needed_observers(method: Method, steps: int) -> list[set[int]]:
+    """For each step the observers (by ``id``) whose state a later step, or a prediction, reads."""
+    needed: list[set[int]] = [set() for _ in range(steps + 1)]
+    predicts = {id(t) for t in _read_by(method.predict)}
+    reads = {id(h) for t in method.terms.values() for h in held(t)}
+    for t in range(steps - 1, -1, -1):
+        later = (reads | needed[t + 1]) if t + 1 < steps else set()
+        needed[t] = predicts | later
+    return needed
+
+
+def _read_by(door: Any) -> list[Term]:
+    """The terms that a door holds in its fields."""
+    return [v for v in vars(door).values() if isinstance(v, Term)] if hasattr(door, "__dict__") else []
+
+
+def _reads(terms: dict[str, Term], states: dict[int, str]) -> list[str]:
+    """The keys of the observer states that a step's losses read."""
+    return [states[id(h)] for t in terms.values() if not t.observes for h in held(t) if id(h) in states]

@@ -1,0 +1,295 @@
+"""What a grid is trained with: frozen dataclasses, filled from TOML and ``--set``. No torch here.
+
+``model``, ``train``, ``eval`` and ``protocol`` are identity: they go into the keys. ``run`` and ``launch`` say how and
+where the work is done; they change a number in its last digits at most. A field's declaration is its type, range,
+default and meaning; ``docs/configuration.md`` is written from it (``contseg.benchmark.plan.config_reference``).
+
+A field of ``train`` that is a tuple holds one value a step; the last one serves all later steps, so
+``lr = [0.01, 0.001]`` is 0.01 at step 0 and 0.001 afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import tomllib
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from msgspec import Meta
+
+from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.datasets.errors import UserError, unknown
+from contseg.methods.ranges import Count, Number, Positive, Weight, admit, plain
+from contseg.methods.registry import coerce
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a step is trained; defaults are MiB's and PLOP's recipe (protocol.md of the papers: batch 24, 30 epochs)."""
+
+    identity: ClassVar[str] = "benchmark.config.TrainConfig"  # its name in the keys of steps
+
+    epochs: Annotated[tuple[Positive, ...], Meta(min_length=1, description="passes over a step's images")] = (30.0,)
+    updates: Annotated[tuple[Count, ...], Meta(description="optimiser updates of a step, instead of `epochs`")] = ()
+    lr: Annotated[
+        tuple[Positive, ...], Meta(min_length=1, description="learning rate at the first update of a step")
+    ] = (1e-2, 1e-3)
+    batch: Annotated[
+        tuple[Count, ...], Meta(min_length=1, description="images an update, over all processes and micro-batches")
+    ] = (24,)
+    accumulate: Annotated[Count, Meta(description="micro-batches that an update is split into")] = 1
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="of SGD")] = 0.9
+    nesterov: Annotated[bool, Meta(description="Nesterov's momentum, where there is momentum")] = True
+    weight_decay: Annotated[Weight, Meta(description="L2 penalty on the weights")] = 1e-4
+    power: Annotated[Weight, Meta(description="of the poly schedule, per update; 0: a constant learning rate")] = 0.9
+    clip: Annotated[Weight, Meta(description="largest norm of the gradient; 0: no limit")] = 0.0
+    precision: Annotated[
+        Literal["no", "bf16", "fp16", "double"], Meta(description="mixed precision, or float64 throughout")
+    ] = "no"
+    crop: Annotated[
+        tuple[Count, ...],
+        Meta(min_length=1, max_length=2, description="side of the square training image, or height and width"),
+    ] = (512,)
+    scale: Annotated[
+        tuple[Positive, ...],
+        Meta(max_length=2, description="bounds of the random window's share of the area; empty: no random window"),
+    ] = (0.5, 2.0)
+    flip: Annotated[Literal["none", "h", "hv"], Meta(description="random flips: left-right, or also upside down")] = "h"
+
+    def at(self, step: int) -> TrainConfig:
+        """This step's own values: every per-step tuple cut down to one entry."""
+        cut = {n: getattr(self, n)[min(step, len(getattr(self, n)) - 1) :][:1] for n in PER_STEP if getattr(self, n)}
+        return replace(self, **cut)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a training picture."""
+        return self.crop[0], self.crop[-1]
+
+    @property
+    def window_scale(self) -> tuple[float, float] | None:
+        """Bounds of the random window's share of the area; ``None`` without random windows."""
+        return (self.scale[0], self.scale[1]) if self.scale else None
+
+    def plan_updates(self, pictures: int) -> int:
+        """Optimiser updates of this (one-step) configuration over so many pictures; at least one an epoch."""
+        if self.updates:
+            return self.updates[0]
+        return max(1, round(self.epochs[0] * self.epoch_updates(pictures)))
+
+    def epoch_updates(self, pictures: int) -> int:
+        """Updates an epoch: the last, smaller batch is dropped, but a step smaller than a batch still trains."""
+        return max(1, pictures // self.batch[0])
+
+
+def check_shares(config: Config, processes: int) -> None:
+    """``UserError`` where a batch cannot be shared out among so many processes."""
+    share = config.train.accumulate * processes
+    for batch in config.train.batch:
+        micro, rest = divmod(batch, share)
+        if rest or micro < 1:
+            raise UserError(
+                f"a batch of {batch} cannot feed {processes} processes with {config.train.accumulate} micro-batches "
+                f"each: choose train.batch as a multiple of {share}"
+            )
+        norm = config.model.norm
+        if micro < 2 and (norm == "batch" or (norm == "sync" and processes == 1)):
+            raise UserError(
+                "a batch of one picture would reach BatchNorm: raise train.batch, lower train.accumulate, "
+                "or set model.norm=group or frozen"
+            )
+
+
+PER_STEP = ("epochs", "updates", "lr", "batch")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is scored."""
+
+    split: Annotated[
+        Literal["val", "tune"],
+        Meta(description="the test images, or (for tuning) a held-out fifth of each step's training images"),
+    ] = "val"
+    crop: Annotated[
+        tuple[Count, ...], Meta(max_length=2, description="of the `crop` view; empty: the training crop")
+    ] = ()
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the work is done. Last digits may change by `compile`, `eval_batch` and, on a GPU, `deterministic`."""
+
+    workers: Annotated[int, Meta(ge=0, le=128, description="loader processes of each training process")] = 0
+    keep_decoded: Annotated[bool, Meta(description="hold decoded images in memory")] = False
+    eval_batch: Annotated[Count, Meta(description="test images that are scored at once")] = 8
+    checkpoint_minutes: Annotated[Positive, Meta(description="time between two checkpoints of a step")] = 10.0
+    checkpoint_updates: Annotated[
+        Number, Meta(description="a checkpoint also every so many updates; 0: by the clock only")
+    ] = 0
+    tracker: Annotated[
+        Literal[
+            "none", "tensorboard", "wandb", "trackio", "aim", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"
+        ],
+        Meta(description="where losses are logged: a tracker of Accelerate; its package has to be installed"),
+    ] = "none"
+    compile: Annotated[bool, Meta(description="torch.compile the network")] = False
+    deterministic: Annotated[bool, Meta(description="deterministic algorithms on a GPU, TF32 off")] = False
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Where steps run (`--launcher`). Nothing here is identity; processes change a number in its last digits."""
+
+    workers: Annotated[
+        int, Meta(ge=0, le=128, description="local: processes side by side; 0: one for each GPU, or two on a CPU")
+    ] = 0
+    processes: Annotated[Count, Meta(description="slurm: processes (GPUs) of a step on each node")] = 1
+    nodes: Annotated[Count, Meta(description="slurm: nodes of a step")] = 1
+    cpus: Annotated[Count, Meta(description="slurm: cores of a process")] = 4
+    partition: Annotated[str, Meta(description="slurm: partition; empty: the cluster's default")] = ""
+    account: Annotated[str, Meta(description="slurm: account; empty: the cluster's default")] = ""
+    minutes: Annotated[
+        Count, Meta(description="slurm: time limit of a job; what is not finished then is requeued and goes on")
+    ] = 240
+    memory: Annotated[str, Meta(description="slurm: memory of a node, for example 64GB")] = ""
+    gpus: Annotated[bool, Meta(description="slurm: one GPU for each process")] = True
+    signal_seconds: Annotated[
+        Number,
+        Meta(description="slurm: time for the checkpoint before the limit; 0: a tenth of it, at most 10 minutes"),
+    ] = 0
+    options: Annotated[
+        tuple[str, ...], Meta(description='slurm: further options of sbatch, for example "constraint=a100"')
+    ] = ()
+
+
+Seed: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+
+
+@dataclass(frozen=True)
+class Config:
+    """One grid: every scenario with every method and every seed."""
+
+    scenarios: Annotated[tuple[str, ...], Meta(description="such as `voc/15-1/overlapped`")] = ()
+    methods: Annotated[tuple[str, ...], Meta(description="such as `FT` or `MiB[kd=10|100]+SDR`")] = ()
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, description="one run for each")] = (0,)
+    protocol: Annotated[str, Meta(description="what a number means: `sdr`, `mib`, `plop`, `strict`")] = "sdr"
+    plugins: Annotated[tuple[str, ...], Meta(description="files or modules with methods or data sets of your own")] = ()
+    data: Annotated[dict[str, str], Meta(description='where each data set lies: `voc = "/data/VOC2012"`')] = field(
+        default_factory=dict
+    )
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+SECTIONS = {"model": ModelConfig, "train": TrainConfig, "eval": EvalConfig, "run": RunConfig, "launch": LaunchConfig}
+
+
+def read_config(path: Path | None, overrides: Iterable[str] = (), **chosen: Any) -> Config:
+    """The configuration of a TOML file, changed by ``--set section.key=value`` items and by command-line options.
+
+    ``chosen`` replaces top-level fields where a value is not ``None``. Raises ``UserError`` in one line.
+    """
+    config: Config = read_section(Config, "", _load(path), str(path)) if path else Config()
+    for item in overrides:
+        config = _override(config, item)
+    return checked(replace(config, **{k: v for k, v in chosen.items() if v is not None}))
+
+
+def checked(config: Config) -> Config:
+    """The same configuration: each value of its declared type and within its range, and fit for the others.
+
+    Raises ``UserError``.
+    """
+    config = read_section(Config, "", identity(config))
+    scale, tracker = config.train.scale, config.run.tracker
+    if len(scale) == 1 or scale != tuple(sorted(scale)):
+        shown = ",".join(f"{s:g}" for s in scale)
+        raise UserError(f"train.scale must be empty or two ascending numbers such as 0.5,2, not {shown}")
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise UserError(f"run.tracker={tracker}: the package {tracker} is not installed (pip install {tracker})")
+    return config
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """A configuration section as plain values, for records and keys."""
+    return {
+        f.name: identity(v) if is_dataclass(v := getattr(config, f.name)) else list(v) if isinstance(v, tuple) else v
+        for f in fields(config)
+    }
+
+
+def read_section(kind: type[Any], name: str, table: Any, where: str = "") -> Any:
+    """A section from typed values by key, those of TOML or JSON; one value may stand for a list of one.
+
+    Raises ``UserError``, which begins with ``where``, the name of a file.
+    """
+    prefix = f"{where}: " if where else ""
+    if not isinstance(table, dict):
+        raise UserError(f"{prefix}{name} must be a table, [{name}], not {table!r}")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    values = {}
+    for key, value in table.items():
+        if key not in hints:
+            kind_of = f"key of [{name}]" if name else "configuration key"
+            if not name and (section := _section_of(key)):
+                raise UserError(f"{prefix}{key} is a key of [{section}]: write it below a line [{section}]")
+            raise unknown(f"{kind_of} in {where}" if where else kind_of, key, hints)
+        full = f"{name}.{key}" if name else key
+        if key in SECTIONS and not name:
+            values[key] = read_section(SECTIONS[key], key, value, where)
+        else:
+            values[key] = _value(value, hints[key], prefix + full)
+    return kind(**values)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a configuration")
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"no configuration file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _override(config: Config, item: str) -> Config:
+    path, equals, text = item.partition("=")
+    section, dot, key = path.strip().partition(".")
+    if not equals or not section:
+        raise UserError(f"--set {item!r}: write section.key=value, for example train.epochs=1")
+    if not dot:
+        owner = _section_of(section)
+        known = f"top-level values have options of their own; known sections: {', '.join(sorted(SECTIONS))}"
+        raise UserError(f"--set {item!r}: " + (f"write {owner}.{item.strip()}" if owner else known))
+    if section not in SECTIONS:
+        raise unknown("configuration section", section, SECTIONS)
+    hints = typing.get_type_hints(SECTIONS[section], include_extras=True)
+    if key not in hints:
+        raise unknown(f"key of [{section}]", key, hints)
+    text = text.strip()
+    value: Any = text
+    with contextlib.suppress(ValueError):  # a text that is of another type is refused as such
+        value = (value,) if plain(hints[key]) == tuple[str, ...] else coerce(value, hints[key])
+    part = replace(getattr(config, section), **{key: _value(value, hints[key], f"{section}.{key}", text)})
+    return replace(config, **{section: part})
+
+
+def _section_of(key: str) -> str | None:
+    """The first section that has this key."""
+    return next((name for name, kind in SECTIONS.items() if key in {f.name for f in fields(kind)}), None)
+
+
+def _value(value: Any, annotation: Any, name: str, written: str | None = None) -> Any:
+    several = typing.get_origin(plain(annotation)) is tuple and not isinstance(value, (list, tuple))
+    return admit(name, [value] if several else value, annotation, written)

@@ -1,0 +1,96 @@
+"""``docs/configuration.md`` from the declarations::
+
+python -m contseg.benchmark.plan.config_reference > docs/configuration.md
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING, fields
+from typing import Any
+
+from contseg.benchmark.plan.config import PER_STEP, SECTIONS, Config
+from contseg.benchmark.plan.protocol import PROTOCOLS, VALUES, Protocol
+from contseg.methods.ranges import meaning, words
+
+HEAD = """\
+# Configuration
+
+<!-- written by `python -m contseg.benchmark.plan.config_reference`: change the declarations, not this page -->
+
+Every key, its type and range, its default, and its meaning. In a TOML file the keys stand under the table of their
+section; on the command line they are `--set SECTION.KEY=VALUE`, and a list is written with commas:
+`--set train.lr=0.01,0.001 train.scale=` (nothing after the `=`: the empty list). One value may
+stand for a list of one.
+
+```toml
+scenarios = ["voc/15-1/overlapped"]
+methods = ["FT", "MiB[kd=10|100]", "MiB+SDR"]
+seeds = [0, 1, 2]
+data = { voc = "/data/VOCdevkit/VOC2012" }
+
+[train]
+lr = [0.01, 0.001]
+batch = 24
+```
+
+An unknown key, a value of another type or out of its range is one line and exit code 2, before anything is trained.
+"""
+
+
+def reference() -> str:
+    """The page as Markdown."""
+    parts = [HEAD]
+    top = {f.name: f for f in fields(Config) if f.name not in SECTIONS}
+    parts.append(
+        "## The grid\n\nTop-level keys; on the command line they are options of their own (`--scenarios`, ...).\n"
+    )
+    parts.append(_table(Config, top))
+    for name, kind in SECTIONS.items():
+        parts.append(f"## [{name}]\n\n{' '.join((inspect.getdoc(kind) or '').split())}\n")
+        if name == "train":
+            listed = ", ".join(f"`{key}`" for key in PER_STEP)
+            parts.append(f"{listed} hold one value a step; the last one serves all later steps.\n")
+        parts.append(_table(kind, [f.name for f in fields(kind)]))
+    parts.append(
+        "## Protocols\n\n`protocol` is the name of a profile, or one with fields of its own: "
+        "`sdr[background_in_mean=no]`.\nWhat the fields do to a number: [metrics.md](metrics.md).\n"
+    )
+    heads = ["field", "values", *(f"`{name}`" for name in PROTOCOLS), "meaning"]
+    hints = typing.get_type_hints(Protocol, include_extras=True)
+    rows = [
+        [f"`{key}`", ", ".join(values), *(str(getattr(p, key)) for p in PROTOCOLS.values()), meaning(hints[key])]
+        for key, values in VALUES.items()
+    ]
+    return "\n".join([*parts, _markdown(heads, rows)])
+
+
+def _table(kind: type[Any], names: Iterable[str]) -> str:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    rows = [[f"`{n}`", words(hints[n]), f"`{_toml(_default(kind, n))}`", meaning(hints[n])] for n in names]
+    return _markdown(["key", "value", "default", "meaning"], rows)
+
+
+def _default(kind: type[Any], name: str) -> Any:
+    (found,) = (f for f in fields(kind) if f.name == name)
+    return found.default_factory() if found.default_factory is not MISSING else found.default
+
+
+def _toml(value: Any) -> str:
+    """A default as TOML writes it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _markdown(heads: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,126 @@
+"""Which network is asked for, and which initial weights: what a step's key says of the model.
+
+No torch here: this file is on the way of ``--help`` and of ``plan``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from contseg.datasets.errors import UserError, unknown
+from contseg.methods.ranges import Number
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A row of ``BACKBONES``: D, the output strides it can have (its own first), the ASPP's rates for each of them,
+    the ASPP's (hidden, output) channels, and torchvision's file of ImageNet weights (``name-sha256[:8].pth``)."""
+
+    channels: int
+    rates: Mapping[int, tuple[int, ...]]
+    aspp: tuple[int, int] = (256, 256)  # MiB modules/deeplab.py
+    imagenet: str | None = None
+
+
+# Chen et al. 2017, "Rethinking Atrous Convolution" (DeepLab-V3), section 4.1. MiB's release has 32 in place of 36.
+_DEEPLAB = {16: (6, 12, 18), 8: (12, 24, 36)}
+
+# The V1 weights: those of SDR's time. V2 is a better network trained by another recipe; pass it as a file.
+BACKBONES = {
+    "resnet18": Backbone(512, _DEEPLAB, imagenet="resnet18-f37072fd.pth"),
+    "resnet34": Backbone(512, _DEEPLAB, imagenet="resnet34-b627a593.pth"),
+    "resnet50": Backbone(2048, _DEEPLAB, imagenet="resnet50-0676ba61.pth"),
+    "resnet101": Backbone(2048, _DEEPLAB, imagenet="resnet101-63fe2227.pth"),
+    "mobilenet_v3_small": Backbone(576, _DEEPLAB, imagenet="mobilenet_v3_small-047dcff4.pth"),
+    "mobilenet_v3_large": Backbone(960, _DEEPLAB, imagenet="mobilenet_v3_large-8738ca79.pth"),
+    "tiny": Backbone(64, {4: (2, 4)}, aspp=(24, 48)),  # for the drawn shapes: 145 thousand parameters
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """DeepLab-V3. Which combinations there are: `python run_benchmark.py list backbones`."""
+
+    backbone: Annotated[str, Meta(description="see `list backbones`; SDR, MiB and PLOP have resnet101")] = "resnet101"
+    output_stride: Annotated[
+        Number, Meta(description="8 or 16 (`tiny`: 4); 0: the backbone's own, 16 in SDR, MiB and PLOP")
+    ] = 0
+    weights: Annotated[
+        str,
+        Meta(description='"imagenet", "none", the path of a file, or "auto": ImageNet where the backbone has them'),
+    ] = "auto"
+    norm: Annotated[
+        Literal["sync", "batch", "frozen", "group"],
+        Meta(description="batch statistics over all processes (SDR, MiB, PLOP), of each one, kept; or GroupNorm"),
+    ] = "sync"
+    pooling: Annotated[
+        Number,
+        Meta(description="cells on a side of the ASPP's pooling window at test (MiB: 512 / 16); 0: the whole map"),
+    ] = 32
+
+
+def check(config: ModelConfig) -> ModelConfig:
+    """The same network with every "auto" spelled out. Raises ``UserError`` for a network that cannot be had."""
+    if config.backbone not in BACKBONES:
+        raise unknown("backbone", config.backbone, BACKBONES)
+    backbone = BACKBONES[config.backbone]
+    stride = config.output_stride or next(iter(backbone.rates))
+    if stride not in backbone.rates:
+        strides = " or ".join(map(str, sorted(backbone.rates)))
+        raise UserError(f"model.output_stride={stride}: {config.backbone} has {strides}")
+    weights = config.weights
+    if weights == "auto":
+        weights = "imagenet" if backbone.imagenet and config.norm != "group" else "none"
+    if weights == "imagenet" and backbone.imagenet is None:
+        raise UserError(f"model.weights=imagenet: there are none for {config.backbone}; set model.weights=none")
+    if weights == "imagenet" and config.norm == "group":
+        raise UserError("model.weights=imagenet were trained with BatchNorm: set model.norm=sync or model.weights=none")
+    return ModelConfig(config.backbone, stride, weights, config.norm, config.pooling)
+
+
+def local_weights(config: ModelConfig) -> Path | None:
+    """The user's own file, if ``config.weights`` names one. Raises ``UserError`` if it is not there."""
+    if config.weights in ("auto", "imagenet", "none"):
+        return None
+    path = Path(config.weights).expanduser()
+    if not path.is_file():
+        raise UserError(f"model.weights={config.weights}: no such file (or one of: auto, imagenet, none)")
+    return path
+
+
+def model_identity(config: ModelConfig) -> dict[str, str | int]:
+    """The model's part of a step's key: all fields spelled out, and the SHA-256 of the initial weights.
+
+    Of ImageNet weights only the file's name is needed, since it bears the digits; a copy of that very file given by
+    its path is the same initialisation, so it has the same identity.
+    """
+    config = check(config)
+    path = local_weights(config)
+    if path is None:
+        weights = "none" if config.weights == "none" else f"imagenet/{BACKBONES[config.backbone].imagenet}"
+    else:
+        stat = path.stat()
+        digest = _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
+        official = BACKBONES[config.backbone].imagenet
+        same = official is not None and f"-{digest[:8]}." in official
+        weights = f"imagenet/{official}" if same else f"sha256/{digest}"
+    return {
+        "backbone": config.backbone,
+        "output_stride": config.output_stride,
+        "weights": weights,
+        "norm": config.norm,
+        "pooling": config.pooling,
+    }
+
+
+@lru_cache
+def _sha256(path: Path, size: int, mtime: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

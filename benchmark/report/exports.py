@@ -1,0 +1,166 @@
+"""A leaderboard for papers and programs: LaTeX, JSON, and the metadata that Hugging Face's model cards carry."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from contseg.benchmark.report.tables import cell_text, foot, literature_rows, short_names, title
+from contseg.benchmark.score.leaderboard import Leaderboard, paired_differences
+from contseg.benchmark.score.scores import METRICS, plain_name
+
+LATEX_COLUMNS = {
+    "method": "Method",
+    "seeds": "$n$",
+    "old": "Old",
+    "new": "New",
+    "all": "All",
+    "avg": "Avg",
+    "forgetting": "Forgetting",
+    "to_joint": r"$\Delta$ Joint",
+}
+LITERATURE_HEAD = ["Method", "Old", "New", "All", "Old", "New", "All", r"$\Delta$ All", "Source"]
+LITERATURE_SPANS = (
+    r" & \multicolumn{3}{c}{measured} & \multicolumn{3}{c}{published} & & \\"
+    "\n"
+    r"\cmidrule(lr){2-4} \cmidrule(lr){5-7}"
+)
+ESCAPES = {
+    "\\": r"\textbackslash{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "Δ": r"$\Delta$",
+    "·": r"$\cdot$",
+    '"': "''",
+}
+PREAMBLE = r"""\documentclass{article}
+\usepackage[margin=20mm]{geometry}
+\usepackage{booktabs}
+\begin{document}"""
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(ESCAPES.get(c, c) for c in text)
+
+
+def as_latex(board: Leaderboard) -> str:
+    """A document with one booktabs table a contest; the tables can be copied out of it, they need booktabs only."""
+    tables = []
+    for key, part in board.contests():
+        short = short_names(board, key[0])
+        rows = []
+        for i, row in zip(part.index.tolist(), part.to_dict("records"), strict=True):
+            texts = {c: latex_number(cell_text(row, c)) for c in LATEX_COLUMNS}
+            texts["method"] = escape(short[row["method"]])
+            cells = [rf"\textbf{{{text}}}" if (i, c) in board.leaders else text for c, text in texts.items()]
+            rows.append(" & ".join(cells) + r" \\")
+        if plain_name(str(part["method"].iloc[-1])) == "Joint" and len(rows) > 1:
+            rows.insert(-1, r"\midrule")
+        tables.append(_table(title(key), list(LATEX_COLUMNS.values()), rows))
+        beside = literature_rows(board, key)
+        if beside:
+            lines = [" & ".join([*map(latex_number, r[:-1]), escape(r[-1])]) + r" \\" for r in beside]
+            tables.append(_table(f"{title(key)}: beside the literature", LITERATURE_HEAD, lines, LITERATURE_SPANS))
+    notes = "\n\n".join(escape(line).replace(",", r",\allowbreak{}") for line in foot(board))  # long method names
+    return (
+        f"{PREAMBLE}\n"
+        + "\n\n".join([*tables, f"{{\\footnotesize\\raggedright\\parindent=0pt\n{notes}\n\n}}", r"\end{document}"])
+        + "\n"
+    )
+
+
+def latex_number(text: str) -> str:
+    """A printed cell; a minus sign is one, and ``-`` alone is a dash."""
+    if text == "-":
+        return "--"
+    return f"${text}$" if text[:1] in "+-" else escape(text)
+
+
+def _table(caption: str, head: list[str], rows: list[str], spans: str = "") -> str:
+    lines = [
+        r"\begin{table}[htbp]",
+        r"\centering\small",
+        f"\\caption{{{escape(caption)}}}",
+        f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+        r"\toprule",
+        *filter(None, [spans]),
+        " & ".join(head) + r" \\",
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines)
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON has: numbers as Python's own, ``None`` where there is none."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame as JSON has them."""
+    rows: list[dict[str, Any]] = plain(frame.to_dict("records"))
+    return rows
+
+
+def as_json(board: Leaderboard) -> str:
+    """Everything that the tables are made of: cells, runs, paired differences in ``all``, published numbers, notes."""
+    value = {
+        "protocol": board.protocol.as_dict(),
+        "cells": records_of(board.frame),
+        "carried_by_the_seeds": sorted([i, c] for i, c in board.leaders),
+        "runs": records_of(board.runs),
+        "paired_differences": records_of(paired_differences(board)),
+        "published": records_of(board.literature),
+        "notes": list(board.notes),
+    }
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_model_index(board: Leaderboard) -> str:
+    """The ``model-index`` of a Hugging Face model card, in YAML between dashes: an entry a method, a result a cell."""
+    import yaml  # type: ignore[import-untyped]  # comes with accelerate
+
+    models: dict[str, list[dict[str, Any]]] = {}
+    for row in records_of(board.frame):
+        metrics = [
+            {"type": "mean_iou", "name": f"{name} mIoU (%)", "value": round(row[name], 2)}
+            for name in METRICS[:4]
+            if row[name] is not None
+        ]
+        where = "/".join(row[k] for k in ("dataset", "task", "setup"))
+        about = {"protocol": row["protocol"], "seeds": row["seeds"]}
+        models.setdefault(row["method"], []).append(
+            {
+                "task": {"type": "image-segmentation", "name": "Class-incremental semantic segmentation"},
+                "dataset": {
+                    "type": row["dataset"],
+                    "name": where,
+                    "config": row["task"],
+                    "split": "validation",
+                    "args": about,
+                },
+                "metrics": metrics,
+            }
+        )
+    index = [{"name": name, "results": results} for name, results in models.items()]
+    return (
+        "---\n" + str(yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True, width=120)) + "---\n"
+    )

@@ -1,0 +1,208 @@
+"""Figures of a leaderboard, PNG and PDF: one folder a contest, one file a question.
+
+Colours are those of Okabe and Ito, which the colour-blind can tell apart; lines differ in marker and dash too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from contseg.benchmark.report.tables import short_names, title
+from contseg.benchmark.score.leaderboard import Contest, Leaderboard
+from contseg.benchmark.score.metrics import mean, scored_counts
+from contseg.benchmark.score.scores import CONTEST, Scored
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "pdf.fonttype": 42,
+    "image.cmap": "viridis",
+}
+Rows: TypeAlias = list[tuple[str, list[Scored]]]  # what a method is called, and its runs by seed
+
+
+def write_figures(board: Leaderboard, folder: Path) -> list[Path]:
+    """Draw every figure of every contest; the files written."""
+    written: list[Path] = []
+    for key, rows in contest_rows(board):
+        place = folder / file_name("-".join(key))
+        place.mkdir(parents=True, exist_ok=True)
+        with mpl.rc_context(STYLE):
+            for name, draw in FIGURES.items():
+                figure = draw(board, key, rows)
+                if figure is not None:
+                    written += save(figure, place / name)
+            for method, runs in rows:
+                written += save(confusion(method, runs, board), place / f"confusion-{file_name(method)}")
+    return written
+
+
+def contest_rows(board: Leaderboard) -> Iterator[tuple[Contest, Rows]]:
+    """Every contest with its methods, as tables call them, and their runs."""
+    for key, part in board.contests():
+        short = short_names(board, key[0])
+        yield key, [(short[m], board.of((*key, m))) for m in part["method"]]
+
+
+def file_name(text: str) -> str:
+    """A text that every file system takes."""
+    return re.sub(r"[^\w.@=+-]+", "-", text)
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """The same bytes for the same numbers: no dates inside."""
+    paths = [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")]
+    figure.savefig(paths[0], bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(paths[1], bbox_inches="tight", metadata={"CreationDate": None})
+    return paths
+
+
+def _look(k: int, line: bool = True) -> dict[str, Any]:
+    look = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
+    return {**look, "linestyle": DASHES[k % len(DASHES)], "markersize": 4} if line else look
+
+
+def _by_step(runs: Sequence[Scored], which: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (t,) and values (seeds, t) of ``old``, ``new`` or ``all``; Joint's one value stands at the last step."""
+    values = np.array([[getattr(s.score, which)(t) for t in range(len(s.score.steps))] for s in runs])
+    n = len(runs[0].score.groups)
+    return np.arange(n - values.shape[1], n), values
+
+
+def curves(board: Leaderboard, key: Contest, rows: Rows) -> Figure:
+    """Old, new and all mIoU over steps, a line a method; the band spans the seeds."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    for ax, which in zip(axes, ("old", "new", "all"), strict=True):
+        for k, (method, runs) in enumerate(rows):
+            steps, values = _by_step(runs, which)
+            ax.plot(steps, values.mean(0), label=method, clip_on=False, **_look(k))
+            if len(values) > 1:
+                ax.fill_between(steps, values.min(0), values.max(0), color=COLOURS[k % len(COLOURS)], alpha=0.15, lw=0)
+        ax.set(title=f"{which} classes", xlabel="step", xticks=range(len(rows[0][1][0].score.groups)))
+    axes[0].set(ylabel="mIoU (%)", ylim=(0, 100))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+    figure.suptitle(title(key))
+    return figure
+
+
+def classes(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
+    """IoU of every class after every step, a panel a method: forgetting, class by class."""
+    shown = [(method, runs) for method, runs in rows if runs[0].score.incremental]
+    if not shown:
+        return None
+    order = [k for group in shown[0][1][0].score.groups for k in group]
+    names = [shown[0][1][0].run.last["class_names"][k] for k in order]
+    n = len(shown[0][1][0].score.groups)
+    columns = min(4, len(shown))
+    lines = -(-len(shown) // columns)
+    size = (1.2 + columns * max(1.2, 0.3 * n), lines * (0.6 + 0.16 * max(len(order), 6)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax, (method, runs) in zip(axes, shown, strict=False):
+        image = np.array([[mean([s.score.steps[t].iou.get(k, np.nan) for s in runs]) for t in range(n)] for k in order])
+        drawn = ax.imshow(image, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+        ax.set(title=method, xlabel="step", xticks=range(0, n, -(-n // 10)))
+        ax.set_yticks(range(len(names)), names, fontsize=7)
+        ax.grid(False)
+    for ax in axes[len(shown) :]:
+        ax.axis("off")
+    figure.colorbar(drawn, ax=list(axes), label="IoU (%)", shrink=0.8)
+    figure.suptitle(title(key))
+    return figure
+
+
+def old_new(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
+    """Old against new mIoU after the last step: the trade between keeping and learning; a point a seed."""
+    return _scatter(key, rows, lambda s: s.score.old(), lambda s: s.score.new(), "old mIoU (%)", "new mIoU (%)")
+
+
+def cost(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
+    """Training time against mIoU of all classes; a point a seed."""
+
+    def minutes(s: Scored) -> float:
+        return float(sum(r["cost"].get("seconds", 0.0) for r in s.run.records)) / 60
+
+    return _scatter(key, rows, minutes, lambda s: s.score.all(), "training time (min)", "all mIoU (%)")
+
+
+def _scatter(
+    key: Contest, rows: Rows, x: Callable[[Scored], float], y: Callable[[Scored], float], xlabel: str, ylabel: str
+) -> Figure | None:
+    points = {m: ([x(s) for s in runs], [y(s) for s in runs]) for m, runs in rows}
+    if np.isnan([v for pair in points.values() for values in pair for v in values]).all():
+        return None
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    ax = figure.subplots()
+    for k, (method, (xs, ys)) in enumerate(points.items()):
+        ax.scatter(xs, ys, label=method, s=36, clip_on=False, **_look(k, line=False))
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title(key))
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def published(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
+    """All mIoU measured and as published, a pair of bars a method."""
+    if board.literature.empty:
+        return None
+    here = board.literature[(board.literature[CONTEST] == list(key)).all(axis=1)]
+    if here.empty:
+        return None
+    figure = Figure(figsize=(1.5 + 0.8 * len(here), 3.2), layout="constrained")
+    ax = figure.subplots()
+    x = np.arange(len(here))
+    ax.bar(x - 0.2, here["all"], 0.4, label="measured", color=COLOURS[0])
+    ax.bar(x + 0.2, here["published_all"], 0.4, label="published", color="white", edgecolor=COLOURS[1], hatch="///")
+    short = short_names(board, key[0])
+    ax.set_xticks(x, [short[m] for m in here["method"]], rotation=30, ha="right")
+    ax.set(ylabel="all mIoU (%)", title=title(key))
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def confusion(method: str, runs: Sequence[Scored], board: Leaderboard) -> Figure:
+    """Which class is taken for which after the last step, in % of the true class's pixels, summed over seeds."""
+    last = runs[-1].run.last
+    counts = np.sum([scored_counts(s.run.last, board.protocol) for s in runs], axis=0)
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    names = [last["class_names"][k] for k in last["channels"]]
+    side = 1.8 + 0.22 * len(names)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    ax: Axes = figure.subplots()
+    drawn = ax.imshow(share, vmin=0, vmax=100, interpolation="nearest")
+    size = 7 if len(names) < 40 else 4
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    ax.set_yticks(range(len(names)), names, fontsize=size)
+    ax.set(xlabel="predicted class", ylabel="true class", title=f"{method}, {title(runs[0].cell[:4])}")
+    ax.title.set_fontsize(8)
+    ax.grid(False)
+    figure.colorbar(drawn, ax=ax, label="pixels of the true class (%)", shrink=0.8)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Leaderboard, Contest, Rows], Figure | None]] = {
+    "curves": curves,
+    "classes": classes,
+    "old-new": old_new,
+    "cost": cost,
+    "published": published,
+}

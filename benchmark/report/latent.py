@@ -1,0 +1,129 @@
+"""The latent space after every step: pixel features of old and new classes, and the prototypes that SDR keeps of them.
+
+Michieli and Zanuttigh (CVPR 2021) claim that features of one class come together and those of different classes
+apart. One plane serves all steps of a method (the two main axes of its features over all steps), so that drift shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from contseg.benchmark.report.figures import STYLE, contest_rows, file_name, save
+from contseg.benchmark.report.predictions import palette, steps_shown
+from contseg.benchmark.report.tables import title
+from contseg.benchmark.score.leaderboard import Leaderboard
+from contseg.benchmark.score.networks import Stored, telling_pictures
+from contseg.benchmark.score.records import Record
+from contseg.benchmark.store.files import Store, read_tensors
+from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import VOID
+from contseg.methods.base import shrink_labels
+
+PICTURES, PER_CLASS = 40, 200
+Values = NDArray[np.float64]
+
+
+def write_latent(board: Leaderboard, stored: Stored, folder: Path) -> tuple[list[Path], list[str]]:
+    """A figure a contest, the first seed of every method with several steps; the files, and what could not be drawn."""
+    written: list[Path] = []
+    missing: dict[str, None] = {}
+    for key, rows in contest_rows(board):
+        dataset = stored.dataset(key[0])
+        chosen = telling_pictures(dataset.presence("val"), rows[0][1][0].run.groups, PICTURES)
+        ids = [dataset.ids("val")[i] for i in chosen]
+        panels: dict[str, list[tuple[Values, Values, dict[int, Values]]]] = {}
+        for method, runs in rows:
+            if not runs[0].score.incremental:
+                continue
+            try:
+                panels[method] = [(*features(stored, r, ids), prototypes(stored, r)) for r in runs[0].run.records]
+            except UserError as error:
+                missing[f"{method}: {error}"] = None
+        if panels:
+            names = rows[0][1][0].run.last["class_names"]
+            place = folder / file_name("-".join(key))
+            place.mkdir(parents=True, exist_ok=True)
+            with mpl.rc_context(STYLE):
+                written += save(draw(panels, names, list(steps_shown(rows[0][1][0])), title(key)), place / "latent")
+    return written, list(missing)
+
+
+@torch.inference_mode()
+def features(stored: Stored, record: Record, ids: list[str]) -> tuple[Values, Values]:
+    """Features (P, D) of pixels of seen foreground classes in test pictures, at most 200 a class, and their labels."""
+    model, _ = stored.network(record)
+    found, labels = [], []
+    for image_id in ids:
+        image, label = stored.picture(record, image_id)
+        out = model(stored.batch(image).to(next(model.parameters()))).features[0]
+        found.append(out.flatten(1).T.float().cpu().numpy())
+        labels.append(shrink_labels(label[None], (out.shape[-2], out.shape[-1]))[0].flatten().numpy())
+    points, classes = np.concatenate(found), np.concatenate(labels)
+    rng = np.random.default_rng(0)
+    seen = [k for k in record["channels"][1:] if (classes == k).any()]
+    kept = [rng.permutation(np.flatnonzero(classes == k))[:PER_CLASS] for k in seen]
+    rows = np.concatenate(kept) if kept else np.zeros(0, dtype=int)
+    return points[rows].astype(float), classes[rows].astype(float)
+
+
+def prototypes(stored: Stored, record: Record) -> dict[int, Values]:
+    """Raw label -> prototype (D,), for the classes of which a method kept one with this step."""
+    folder = Store(stored.out).step(str(record.get("step_key", record["key"])))
+    for path in sorted(folder.glob("observer-*.safetensors")):
+        loaded = read_tensors(path)
+        if loaded is not None and {"prototypes", "counts"} <= loaded[0].keys():
+            state = loaded[0]
+            known = [c for c, n in enumerate(state["counts"].tolist()) if n > 0 and c > 0]
+            return {record["channels"][c]: state["prototypes"][c].double().numpy() for c in known}
+    return {}
+
+
+def separation(points: Values, labels: Values) -> float:
+    """Variance between the classes' centroids over the mean variance within classes (traces); NaN for one class."""
+    groups = [points[labels == k] for k in np.unique(labels)]
+    if len(groups) < 2:
+        return float("nan")
+    centres = np.array([g.mean(0) for g in groups])
+    within = np.mean([g.var(0).sum() for g in groups])
+    return float(centres.var(0).sum() / within) if within > 0 else float("nan")
+
+
+def draw(
+    panels: dict[str, list[tuple[Values, Values, dict[int, Values]]]], names: list[str], steps: list[int], about: str
+) -> Figure:
+    """Methods in rows, steps in columns; dots are pixels, stars the prototypes kept."""
+    from sklearn.decomposition import PCA
+
+    figure = Figure(figsize=(0.8 + 2.1 * len(steps), 0.9 + 2.0 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), len(steps), squeeze=False)
+    colours = palette(len(names)) / 255
+    for line, (method, row) in enumerate(panels.items()):
+        plane = PCA(2, random_state=0).fit(np.concatenate([points for points, _, _ in row]))
+        for step, (points, labels, kept) in enumerate(row):
+            ax = axes[line, step]
+            flat = plane.transform(points)
+            ax.scatter(*flat.T, s=3, c=colours[labels.astype(int)], alpha=0.5, lw=0, rasterized=True)
+            for label, prototype in kept.items():
+                place = plane.transform(prototype[None])[0]
+                ax.scatter(*place, s=90, marker="*", color=colours[label], edgecolor="black", lw=0.8)
+            ax.set(xticks=[], yticks=[])
+            ax.set_title(f"step {step}: between/within {separation(points, labels):.2f}", fontsize=7)
+        axes[line, 0].set_ylabel(f"{method}\n2nd axis", fontsize=8)
+        low, high = (end([ax.dataLim.get_points() for ax in axes[line]], axis=(0, 1)) for end in (np.min, np.max))
+        for ax in axes[line]:
+            ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+            ax.margins(0.05)
+    for ax in axes[-1]:
+        ax.set_xlabel("1st principal axis", fontsize=8)
+    shown = sorted({int(k) for row in panels.values() for _, labels, _ in row for k in np.unique(labels)} - {0, VOID})
+    for k in shown:
+        axes[0, 0].scatter([], [], color=colours[k], s=20, label=names[k])
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=7)
+    figure.suptitle(about, fontsize=9)
+    return figure

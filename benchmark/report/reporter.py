@@ -1,0 +1,56 @@
+"""From records on disk to a table: what ``run`` prints at its end and ``report`` whenever it is asked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from contseg.benchmark.plan.protocol import Protocol
+from contseg.benchmark.report.exports import as_json, as_latex, as_model_index
+from contseg.benchmark.report.html import as_html
+from contseg.benchmark.report.tables import as_csv, as_markdown, as_text, write_text
+from contseg.benchmark.score.leaderboard import Leaderboard, leaderboard
+from contseg.benchmark.score.records import Record, read_records
+from contseg.datasets.errors import unknown
+
+# name -> how it is made, and the file it is written to
+FORMATS: dict[str, tuple[Callable[[Leaderboard], str], str]] = {
+    "text": (as_text, "leaderboard.txt"),
+    "markdown": (as_markdown, "leaderboard.md"),
+    "csv": (as_csv, "leaderboard.csv"),
+    "latex": (as_latex, "leaderboard.tex"),
+    "json": (as_json, "leaderboard.json"),
+    "model-index": (as_model_index, "model-index.yaml"),
+    "html": (as_html, "leaderboard.html"),
+}
+
+__all__ = ["Leaderboard", "leaderboard", "load_records", "render", "write_leaderboard"]
+
+
+def load_records(folder: Path | str) -> list[Record]:
+    """All sound records below a folder; a damaged one is left out, with one line on stderr."""
+    records, problems = read_records(folder)
+    for line in problems:
+        print(f"warning: {line}", file=sys.stderr)
+    return records
+
+
+def write_leaderboard(
+    out: Path | str, records: Sequence[Record], protocol: Protocol, order: Sequence[str] = ()
+) -> Leaderboard:
+    """Write ``leaderboard.md`` and ``leaderboard.csv`` into a folder, and give the leaderboard back for printing.
+
+    ``order``: the methods as the grid names them; FT comes first and Joint last in any case.
+    """
+    board = leaderboard(records, protocol, order)
+    for form in ("markdown", "csv"):
+        write_text(Path(out) / FORMATS[form][1], render(board, form))
+    return board
+
+
+def render(board: Leaderboard, form: str = "text") -> str:
+    """A leaderboard in one of ``FORMATS``. Raises ``UserError`` for an unknown one."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    return FORMATS[form][0](board)

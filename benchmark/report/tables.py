@@ -1,0 +1,165 @@
+"""A leaderboard as text: plain for the terminal, Markdown for people, CSV for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from contseg.benchmark.score.leaderboard import Contest, Leaderboard
+from contseg.benchmark.score.scores import CONTEST, COST, METRICS, WITH_STD, marked_name, plain_name, unmarked
+from contseg.benchmark.store.files import replacing
+
+# column -> title; mIoU in per cent
+TITLES = {
+    "method": "method",
+    "seeds": "n",
+    "old": "old",
+    "old_foreground": "old no bg",
+    "new": "new",
+    "all": "all",
+    "avg": "avg",
+    "forgetting": "forgetting",
+    "step0": "step 0",
+    "to_ft": "Δ FT",
+    "to_joint": "Δ Joint",
+    "images": "images",
+    "updates": "updates",
+    "seconds": "time",
+    "peak_memory_mb": "memory",
+}
+
+
+def number(value: float, std: float = float("nan")) -> str:
+    """``61.2 ± 0.4``; the spread only where there is one, ``-`` where there is no number."""
+    if pd.isna(value):
+        return "-"
+    return f"{value:.1f}" if pd.isna(std) else f"{value:.1f} ± {std:.1f}"
+
+
+def cost(column: str, value: float) -> str:
+    """A cost for people: thousands, seconds to hours, megabytes to gigabytes."""
+    if pd.isna(value):
+        return "-"
+    if column == "seconds":
+        return f"{value:.0f} s" if value < 100 else f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
+    if column == "peak_memory_mb":
+        return "-" if value <= 0 else f"{value:.0f} MB" if value < 10_000 else f"{value / 1024:.1f} GB"
+    if column == "parameters":
+        return f"{value / 1e6:.2f} M"
+    return f"{value:,.0f}".replace(",", " ")
+
+
+def cell_text(row: Any, column: str) -> str:
+    """One printed cell of a row of the frame."""
+    value = row[column]
+    if column in COST:
+        return cost(column, value)
+    if column == "seeds":
+        return f"{value:.0f}"
+    if column in ("to_ft", "to_joint"):
+        return "-" if pd.isna(value) else f"{value + 0.0:+.1f}"
+    if column in METRICS:
+        return number(value, row[f"{column}_std"] if column in WITH_STD else float("nan"))
+    return str(value)
+
+
+def title(key: Sequence[str]) -> str:
+    """``voc · 15-1 · overlapped · sdr``: what one table is about."""
+    return " · ".join(str(k) for k in key)
+
+
+def short_names(board: Leaderboard, dataset: str) -> dict[str, str]:
+    """Method -> what a table calls it, one name a row: without its parameters, where no other method of this data set
+    differs in them alone; the mark of its configuration stays, the foot speaks of it."""
+    full = board.frame["method"][board.frame["dataset"] == dataset].drop_duplicates()
+    alike: dict[str, set[str]] = {}
+    for method in full:
+        alike.setdefault(plain_name(method), set()).add(unmarked(method))
+    return {m: marked_name(m) if len(alike[plain_name(m)]) == 1 else m for m in full}
+
+
+def contest_rows(board: Leaderboard, part: pd.DataFrame, bold: Callable[[str], str] = str) -> list[list[str]]:
+    """The printed cells of one contest; ``bold`` marks what the seeds carry."""
+    rows = part.assign(method=part["method"].map(short_names(board, part["dataset"].iloc[0]))).to_dict("records")
+    return [
+        [bold(text) if (i, c) in board.leaders else text for c in TITLES for text in (cell_text(row, c),)]
+        for i, row in zip(part.index.tolist(), rows, strict=True)
+    ]
+
+
+def literature_rows(board: Leaderboard, key: Contest) -> list[list[str]]:
+    """Measured and published numbers of one contest side by side, in the columns of ``LITERATURE``."""
+    if board.literature.empty:
+        return []
+    here = board.literature[(board.literature[CONTEST] == list(key)).all(axis=1)]
+    short = short_names(board, key[0])
+    return [
+        [
+            short[row["method"]],
+            *(number(row[c]) for c in ("old", "new", "all")),
+            *(number(row[f"published_{c}"]) for c in ("old", "new", "all")),
+            "-" if pd.isna(row["difference"]) else f"{row['difference']:+.1f}",
+            f"{row['source']}, {row['provenance']} [{row['foot']}]",
+        ]
+        for row in here.to_dict("records")
+    ]
+
+
+LITERATURE = ["method", "old", "new", "all", "published old", "new", "all", "Δ all", "source"]
+
+
+def foot(board: Leaderboard) -> list[str]:
+    """What stands under every table: what the numbers are, the protocol in full, and what has to be said."""
+    bg = "with" if board.protocol.background_in_mean == "yes" else "without"
+    return [
+        f"mIoU in % after the last step; old: classes of step 0 ({bg} background), new: all later ones; "
+        "avg: mean of 'all' over the steps; Δ: 'all' minus that of FT, of Joint; "
+        "mean ± sample standard deviation over n seeds",
+        board.protocol.note(),
+        *(
+            f"{dataset}: {short} is {full}"
+            for dataset in board.frame["dataset"].drop_duplicates()
+            for full, short in short_names(board, dataset).items()
+            if short != full
+        ),
+        *board.notes,
+    ]
+
+
+def as_text(board: Leaderboard) -> str:
+    """For the terminal."""
+    return _document(board, "{}", "simple", "{}")
+
+
+def as_markdown(board: Leaderboard) -> str:
+    """With a heading for every contest, and in bold what the seeds carry."""
+    return _document(board, "## {}", "github", "- {}", lambda text: f"**{text}**")
+
+
+def _document(board: Leaderboard, heading: str, form: str, foot_line: str, bold: Callable[[str], str] = str) -> str:
+    def table(rows: list[list[str]], head: list[str]) -> str:
+        align = ["left", *["right"] * (len(head) - 1)]
+        return str(tabulate(rows, head, tablefmt=form, colalign=align, disable_numparse=True))
+
+    parts = []
+    for key, part in board.contests():
+        parts += [heading.format(title(key)), table(contest_rows(board, part, bold), list(TITLES.values()))]
+        beside = literature_rows(board, key)
+        parts += ["Beside the literature:", table(beside, LITERATURE)] if beside else []
+    parts = parts or ["no complete run yet"]
+    return "\n\n".join([*parts, "\n".join(foot_line.format(line) for line in foot(board))]) + "\n"
+
+
+def as_csv(board: Leaderboard) -> str:
+    """One row a cell, the frame's columns; numbers to four places, nothing where there is none."""
+    return str(board.frame.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

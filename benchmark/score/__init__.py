@@ -1,0 +1,1 @@
+"""What results are worth: records, metrics, leaderboard, submissions."""

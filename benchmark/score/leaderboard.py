@@ -1,0 +1,146 @@
+"""The leaderboard: cells, which of their numbers the seeds carry, and what has to be said beneath.
+
+A table is a query over records; nothing here trains or reads a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import pandas as pd
+
+from contseg.benchmark.plan.protocol import Protocol
+from contseg.benchmark.score.paired_test import leader, not_separated, paired
+from contseg.benchmark.score.records import Record, Run, differing, gather_runs, identity
+from contseg.benchmark.score.scores import (
+    CELL,
+    CONTEST,
+    LOWER_IS_BETTER,
+    RANKED,
+    Scored,
+    cell_frame,
+    plain_name,
+    run_frame,
+    score_runs,
+)
+
+Contest: TypeAlias = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """A table and what has to be said beneath it. ``frame``: one row a cell; ``runs``: one row a run, the same columns.
+
+    ``scored``: the runs themselves, in the order of ``runs``.
+    ``leaders``: (index of the row, column) of the numbers that the seeds carry as best of their contest.
+    ``literature``: the published number beside a row, and the difference to it.
+    """
+
+    frame: pd.DataFrame
+    runs: pd.DataFrame
+    scored: tuple[Scored, ...]
+    protocol: Protocol
+    notes: tuple[str, ...] = ()
+    leaders: frozenset[tuple[int, str]] = field(default_factory=frozenset)
+    literature: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def of(self, cell: tuple[str, ...]) -> list[Scored]:
+        """The runs behind a row, by seed."""
+        return sorted((s for s in self.scored if s.cell == cell), key=lambda s: s.run.seed)
+
+    def contests(self) -> Iterable[tuple[Contest, pd.DataFrame]]:
+        """The parts of the frame whose rows may be ranked together."""
+        yield from self.frame.groupby(CONTEST, sort=False)
+
+
+def leaderboard(records: Sequence[Record], protocol: Protocol, order: Sequence[str] = ()) -> Leaderboard:
+    """Score records under a protocol and gather them into cells. ``order``: the methods as the grid names them."""
+    runs = gather_runs(records)
+    whole = [r for r in runs if r.complete]
+    scored = score_runs(whole, protocol)
+    frame = run_frame(scored)
+    cells = cell_frame(frame, order)
+    notes = [*_incomplete(runs), *_mixed_versions(whole), *_seed_notes(cells, frame), *_configuration_notes(scored)]
+    return Leaderboard(cells, frame, tuple(scored), protocol, tuple(notes), _leaders(cells, frame))
+
+
+def _values(frame: pd.DataFrame, part: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:
+    """method -> seed -> value, of the ranked methods of one contest: Joint is a bound, not a contestant."""
+    here = frame.merge(part[CELL], on=CELL)
+    names = [str(m) for m in part["method"] if plain_name(m) != "Joint"]
+    return {
+        m: dict(zip(rows["seed"], rows[column], strict=True)) for m in names for rows in (here[here["method"] == m],)
+    }
+
+
+def _leaders(cells: pd.DataFrame, frame: pd.DataFrame) -> frozenset[tuple[int, str]]:
+    found = set()
+    for _, part in cells.groupby(CONTEST, sort=False):
+        for column in RANKED:
+            best = leader(_values(frame, part, column), higher=column not in LOWER_IS_BETTER)
+            found |= {(int(i), column) for i in part.index[part["method"] == best]}
+    return frozenset(found)
+
+
+def _seed_notes(cells: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
+    notes = []
+    if len(cells) and (cells["seeds"] == 1).all():
+        notes.append(
+            "one seed: no spread is known and nothing is bold (two seeds of one method on VOC 15-1 differed by 3.3 "
+            "points in public reports, MiB issue 22)"
+        )
+    for key, part in cells.groupby(CONTEST, sort=False):
+        pairs = not_separated(_values(frame, part, "all"))
+        if pairs:
+            listed = ", ".join(f"{a} and {b}" for a, b in pairs)
+            notes.append(f"{'/'.join(key[:3])}: not told apart by the seeds in 'all' (paired 95 % interval): {listed}")
+    return notes
+
+
+def _incomplete(runs: Sequence[Run]) -> list[str]:
+    return [
+        f"incomplete, not in the table: {run}: {len(run.records)} of {run.last['steps']} steps"
+        for run in runs
+        if not run.complete
+    ]
+
+
+def _mixed_versions(runs: Sequence[Run]) -> list[str]:
+    versions = [r["versions"] for run in runs for r in run.records]
+    return [
+        f"mixed versions of {name}: {', '.join(sorted({str(v.get(name)) for v in versions}))}"
+        for name in differing(versions)
+    ]
+
+
+def _configuration_notes(scored: Sequence[Scored]) -> list[str]:
+    """In what the second and further configurations of a data set differ from its first."""
+    notes, kinds = [], dict[tuple[str, int], dict[str, object]]()
+    for s in scored:
+        kinds.setdefault((s.run.dataset, s.configuration), {}).update(identity(s.run))
+    for (dataset, number), kind in kinds.items():
+        first = kinds.get((dataset, 1))
+        if number > 1 and first is not None:
+            common = first.keys() & kind.keys()
+            pair = [{k: c[k] for k in common} for c in (first, kind)]
+            names = differing(pair)
+            what = "; ".join(f"{n} {pair[0][n]} / {pair[1][n]}" for n in names[:4])
+            more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
+            notes.append(f"{dataset}: rows marked ({number}) have another configuration than the others: {what}{more}")
+    return notes
+
+
+def paired_differences(board: Leaderboard, column: str = "all") -> pd.DataFrame:
+    """Every pair of methods of a contest: mean difference over common seeds, 95 % interval, number of seeds."""
+    rows = []
+    for key, part in board.contests():
+        values = _values(board.runs, part, column)
+        names = list(part["method"][part["method"].isin(values)])
+        for i, a in enumerate(names):
+            for b in names[i + 1 :]:
+                d = paired(values[a], values[b])
+                if d is not None:
+                    rows.append((*key, a, b, d.mean, d.low, d.high, d.n))
+    return pd.DataFrame(rows, columns=[*CONTEST, "a", "b", "difference", "low", "high", "seeds"])

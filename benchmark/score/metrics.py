@@ -1,0 +1,180 @@
+"""Confusion matrix -> IoU -> old / new / all, forgetting and the rest. Every number is derived from stored counts.
+
+``n`` foreground labels of the data set, ``C`` seen classes with background, ``T`` steps. A record's matrix has a row a
+raw label 0..n and a last one for void, and a column a predicted channel. Everything is in per cent. Each number is
+defined once more, with its source, in ``docs/metrics.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contseg.benchmark.plan.protocol import Protocol
+
+Counts: TypeAlias = NDArray[np.int64]
+Values: TypeAlias = NDArray[np.float64]
+Groups: TypeAlias = Sequence[Sequence[int]]
+NAN = float("nan")
+
+
+def scored_counts(record: dict[str, Any], protocol: Protocol) -> Counts:
+    """The square matrix (C, C) that a protocol's scoring part makes of a record: rows truth, columns prediction.
+
+    Rows and columns in the order of the record's ``channels``. Pixels that the protocol ignores are gone from it, as
+    in the released code: they are no class's false positive either.
+    """
+    stored = record["matrix"]
+    rows = np.asarray(stored["seen"], dtype=np.int64)
+    if protocol.test_images == "all":
+        rows = rows + np.asarray(stored["unseen"], dtype=np.int64)
+    rows, channels = rows[:-1].copy(), list(record["channels"])
+    if protocol.future_at_test == "background":
+        rows[0] += np.delete(rows, channels, axis=0).sum(0)
+    if not protocol.counts_class0(record["dataset"]):
+        rows[0] = 0
+    return rows[channels]
+
+
+def class_iou(counts: Counts, eps: float = 0.0) -> Values:
+    """IoU_c = TP_c / (GT_c + P_c - TP_c) of a matrix (C, C) -> (C,), NaN where a class has no ground truth (F-MIOU).
+
+    The released code adds ``eps`` = 1e-6 to the denominator, which no test set notices; here it is left out.
+    """
+    hits, truth = np.diag(counts).astype(float), counts.sum(1)
+    union = truth + counts.sum(0) - hits + eps
+    return np.where(truth > 0, 100 * hits / np.where(truth > 0, union, 1), NAN)
+
+
+def pixel_accuracy(counts: Counts) -> float:
+    """Share of the scored pixels whose class is right."""
+    total = counts.sum()
+    return float(100 * np.trace(counts) / total) if total else NAN
+
+
+def mean(values: Sequence[float] | Values) -> float:
+    """Mean of those that are numbers; NaN of none."""
+    known = [v for v in values if not np.isnan(v)]
+    return float(np.mean(known)) if known else NAN
+
+
+def harmonic(a: float, b: float) -> float:
+    """2ab / (a + b), 0 if both are."""
+    return 0.0 if a == b == 0 else 2 * a * b / (a + b)
+
+
+@dataclass(frozen=True)
+class StepScore:
+    """One step of a run under a protocol: ``iou`` by raw label, in the order of the channels; NaN without truth.
+
+    ``in_mean``: the labels that the protocol lets into a mean.
+    """
+
+    iou: dict[int, float]
+    in_mean: frozenset[int]
+    accuracy: float
+
+    def miou(self, labels: Sequence[int]) -> float:
+        """Mean IoU over those of the labels that are seen and in the mean."""
+        return mean([self.iou[k] for k in labels if k in self.in_mean])
+
+    def foreground(self, labels: Sequence[int]) -> float:
+        """Mean IoU without background, whatever the protocol says of it."""
+        return mean([self.iou[k] for k in labels if k and k in self.iou])
+
+
+def score_step(record: dict[str, Any], protocol: Protocol) -> StepScore:
+    """Score one record under a protocol's scoring part."""
+    counts = scored_counts(record, protocol)
+    iou = dict(zip(record["channels"], class_iou(counts).tolist(), strict=True))
+    if protocol.absent_classes == "zero":
+        iou = {k: 0.0 if np.isnan(v) else v for k, v in iou.items()}
+    without0 = protocol.background_in_mean == "no" or not protocol.counts_class0(record["dataset"])
+    return StepScore(iou, frozenset(iou) - ({0} if without0 else set()), pixel_accuracy(counts))
+
+
+@dataclass(frozen=True)
+class RunScore:
+    """All steps of a run under a protocol, and a scenario's groups of classes; background is in the first group.
+
+    ``groups`` may cut the classes finer than the run's own steps do: Joint has one step and is shown under every
+    task's groups.
+    """
+
+    steps: tuple[StepScore, ...]
+    groups: tuple[tuple[int, ...], ...]
+    by_group: tuple[tuple[float, ...], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """``by_group[t][g]``: mIoU of group g after step t, NaN before it is learned."""
+        table = tuple(tuple(s.miou(group) for group in self.groups) for s in self.steps)
+        object.__setattr__(self, "by_group", table)
+
+    @property
+    def _base(self) -> tuple[int, ...]:
+        return self.groups[0]
+
+    @property
+    def _later(self) -> tuple[int, ...]:
+        return tuple(k for group in self.groups[1:] for k in group)
+
+    @property
+    def incremental(self) -> bool:
+        """Whether the run's steps are the scenario's."""
+        return len(self.steps) == len(self.groups) > 1
+
+    def old(self, t: int = -1) -> float:
+        """mIoU of the classes of step 0, with background if the protocol counts it."""
+        return self.steps[t].miou(self._base)
+
+    def new(self, t: int = -1) -> float:
+        """mIoU of all later classes seen by then."""
+        return self.steps[t].miou(self._later)
+
+    def all(self, t: int = -1) -> float:
+        """mIoU of all classes seen by then."""
+        return self.steps[t].miou(self._base + self._later)
+
+    def summary(self) -> dict[str, float]:
+        """Every number of a table's row that the matrices give, after the last step where nothing else is said."""
+        last = self.steps[-1]
+        old, new = self.old(), self.new()
+        return {
+            "old": old,
+            "new": new,
+            "all": self.all(),
+            "harmonic": harmonic(old, new),
+            "old_foreground": last.foreground(self._base),
+            "all_foreground": last.foreground(self._base + self._later),
+            "accuracy": last.accuracy,
+            **self.over_steps(),
+        }
+
+    def over_steps(self) -> dict[str, float]:
+        """What compares steps; NaN where the run has not the scenario's steps (Joint). With A[t][g] = ``by_group``:
+
+        ``avg``: mean of all mIoU over the steps. ``step0``: all mIoU after step 0. ``forgetting``: mean over the groups
+        before the last of max_t<T-1 A[t][g] - A[T-1][g] (Chaudhry et al. 2018). ``backward_transfer``: mean over the
+        same of A[T-1][g] - A[g][g] (Lopez-Paz and Ranzato 2017). ``plasticity``: mean of A[g][g] over g >= 1.
+        """
+        if not self.incremental:
+            return dict.fromkeys(("avg", "step0", "forgetting", "backward_transfer", "plasticity"), NAN)
+        a, final, earlier = self.by_group, self.by_group[-1], range(len(self.groups) - 1)
+        return {
+            "avg": mean([self.all(t) for t in range(len(self.steps))]),
+            "step0": self.all(0),
+            "forgetting": mean([max(row[g] for row in a[g:-1]) - final[g] for g in earlier]),
+            "backward_transfer": mean([final[g] - a[g][g] for g in earlier]),
+            "plasticity": mean([a[g][g] for g in earlier[1:]] + [final[-1]]),
+        }
+
+
+def score_run(records: Sequence[dict[str, Any]], protocol: Protocol, groups: Groups) -> RunScore:
+    """Score a run's records, in the order of its steps, under a scenario's groups of foreground labels."""
+    first, *later = groups
+    with_background = ((0, *first), *(tuple(g) for g in later))
+    return RunScore(tuple(score_step(r, protocol) for r in records), with_background)

@@ -1,0 +1,86 @@
+"""Stored networks at work again: what pictures, latent views and re-evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contseg.benchmark.models.load import load_step, normalise
+from contseg.benchmark.score.records import Record
+from contseg.benchmark.store.files import Store
+from contseg.datasets.base import SegmentationDataset, open_dataset
+from contseg.datasets.errors import UserError
+from contseg.datasets.transforms import EvalTransform
+
+
+@dataclass
+class Stored:
+    """The networks in the cache of ``out``, and the data sets that they were trained on.
+
+    ``data``: where a data set lies, by name. Both raise ``UserError`` where something is missing.
+    """
+
+    out: Path
+    data: Mapping[str, str]
+    _opened: dict[str, SegmentationDataset] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def dataset(self, name: str) -> SegmentationDataset:
+        if name not in self._opened:
+            self._opened[name] = open_dataset(name, self.data.get(name), Store(self.out).cache / "presence")
+        return self._opened[name]
+
+    def network(self, record: Record) -> tuple[Any, Callable[[Tensor], Tensor]]:
+        """The network of a record's step, and its prediction: images (B, 3, H, W) -> channels (B, H, W)."""
+        return load_step(self.out, step_key(record), record["method"], self.device)
+
+    def picture(self, record: Record, image_id: str) -> tuple[Tensor, Tensor]:
+        """A test picture (3, S, S') and its labels (S, S') as the record's step was evaluated, uint8."""
+        return EvalTransform(eval_crop(record))(*self.dataset(record["dataset"]).load(image_id, "val"))
+
+    def batch(self, image: Tensor) -> Tensor:
+        """A picture as a network takes it: (1, 3, H, W)."""
+        return normalise(image[None].to(self.device))
+
+
+def step_key(record: Record) -> str:
+    """The key of the weights that a record scores."""
+    return str(record.get("step_key", record["key"]))
+
+
+def eval_crop(record: Record) -> tuple[int, int] | None:
+    """The size of the centre crop on which a record was made; ``None`` for full resolution."""
+    if record["protocol"]["eval_view"] == "full":
+        return None
+    config = record["config"]
+    crop = config.get("eval", {}).get("crop") or config.get("train", {}).get("crop")
+    if not crop:
+        raise UserError(f"{record['method']}, step {record['step']}: the record does not say which crop it was made on")
+    return crop[0], crop[-1]
+
+
+def telling_pictures(present: np.ndarray, groups: tuple[tuple[int, ...], ...], n: int) -> list[int]:
+    """Positions of ``n`` pictures that show the most: both old and later classes, then classes not shown yet.
+
+    ``present`` (N, n_labels) bool. The same pictures for the same data.
+    """
+    later = [k for group in groups[1:] for k in group]
+    both = present[:, list(groups[0])].any(1) & present[:, later].any(1) if later else np.zeros(len(present), bool)
+    left = present[:, 1:].copy()
+    chosen: list[int] = []
+    for _ in range(min(n, len(present))):
+        value = 1000 * both + 10 * left.sum(1) + present[:, 1:].sum(1)
+        value[chosen] = -1
+        best = int(value.argmax())
+        chosen.append(best)
+        left[:, present[best, 1:]] = False
+    return chosen

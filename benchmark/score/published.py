@@ -1,0 +1,228 @@
+"""The literature's numbers, and the rules by which one may stand beside a measured one.
+
+``results/published/published_results.csv`` holds one row a printed cell. A published number is set beside a measured
+one only for the same data set, task, setup and reading of background, and only if it was made on the centre crop with
+absent classes out of the mean. Of several, the one is taken that comes first by ``RANK``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
+
+from contseg.benchmark.plan.protocol import Protocol
+from contseg.benchmark.score.leaderboard import Leaderboard
+from contseg.benchmark.score.records import Record
+from contseg.benchmark.score.scores import CONTEST, plain_name
+from contseg.datasets.errors import UserError, unknown
+
+HOME = Path(__file__).resolve().parents[2] / "results" / "published"
+REQUIRED = ["method", "dataset", "task", "setup", "old", "new", "all", "includes_background", "source", "provenance"]
+OPTIONAL = ["old_classes", "new_classes", "backbone", "locator", "obtained_by", "check", "note"]
+PROVENANCE = {
+    "own": "the paper's own",
+    "rerun": "run again by this source",
+    "quoted": "quoted from another paper",
+    "unknown": "run again or quoted, not said",
+}
+VALUES = {"includes_background": ("yes", "no", "unknown"), "provenance": tuple(PROVENANCE)}
+RANK = list(PROVENANCE)
+# published name -> the suite's; what is not here (exemplars, image-level labels, other networks) has no counterpart
+NAMES = {
+    **{name: name for name in ("FT", "Joint", "EWC", "PI", "RW", "LwF", "LwF-MC", "ILT", "CIL", "MiB", "SDR", "PLOP")},
+    **{name: name for name in ("RCIL", "REMINDER", "SSUL", "DKD", "MiB+UCD", "PLOP+UCD")},
+    "SDR+MiB": "MiB+SDR",
+    "EWF+MiB": "MiB+EWF",
+}
+OTHER_CLASS = "SegFormer|ViT|Swin"  # backbones that are no convolutional DeepLab
+TEST_PICTURES = {"voc": 1449, "ade": 2000}
+
+
+def load_published(extra: Iterable[Path] = ()) -> pd.DataFrame:
+    """The committed table and the user's own files with the same columns.
+
+    ``old``, ``new``, ``all`` are numbers, ``all_printed`` the text; ``ours`` is the suite's name of the method, empty
+    where it has none. Raises ``UserError`` for a missing column or a number that is no per cent.
+    """
+    frames = [_read(HOME / "published_results.csv"), *(_read(Path(path)) for path in extra)]
+    table = pd.concat(frames, ignore_index=True)
+    own = table["method"].map(NAMES).fillna("")
+    table["ours"] = own.where(~table["backbone"].str.contains(OTHER_CLASS), "")
+    return table
+
+
+def citations() -> dict[str, str]:
+    """Source key -> citation."""
+    table = pd.read_csv(HOME / "sources.csv", dtype=str)
+    return dict(zip(table["source"], table["citation"], strict=True))
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"no table of published results at {path}") from None
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise UserError(f"{path} is not a CSV file: {' '.join(str(error).split())}") from None
+    missing = [c for c in REQUIRED if c not in table]
+    if missing:
+        raise UserError(f"{path} has no column {', '.join(missing)}: published results need {', '.join(REQUIRED)}")
+    for column, known in VALUES.items():
+        for value in set(table[column]) - set(known):
+            raise unknown(f"value of {column} in {path}", value, known)
+    table["all_printed"] = table["all"]
+    for column in ("old", "new", "all"):
+        numbers = pd.to_numeric(table[column].replace("", "nan"), errors="coerce")
+        wrong = (numbers.isna() & ~table[column].isin(["", "nan"])) | (numbers < 0) | (numbers > 100)
+        if wrong.any():
+            line = int(wrong.to_numpy().argmax())
+            raise UserError(f"{path} line {line + 2}: {column} = {table[column][line]!r} is no mIoU in %")
+        table[column] = numbers
+    table = table.assign(**{c: "" for c in OPTIONAL if c not in table})
+    return table[[*REQUIRED, "all_printed", *OPTIONAL]]
+
+
+def reading(protocol: Protocol, dataset: str) -> str:
+    """Whether background is in a protocol's means on this data set: ``yes`` or ``no``."""
+    return "yes" if protocol.background_in_mean == "yes" and protocol.counts_class0(dataset) else "no"
+
+
+def choose(table: pd.DataFrame, dataset: str, task: str, setup: str, background: str, source: str = "") -> pd.DataFrame:
+    """One row a method of ours, for one cell of the literature.
+
+    In this order: the preferred ``source``; a known reading of background before an unknown one (the other reading is
+    never taken); own > rerun > quoted > unknown; papers before repositories; whole triples before single numbers.
+    """
+    here = (table["dataset"] == dataset) & (table["task"] == task) & (table["setup"] == setup)
+    found = table[here & (table["ours"] != "") & table["includes_background"].isin([background, "unknown"])]
+    keys = pd.DataFrame(
+        {
+            "source": found["source"] != source,
+            "reading": found["includes_background"] == "unknown",
+            "provenance": found["provenance"].map(RANK.index),
+            "repository": found["source"].str.endswith("_repo"),
+            "single": found["old"].isna(),
+        }
+    )
+    return found.loc[keys.sort_values(list(keys), kind="stable").index].drop_duplicates("ours").set_index("ours")
+
+
+def with_literature(
+    board: Leaderboard, table: pd.DataFrame, records: Sequence[Record] = (), source: str = ""
+) -> Leaderboard:
+    """The leaderboard with ``literature``: for each row that has one, the published number and the difference to it.
+
+    ``records``: those behind the table, to say where the test pictures are not the literature's.
+    """
+    if source and source not in set(table["source"]):
+        raise unknown("source of published results", source, set(table["source"]))
+    if board.protocol.eval_view != "crop" or board.protocol.absent_classes != "drop":
+        return replace(
+            board, notes=(*board.notes, f"no published number was made under protocol {board.protocol.name}")
+        )
+    rows, feet, cited = [], list[str](), citations()
+    for key, part in board.contests():
+        if key[3] != board.protocol.name:  # trained or evaluated in another way
+            continue
+        chosen = choose(table, *key[:3], reading(board.protocol, key[0]), source)
+        for cell in part.to_dict("records"):
+            name = plain_name(cell["method"])
+            if name not in chosen.index:
+                continue
+            printed = chosen.loc[name]
+            known = printed["includes_background"] != "unknown"
+            foot = _foot(printed, cited)
+            if foot not in feet:
+                feet.append(foot)
+            rows.append(
+                {
+                    **{c: cell[c] for c in [*CONTEST, "method", "old", "new", "all"]},
+                    **{f"published_{c}": printed[c] for c in ("old", "new", "all")},
+                    "difference": cell["all"] - printed["all"] if known else float("nan"),
+                    "foot": feet.index(foot) + 1,
+                    "source": printed["source"],
+                    "provenance": printed["provenance"],
+                }
+            )
+    notes = [f"[{i}] {foot}" for i, foot in enumerate(feet, 1)]
+    notes += other_test_sets(records) if rows else []
+    return replace(board, literature=pd.DataFrame(rows), notes=(*board.notes, *notes))
+
+
+def _foot(row: pd.Series, cited: dict[str, str]) -> str:
+    kind = {
+        "own": "the paper's own",
+        "rerun": "run again by this source",
+        "quoted": "quoted",
+        "unknown": "origin unknown",
+    }
+    parts = [cited.get(row["source"], row["source"]), kind[row["provenance"]]]
+    parts += [row["backbone"]] if row["backbone"] not in ("", "unknown") else []
+    parts += ["whether background is in the mean is not known"] if row["includes_background"] == "unknown" else []
+    return "; ".join([*parts, *filter(None, [row["note"]])])
+
+
+def other_test_sets(records: Sequence[Record]) -> list[str]:
+    """A line for each data set whose test pictures are not the literature's, by the pixels of the centre crops."""
+    notes = set()
+    for r in records:
+        crop = r["config"].get("eval", {}).get("crop") or r["config"].get("train", {}).get("crop")
+        if r["dataset"] not in TEST_PICTURES or r["protocol"]["eval_view"] != "crop" or not crop:
+            continue
+        pixels = sum(sum(map(sum, r["matrix"][part])) for part in ("seen", "unseen"))
+        count = pixels / (crop[0] * crop[-1])
+        if count != TEST_PICTURES[r["dataset"]]:
+            notes.add(
+                f"{r['dataset']}: tested on {count:.0f} pictures, the literature on {TEST_PICTURES[r['dataset']]}: "
+                "differences to published numbers say nothing about a method"
+            )
+    return sorted(notes)
+
+
+def listing(table: pd.DataFrame, dataset: str = "", task: str = "", setup: str = "", method: str = "") -> str:
+    """What the literature prints for a cell, with its disagreements. Raises ``UserError`` for a name it has not."""
+    for column, wanted in (("dataset", dataset), ("task", task), ("setup", setup), ("method", method)):
+        if not wanted:
+            continue
+        if wanted not in set(table[column]):
+            raise unknown(f"{column} in the published results", wanted, set(table[column]))
+        table = table[table[column] == wanted]
+    parts = []
+    for key, cell in table.groupby(["dataset", "task", "setup"], sort=False):
+        rows = [
+            [r["method"], *map(_printed, (r["old"], r["new"], r["all"])), *(r[c] for c in _LISTED)]
+            for _, group in cell.groupby("method", sort=False)
+            for r in group.sort_values("includes_background", kind="stable").to_dict("records")
+        ]
+        head = ["method", "old", "new", "all", "background", "provenance", "source", "backbone"]
+        body = tabulate(
+            rows, head, tablefmt="simple", disable_numparse=True, colalign=("left", *["right"] * 3, *["left"] * 4)
+        )
+        parts.append("\n".join([" · ".join(key), "", body, *_disagreements(cell)]))
+    return "\n\n".join(parts) if parts else "no published result fits"
+
+
+_LISTED = ("includes_background", "provenance", "source", "backbone")
+
+
+def _printed(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:g}"
+
+
+def _disagreements(cell: pd.DataFrame, margin: float = 0.1) -> list[str]:
+    """Where sources print different 'all' for one method under one reading of background and one kind of network."""
+    lines = []
+    kind = cell["backbone"].str.extract(f"({OTHER_CLASS})", expand=False).fillna("")
+    for (method, background, other), group in cell.groupby(["method", "includes_background", kind], sort=False):
+        low, high = group["all"].min(), group["all"].max()
+        if background != "unknown" and high - low > margin:
+            where = "in" if background == "yes" else "out of"
+            lines.append(
+                f"disagree: {method}{f' ({other})' if other else ''}, background {where} the mean: "
+                f"{low:g} to {high:g} in {group['source'].nunique()} sources"
+            )
+    return ["", *lines] if lines else []

@@ -1,0 +1,159 @@
+"""What a record says, done again: its keys from its configuration, its test pixels from the data, its matrix from the
+stored network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from contseg.benchmark.models.load import load_trained
+from contseg.benchmark.plan.build import make_plan
+from contseg.benchmark.plan.config import PER_STEP, Config, EvalConfig, TrainConfig
+from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.plan.protocol import Protocol, parse_protocol
+from contseg.benchmark.score.networks import Stored, eval_crop, step_key
+from contseg.benchmark.score.records import Record, Run
+from contseg.benchmark.score.submissions import Matrix, disagreement, record_path, tuples
+from contseg.benchmark.store.files import Store, digest, write_sealed
+from contseg.benchmark.train.evaluate import evaluate
+from contseg.benchmark.train.test_set import images_of
+from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import Step
+from contseg.datasets.transforms import EvalTransform
+from contseg.datasets.view import val_view
+
+
+def keys(stored: Stored, run: Run) -> list[tuple[str, str]]:
+    """The keys (training, evaluation) that this suite's plan gives a run's steps, with the data and code that are here.
+
+    Plugins that a record names are not loaded: somebody else's record runs no code but what ``--plugin`` names.
+    """
+    first, trains = run.records[0], [r["config"]["train"] for r in run.records]
+    per_step = {name: [t[name][0] for t in trains if t[name]] for name in PER_STEP}
+    config = Config(
+        scenarios=(f"{run.dataset}/{run.task}/{run.setup}",),
+        methods=(run.method,),
+        seeds=(run.seed,),
+        protocol=first["protocol"]["name"],
+        model=ModelConfig(**tuples(first["config"]["model"])),
+        train=TrainConfig(**tuples({**trains[0], **per_step})),
+        eval=EvalConfig(**tuples(first["config"]["eval"])),
+    )
+    (planned,) = make_plan(config, stored.dataset).runs
+    scenario, names = planned.scenario, stored.dataset(run.dataset).class_names
+    here = (scenario.task, scenario.order, planned.method, scenario.groups, list(names))
+    written = (first["task"], first["order"], run.method, run.groups, first["class_names"])
+    if here != written:
+        a, b = next(pair for pair in zip(written, here, strict=True) if pair[0] != pair[1])
+        raise UserError(f"{a} is {b} here")
+    return [(cell.node.key, cell.score) for cell in planned.cells]
+
+
+class PixelCounter:
+    """How many pixels of the test pictures bear each label, void last; counted once for each size of crop."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.stored = stored
+        self._counted = lru_cache(maxsize=None)(self._count)
+
+    def __call__(self, record: Record) -> Sequence[int] | None:
+        """``None`` where the data set is not here, or the record does not say its crop."""
+        try:
+            return self._counted(record["dataset"], eval_crop(record))
+        except UserError:
+            return None
+
+    def _count(self, name: str, crop: tuple[int, int] | None) -> tuple[int, ...]:
+        dataset, transform = self.stored.dataset(name), EvalTransform(crop)
+        counts = np.zeros(256, dtype=np.int64)
+        for image_id in tqdm(dataset.ids("val"), desc=f"{name}: test pixels", leave=False, disable=None):
+            _, label = transform(*dataset.load(image_id, "val"))
+            counts += np.bincount(label.numpy().ravel(), minlength=256)
+        return (*counts[: len(dataset.class_names)].tolist(), int(counts[255]))
+
+
+class Rescorer:
+    """The confusion matrices of stored networks, counted by the loop of ``run``; each network is evaluated once.
+
+    ``homes``: the results folders with the networks (default: that of ``stored``). ``foreign``: they are somebody
+    else's, no code that they name is run.
+    """
+
+    def __init__(self, stored: Stored, homes: Sequence[Path] = (), foreign: bool = False) -> None:
+        self.stored, self.homes, self.foreign = stored, homes or (stored.out,), foreign
+        self._matrices: dict[tuple[str, str], Matrix] = {}
+
+    def __call__(self, record: Record) -> Matrix | None:
+        """``None`` where the weights are not there; ``UserError`` where they are and cannot be scored."""
+        home = next((h for h in self.homes if Store(h).model(step_key(record)).exists()), None)
+        if home is None:
+            return None
+        place = (step_key(record), record["key"])
+        if place not in self._matrices:
+            try:
+                self._matrices[place] = self._score(record, home)
+            except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+                why = " ".join(str(error).split())[:200]
+                raise UserError(f"the network stored in {home} is not what the record describes ({why})") from error
+        return self._matrices[place]
+
+    def _score(self, record: Record, home: Path) -> Matrix:
+        model, method = load_trained(
+            home, step_key(record), record["method"], self.stored.device, plugins=not self.foreign
+        )
+        last = Store(home).meta(step_key(record))["steps"][-1]
+        if [0, *last["old_classes"], *last["new_classes"]] != record["channels"]:
+            raise ValueError("it knows other classes")
+        dataset = self.stored.dataset(record["dataset"])
+        step = Step(record["step"], record["setup"], (), tuple(record["channels"][1:]))
+        images, known = images_of(dataset, val_view(dataset), step, eval_crop(record))
+        return evaluate(
+            model,
+            method.predict,
+            images,
+            known,
+            len(dataset.class_names),
+            len(record["channels"]),
+            self.stored.device,
+            record["config"]["train"].get("precision", "no"),
+            title=f"{record['method']}, step {record['step']}: evaluation",
+        )
+
+
+def reevaluate(records: Sequence[Record], protocol: Protocol, rescore: Rescorer) -> tuple[list[Record], list[str]]:
+    """The records as a protocol's own evaluation pass gives them, and a line for each that could not be had.
+
+    Every one is scored by its stored network, also those of that very pass: a line says where the record itself
+    counts otherwise. They are written to ``reevaluated/<view>`` of the results folder.
+    """
+    out = rescore.stored.out
+    result: list[Record] = []
+    wrong: dict[str, None] = {}
+    for record in records:
+        new, where = record, f"{record['method']}, {record['task']} step {record['step']}"
+        if record["protocol"]["eval_view"] != protocol.eval_view:
+            new = {**record, "protocol": with_view(record, protocol.eval_view).as_dict()}
+            new["key"] = digest({"evaluation": record["key"], "view": protocol.eval_view})
+        try:
+            matrix = rescore(new)
+        except UserError as error:
+            wrong[f"{where}: {error}"] = None
+            continue
+        if matrix is None:
+            wrong[f"{where}: not re-evaluated, its network is not in the cache of {out}"] = None
+            continue
+        if new is record and (fault := disagreement(record, matrix)):
+            wrong[f"{where}: {fault}"] = None
+        result.append({**new, "matrix": matrix})
+        write_sealed(out / "reevaluated" / protocol.eval_view / record_path(new), result[-1])
+    return result, list(wrong)
+
+
+def with_view(record: Record, view: str) -> Protocol:
+    """A record's protocol with another evaluation pass."""
+    name, _, changes = record["protocol"]["name"].partition("[")
+    return parse_protocol(f"{name}[{changes.rstrip(']')},eval_view={view}]")

@@ -1,0 +1,274 @@
+"""Records on disk -> runs: reading, checking, and gathering the steps that belong together.
+
+A damaged record never stops a report: it is left out and named, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+
+from contseg.benchmark.plan.protocol import from_record
+from contseg.benchmark.store.files import RECORD_FORMAT, digest
+from contseg.datasets.errors import UserError
+
+Record: TypeAlias = dict[str, Any]
+OFFLINE = "offline"
+
+Labels: TypeAlias = list[int]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**15)]  # of an image, in pixels
+Rows: TypeAlias = list[list[Count]]
+
+
+# The form of a record, as far as it is read here; fields that are not named are taken as they are.
+
+
+class _Cropped(msgspec.Struct, frozen=True):
+    crop: tuple[Side, ...] = ()
+    precision: str = "no"
+
+
+class _Config(msgspec.Struct, frozen=True):
+    model: dict[str, Any] = {}
+    train: _Cropped = _Cropped()
+    eval: _Cropped = _Cropped()
+    plugins: tuple[str, ...] = ()
+
+
+class _Sees(msgspec.Struct, frozen=True):
+    pictures: int | None = None
+
+
+class _Versions(msgspec.Struct, frozen=True):
+    contseg: str
+
+
+class _Provenance(msgspec.Struct, frozen=True):
+    device: str = ""
+    processes: int = 1
+    commit: str = ""
+    time: str = ""
+    command: str = ""
+
+
+class _Cost(msgspec.Struct, frozen=True):
+    images: Count = 0
+    updates: Count = 0
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    parameters: Count = 0
+    trained_parameters: Count = 1
+
+
+class _Matrix(msgspec.Struct, frozen=True):
+    seen: Rows
+    unseen: Rows
+
+
+class _Record(msgspec.Struct, frozen=True):
+    key: str
+    run: str
+    dataset: str
+    task: str
+    setup: str
+    order: str
+    method: str
+    seed: int
+    step: int
+    steps: int
+    class_names: list[str]
+    groups: list[Labels]
+    channels: Labels
+    protocol: dict[str, Any]
+    matrix: _Matrix
+    config: _Config
+    versions: _Versions
+    provenance: _Provenance
+    cost: _Cost
+    step_key: str = ""
+    split: Literal["val", "tune"] = "val"
+    sees: _Sees = _Sees()
+
+
+def fault(record: Any) -> str | None:
+    """Why a parsed JSON file is not a record that can be scored; ``None`` if it is."""
+    if not isinstance(record, dict) or "format" not in record:
+        return "not a record of this suite"
+    if record["format"] != RECORD_FORMAT:
+        return (
+            f"written in record format {record['format']}, this version reads format {RECORD_FORMAT}: make it again "
+            "with the command that made it (`run`), no step that is in the cache is trained again"
+        )
+    try:
+        form = msgspec.convert(record, _Record)
+        from_record(form.protocol)
+    except msgspec.ValidationError as error:
+        return f"not the form of a record: {error}"
+    except UserError as error:
+        return str(error)
+    if form.steps != len(form.groups) or not 0 <= form.step < len(form.groups):
+        return f"step {form.step} of {form.steps} does not fit {len(form.groups)} groups of classes"
+    seen = [0, *(k for g in form.groups[: form.step + 1] for k in g)]
+    if form.channels != seen:
+        return f"channels are not background and the classes seen by step {form.step}"
+    n_labels = len(form.class_names)
+    if len(set(seen)) != len(seen) or not all(0 <= k < n_labels for g in form.groups for k in g):
+        return f"a class stands in two groups, or is none of the data set's {n_labels - 1}"
+    for part, rows in (("seen", form.matrix.seen), ("unseen", form.matrix.unseen)):
+        if len(rows) != n_labels + 1:
+            return f"matrix.{part} has not the {n_labels + 1} rows of {n_labels - 1} classes, background and void"
+        if any(len(row) != len(seen) for row in rows):
+            return f"matrix.{part} has not the {len(seen)} columns of the channels"
+    return None
+
+
+def _broken_seal(record: Record) -> str | None:
+    """Takes the seal off. It is made without a key: it tells what broke on the way, not who wrote it."""
+    seal = record.pop("sha256", None)
+    if seal is None:
+        return "its seal (sha256) is missing"
+    return None if seal == digest(record) else "altered since it was written"
+
+
+def record_files(folder: Path) -> list[Path]:
+    """The JSON files below ``folder/records``; without such a one those of all results folders inside, or its own."""
+    nested = [folder / "records"] if (folder / "records").is_dir() else sorted(folder.glob("*/records"))
+    return [path for base in nested or [folder] for path in sorted(base.rglob("*.json"))]
+
+
+def results_folders(folder: Path) -> list[Path]:
+    """The folders of which ``record_files`` are the records: they may hold the cache with the networks."""
+    nested = [folder] if (folder / "records").is_dir() else [p.parent for p in sorted(folder.glob("*/records"))]
+    return nested or [folder.resolve().parent]
+
+
+def read_records(folder: Path | str) -> tuple[list[Record], list[str]]:
+    """All records below a folder, in the order of their paths, and one line for every file that was left out."""
+    if not Path(folder).is_dir():
+        raise UserError(f"no records: {folder} is not a folder; run `run_benchmark.py run --out {folder}` first")
+    records: list[Record] = []
+    problems: list[str] = []
+    for path in record_files(Path(folder)):
+        try:
+            if not path.is_file():  # opening a pipe would wait for ever
+                raise OSError("not a regular file")
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            problems.append(f"left out {path}: unreadable or cut short ({error})")
+            continue
+        why = fault(record) or _broken_seal(record)
+        if why is None:
+            records.append(record)
+        else:
+            problems.append(f"left out {path}: {why}")
+    return records, problems
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of one (scenario x method x seed), in the order of the steps; ``records`` may be incomplete."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def last(self) -> Record:
+        return self.records[-1]
+
+    @property
+    def dataset(self) -> str:
+        return str(self.last["dataset"])
+
+    @property
+    def task(self) -> str:
+        """With its class order: ``15-1@b``."""
+        return "@".join(filter(None, (str(self.last["task"]), str(self.last["order"]))))
+
+    @property
+    def setup(self) -> str:
+        return str(self.last["setup"])
+
+    @property
+    def method(self) -> str:
+        return str(self.last["method"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.last["seed"])
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(g) for g in self.last["groups"])
+
+    @property
+    def complete(self) -> bool:
+        return [r["step"] for r in self.records] == list(range(self.last["steps"]))
+
+    @property
+    def is_joint(self) -> bool:
+        """Joint's one training on all classes belongs to every task of its data set."""
+        return self.last["task"] == OFFLINE and self.method.split("[")[0] == "Joint"
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.task}/{self.setup} {self.method} seed {self.seed}"
+
+
+def gather_runs(records: Iterable[Record]) -> list[Run]:
+    """Runs in the order of first appearance. Of two records of one step of one run, the later one by time is kept."""
+    runs: dict[tuple[Any, ...], dict[int, Record]] = {}
+    names = ("run", "dataset", "task", "order", "setup", "method", "seed")
+    for record in sorted(records, key=lambda r: str(r["provenance"].get("time", ""))):
+        runs.setdefault(tuple(record[n] for n in names), {})[record["step"]] = record
+    return [Run(tuple(steps[t] for t in sorted(steps))) for steps in runs.values()]
+
+
+def flat_config(record: Record) -> dict[str, Any]:
+    """``{"train.epochs": 30, ...}``: a record's configuration, one level deep."""
+
+    def walk(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            yield prefix, value
+
+    return dict(walk("", record["config"]))
+
+
+def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of the settings in which configurations differ."""
+    names = sorted({name for config in configs for name in config})
+    return [n for n in names if len({json.dumps(c.get(n), sort_keys=True) for c in configs}) > 1]
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """The settings that make two runs different experiments, by step; workers, trackers and folders do not."""
+    return {
+        f"step {r['step']} {name}": value
+        for r in run.records
+        for name, value in flat_config(r).items()
+        if name.split(".")[0] in ("model", "train", "eval")
+    }
+
+
+def configurations(runs: Sequence[Run]) -> list[int]:
+    """For each run the number of its configuration, from 1, counted within its data set in the order given.
+
+    Two runs share a number if they agree in every setting of the steps that both have: Joint has one step only.
+    """
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    numbers = []
+    for run in runs:
+        mine, known = identity(run), kinds.setdefault(run.dataset, [])
+        fits = (i for i, kind in enumerate(known) if all(kind.get(k, v) == v for k, v in mine.items()))
+        number = next(fits, len(known))
+        if number == len(known):
+            known.append({})
+        known[number].update(mine)
+        numbers.append(number + 1)
+    return numbers

@@ -1,0 +1,173 @@
+"""Runs -> one row a run -> one row a cell.
+
+A *cell* is (data set, task, setup, protocol, method); its row gives mean and standard deviation over seeds. Cells are
+compared only within one *contest*: the same data set, task, setup, and protocol in every part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import pandas as pd
+
+from contseg.benchmark.plan.protocol import Protocol, from_record, scored_as
+from contseg.benchmark.score.metrics import RunScore, score_run
+from contseg.benchmark.score.records import Run, configurations
+
+CONTEST = ["dataset", "task", "setup", "protocol"]
+CELL = [*CONTEST, "method"]
+WITH_STD = ["old", "new", "all", "avg", "forgetting"]
+METRICS = [
+    *WITH_STD,
+    "step0",
+    "backward_transfer",
+    "plasticity",
+    "harmonic",
+    "accuracy",
+    "old_foreground",
+    "all_foreground",
+    "to_ft",
+    "to_joint",
+]
+COST = ["images", "updates", "seconds", "peak_memory_mb", "parameters"]
+COLUMNS = [
+    *CELL,
+    "seeds",
+    *(name for metric in WITH_STD for name in (metric, f"{metric}_std")),
+    *METRICS[len(WITH_STD) :],
+    *COST,
+]
+# the order of rows where no grid gives one: the literature's, FT first; what is not named comes after, Joint last
+ORDER = [
+    *("FT", "EWC", "PI", "RW", "LwF", "LwF-MC", "ILT", "CIL", "MiB"),
+    *("SDR", "PLOP", "UCD", "RCIL", "REMINDER", "SSUL", "DKD", "EWF"),
+]
+# what all methods of a contest share (step 0), or what only repeats another column, has no winner
+RANKED = [m for m in METRICS if m not in ("step0", "to_ft", "to_joint")]
+LOWER_IS_BETTER = {"forgetting", *COST}
+
+Groups: TypeAlias = tuple[tuple[int, ...], ...]
+Place: TypeAlias = tuple[str, str]  # task and setup
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run in one of the tables that show it. ``cell``: the key of its row; ``configuration``: the number of it."""
+
+    run: Run
+    cell: tuple[str, str, str, str, str]
+    configuration: int
+    score: RunScore
+
+    def row(self) -> dict[str, Any]:
+        """The run's numbers, by column."""
+        costs = [r["cost"] for r in self.run.records]
+        return {
+            **dict(zip(CELL, self.cell, strict=True)),
+            "seed": self.run.seed,
+            "configuration": self.configuration,
+            **self.score.summary(),
+            "images": sum(c.get("images", 0) for c in costs),
+            "updates": sum(c.get("updates", 0) for c in costs),
+            "seconds": sum(c.get("seconds", 0.0) for c in costs),
+            "peak_memory_mb": max(c.get("peak_memory_mb", 0.0) for c in costs),
+            "parameters": costs[-1].get("parameters", 0),
+        }
+
+
+def score_runs(runs: Sequence[Run], protocol: Protocol) -> list[Scored]:
+    """All complete runs under a protocol, Joint in every table that shows it; of two of one cell and seed the later.
+
+    The method of a second configuration is called ``MiB (2)``, so that seeds of two are never averaged.
+    """
+    number = dict(zip(map(id, runs), configurations(runs), strict=True))
+    scored: dict[tuple[Any, ...], Scored] = {}
+    for run, (task, setup), groups in _placed(runs):
+        n = number[id(run)]
+        label = scored_as(from_record(run.last["protocol"]), protocol)
+        if run.last.get("split", "val") == "tune":
+            label += ", on the held-out fifth of the training images"
+        cell = (run.dataset, task, setup, label, run.method if n == 1 else f"{run.method} ({n})")
+        scored[cell, run.seed] = Scored(run, cell, n, score_run(run.records, protocol, groups))
+    return list(scored.values())
+
+
+def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, Place, Groups]]:
+    """Every run with the tables it is shown in: its own task, or for Joint every task of its data set."""
+    tasks: dict[str, dict[Place, Groups]] = defaultdict(dict)
+    for run in runs:
+        if not run.is_joint:
+            tasks[run.dataset][run.task, run.setup] = run.groups
+    for run in runs:
+        if not run.is_joint or not tasks[run.dataset]:
+            yield run, (run.task, run.setup), run.groups
+    for dataset, places in tasks.items():
+        offline = [r for r in runs if r.is_joint and r.dataset == dataset]
+        for place, groups in places.items():
+            own_setup = [r for r in offline if r.setup == place[1]] or offline
+            yield from ((run, place, groups) for run in own_setup)
+
+
+def run_frame(scored: Sequence[Scored]) -> pd.DataFrame:
+    """One row a run."""
+    rows = [s.row() for s in scored]
+    frame = pd.DataFrame(rows, columns=[*CELL, "seed", "configuration", *METRICS[:-2], *COST])
+    return _with_differences(frame)
+
+
+def _with_differences(frame: pd.DataFrame) -> pd.DataFrame:
+    """``to_ft``, ``to_joint``: all mIoU minus that of FT, of Joint, of the same contest, configuration and seed."""
+    alike = [*CONTEST, "configuration", "seed"]
+    for column, reference in (("to_ft", "FT"), ("to_joint", "Joint")):
+        those = frame[frame["method"].map(plain_name) == reference].drop_duplicates(alike)
+        lookup = those.set_index(alike)["all"].reindex(pd.MultiIndex.from_frame(frame[alike]))
+        frame[column] = frame["all"].to_numpy() - lookup.to_numpy()
+    return frame
+
+
+def cell_frame(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """Mean and sample standard deviation over seeds, in the columns and the order of the printed table."""
+    grouped = frame.groupby(CELL, sort=False)
+    cells = grouped[[*METRICS, *COST]].mean()
+    cells.insert(0, "seeds", grouped.size())
+    for name in WITH_STD:
+        cells[f"{name}_std"] = grouped[name].std(ddof=1)
+    cells = cells.reset_index()
+    places = cells[CONTEST].agg(" ".join, axis=1) if len(cells) else []
+    rank = [(_natural(place), _method_rank(m, order)) for place, m in zip(places, cells["method"], strict=True)]
+    cells = cells.iloc[sorted(range(len(cells)), key=rank.__getitem__)].reset_index(drop=True)
+    return cells[COLUMNS].astype(dict.fromkeys(("images", "updates", "parameters"), int))
+
+
+def _natural(text: str) -> tuple[Any, ...]:
+    """Numbers in a name compare as numbers: 5-1 comes before 15-1."""
+    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", text) if p)
+
+
+def marked_name(method: str) -> str:
+    """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR (2)``: without its parameters, with the mark of its configuration."""
+    return re.sub(r"\[[^\]]*\]", "", method)
+
+
+def unmarked(method: str) -> str:
+    """``MiB[kd=10]+SDR (2)`` -> ``MiB[kd=10]+SDR``: without the mark of its configuration."""
+    return re.sub(r" \(\d+\)$", "", method)
+
+
+def plain_name(method: str) -> str:
+    """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR``: what kind of method it is, to look it up; no name of a row."""
+    return marked_name(unmarked(method))
+
+
+def _method_rank(name: str, order: Sequence[str]) -> tuple[Any, ...]:
+    plain, written = plain_name(name), name.split(" (")[0]
+    if plain in ("FT", "Joint"):
+        return (0 if plain == "FT" else 9, 0, 0, name)
+    if written in order:
+        return (1, list(order).index(written), 0, name)
+    parts = plain.split("+")
+    return (2, max(ORDER.index(p) if p in ORDER else len(ORDER) for p in parts), len(parts), name)

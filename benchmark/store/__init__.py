@@ -1,0 +1,1 @@
+"""Where results stay: files, claims, where a number came from."""

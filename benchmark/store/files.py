@@ -1,0 +1,356 @@
+"""Where things stay: states by key (disposable) and records by cell (kept). Every write is atomic.
+
+``DIR/cache/<2 digits>/<step key>/`` holds what a step's training left: ``model.safetensors``, ``terms.safetensors``,
+one ``observer-<key>.safetensors`` for each observer that rode along, ``score-<key>.json`` for each evaluation, and
+``checkpoint.safetensors`` while it trains. Every file carries a SHA-256 of its content; one that is cut short or
+altered is noticed, set aside with a warning, and its work is done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contseg.datasets.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1  # of the cache
+RECORD_FORMAT = 2  # of records: sealed, and naming the version of contseg
+
+
+class LostStateError(Exception):
+    """Something that the plan took for kept is damaged or gone; the plan has its step to do again."""
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value in canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """``UserError`` in one line for a full disk or a path that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk is full: {path} was not written; nothing earlier was harmed") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``; it takes its place, flushed to disk, if the block ends well.
+
+    Raises ``UserError`` as ``writing`` does.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object atomically, with the checksum of its content."""
+    write_json(path, {**value, "sha256": digest(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """A JSON object; ``None`` if there is none, or a damaged one, which is set aside with a warning.
+
+    One without a checksum is damaged.
+    """
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise ValueError
+        value: dict[str, Any] = json.loads(path.read_text())
+        intact = value.pop("sha256", None) == digest(value)
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError, TypeError):  # no JSON, or no object
+        intact = False
+    if not intact:
+        _set_aside(path)
+        return None
+    return value
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(f"{path.name}.damaged")
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+        os.replace(path, aside)
+    warnings.warn(f"{path} is damaged: set aside as {aside.name}, its work will be done again", stacklevel=3)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write tensors and metadata atomically as safetensors, with a checksum of both."""
+    from safetensors.torch import save
+
+    kept = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    header = {"format": str(FORMAT), "sha256": tensors_digest(kept), "meta": json.dumps(meta)}
+    header["seal"] = digest(header)
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(kept, header))
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The metadata of a tensor file, from its header alone. Raises ``ValueError`` if it was altered.
+
+    A header without a seal is taken as it is.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        header = file.metadata() or {}
+    if header.pop("seal", None) not in (None, digest(header)):
+        raise ValueError(f"{path} is damaged")
+    _check_format(path, header.get("format"))
+    meta: dict[str, Any] = json.loads(header["meta"])
+    return {**meta, "sha256": header["sha256"]}
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and metadata; ``None`` if the file is damaged, which sets it aside and warns."""
+    from safetensors.torch import load_file
+
+    try:
+        meta = read_meta(path)
+        tensors = load_file(path)
+        intact = tensors_digest(tensors) == meta["sha256"]
+    except UserError:
+        raise
+    except FileNotFoundError:
+        return None
+    except Exception:  # safetensors raises a class of its own, JSON another: damaged either way
+        intact = False
+    if not intact:
+        _set_aside(path)
+        return None
+    return tensors, meta
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    import torch
+
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Store:
+    """The results folder ``DIR`` of ``--out``."""
+
+    out: Path
+    trust: bool = False  # take over what other code made (``benchmark/store/origin.py``)
+    _read: dict[Path, tuple[Any, ...]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def records(self) -> Path:
+        return self.out / "records"
+
+    @property
+    def cache(self) -> Path:
+        return self.out / "cache"
+
+    @property
+    def stamp(self) -> Path:
+        """Says which version of contseg wrote the folder."""
+        return self.out / "contseg.json"
+
+    def check(self) -> Store:
+        """``UserError`` if another version wrote the folder, or something else lies in the way; writes nothing."""
+        for path in (self.stamp, self.out / "leaderboard.md", self.out / "leaderboard.csv"):
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is no file, and would be written: remove it, or choose another --out")
+        for path in (self.records, self.cache):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path} is no folder, and would be filled: remove it, or choose another --out")
+        if self.stamp.exists():
+            try:
+                version = json.loads(self.stamp.read_text()).get("format")
+            except (ValueError, AttributeError):
+                version = "unreadable"
+            _check_format(self.out, version)
+        return self
+
+    def open(self) -> Store:
+        """``check``, and make the folder; ``UserError`` if it cannot be written."""
+        self.check()
+        if not self.stamp.exists():
+            write_json(self.stamp, {"format": FORMAT})
+        if not os.access(self.out, os.W_OK):
+            raise UserError(f"cannot write {self.out}: choose another folder with --out")
+        return self
+
+    def step(self, key: str) -> Path:
+        """The folder of a trained step."""
+        return self.cache / key[:2] / key
+
+    def steps(self) -> list[str]:
+        """The keys of all steps that have a folder, finished or not."""
+        return sorted(f.name for f in self.cache.glob("??/*") if f.is_dir() and len(f.name) == 64)
+
+    def model(self, key: str) -> Path:
+        return self.step(key) / "model.safetensors"
+
+    def terms(self, key: str) -> Path:
+        return self.step(key) / "terms.safetensors"
+
+    def observer(self, key: str, observer: str) -> Path:
+        return self.step(key) / f"observer-{observer}.safetensors"
+
+    def score(self, key: str, score: str) -> Path:
+        return self.step(key) / f"score-{score}.json"
+
+    def branch(self, observer: str) -> Path:
+        """Says that this observer's step, trained again for it, gave other weights: it has a branch of its own."""
+        return self.out / "branches" / f"{observer}.json"
+
+    def branches(self) -> set[str]:
+        """The observers with a branch of their own."""
+        return {p.stem for p in (self.out / "branches").glob("*.json")}
+
+    def checkpoint(self, key: str) -> Path:
+        return self.step(key) / "checkpoint.safetensors"
+
+    def begun(self, key: str) -> Path:
+        """Says which code began the training that has a checkpoint."""
+        return self.step(key) / "begun.json"
+
+    def trained(self, key: str, observers: tuple[str, ...] = ()) -> bool:
+        """Whether a step's model and the states of these observers are there."""
+        return self.model(key).exists() and all(self.observer(key, o).exists() for o in observers)
+
+    def read_model(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights of a trained step, and what is said of it. Raises ``LostStateError``."""
+        return self._tensors(self.model(key))
+
+    def read_terms(self, key: str) -> dict[str, Tensor]:
+        """State of the terms that belongs to a step's weights; empty if they have none. Raises ``LostStateError``."""
+        path = self.terms(key)
+        if not path.exists() and not self.meta(key).get("terms"):
+            return {}
+        try:
+            return self._tensors(path)[0]
+        except LostStateError:
+            self.model(key).unlink(missing_ok=True)  # of no use without: the step is to be trained again
+            raise
+
+    def read_observer(self, key: str, observer: str) -> dict[str, Tensor]:
+        """State of an observer that rode on a step. Raises ``LostStateError``."""
+        return self._tensors(self.observer(key, observer))[0]
+
+    def meta(self, key: str) -> dict[str, Any]:
+        """What is said of a trained step. Raises ``LostStateError``."""
+        try:
+            return read_meta(self.model(key))
+        except UserError:
+            raise
+        except Exception:
+            return self._tensors(self.model(key))[1]  # sets it aside
+
+    def _tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        loaded = read_tensors(path)
+        if loaded is None:
+            raise LostStateError(f"{path.relative_to(self.cache)} is lost")
+        return loaded
+
+    def record(self, cell: Path) -> dict[str, Any] | None:
+        """A record by its path below ``records``; ``None`` if there is none, or a damaged one, or one of format 1:
+        it is written again."""
+        path = self.records / cell
+        record = read_sealed(path)
+        if record is None or record.get("format") == 1:
+            return None
+        _check_format(path, record.get("format"), RECORD_FORMAT)
+        return record
+
+    def record_key(self, cell: Path) -> str | None:
+        """The key of a record, read once."""
+        return self.record_of(cell)[0]
+
+    def record_of(self, cell: Path) -> tuple[str | None, Any]:
+        """The key of a record and what it says of the code that made it; read again only if the file changes."""
+
+        def read() -> tuple[str | None, Any]:
+            record = self.record(cell) or {}
+            return record.get("key"), record.get("provenance", {}).get("code")
+
+        found: tuple[str | None, Any] = self._once(self.records / cell, read) or (None, None)
+        return found
+
+    def code(self, path: Path) -> Any:
+        """What a file of the cache says of the code that made it, ``None``: nothing; read again only if it changes."""
+
+        def read() -> Any:
+            try:
+                said = read_meta(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
+                return said.get("code")
+            except Exception:  # damaged: set aside by who reads it
+                return None
+
+        return self._once(path, read)
+
+    def _once(self, path: Path, read: Callable[[], Any]) -> Any:
+        """What ``read`` gives for this state of a file; ``None`` without a file."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        state = stat.st_mtime_ns, stat.st_size, stat.st_ino
+        if path not in self._read or self._read[path][0] != state:
+            self._read[path] = state, read()
+        return self._read[path][1]
+
+    def drop_checkpoint(self, key: str) -> None:
+        self.checkpoint(key).unlink(missing_ok=True)
+        self.begun(key).unlink(missing_ok=True)
+
+    def remove(self, key: str) -> None:
+        """Forget a trained step."""
+        shutil.rmtree(self.step(key), ignore_errors=True)
+
+
+def cell_path(dataset: str, task: str, order: str, setup: str, method: str, run: str, seed: int, step: int) -> Path:
+    """``voc/15-1/overlapped/MiB[kd=100]+SDR/3f9a1c2e/seed0/step2.json``: readable; the key inside is the identity."""
+    name = re.sub(r"[^\w\[\]=+.,()|@-]", "_", method)
+    return Path(dataset, task + (f"@{order}" if order else ""), setup, name, run[:8], f"seed{seed}", f"step{step}.json")
+
+
+def _check_format(path: Path, found: Any, wanted: int = FORMAT) -> None:
+    if str(found) != str(wanted):
+        raise UserError(
+            f"{path} was written by an incompatible version of contseg (format {found}, this one reads {wanted}): "
+            "choose another folder with --out"
+        )

@@ -1,0 +1,1 @@
+"""How a step is trained and scored, and where it runs."""

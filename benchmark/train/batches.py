@@ -1,0 +1,103 @@
+"""What a training step is fed with: each update's global batch, cut into the shares of processes and micro-batches.
+
+Shapes: ``B`` batch of this process, ``H, W`` crop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from contseg.benchmark.models.load import normalise
+from contseg.benchmark.plan.build import StepNode
+from contseg.benchmark.plan.config import Config
+from contseg.benchmark.train.rng import Order
+from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.step_dataset import StepPictures, collate
+from contseg.datasets.transforms import TrainTransform
+
+
+class Feed:
+    """The training pictures of a step."""
+
+    def __init__(
+        self,
+        node: StepNode,
+        config: Config,
+        dataset: SegmentationDataset,
+        accelerator: Accelerator,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        train, self.config, self.device, self.dtype = node.train, config, accelerator.device, dtype
+        transform = TrainTransform(train.size, train.window_scale, flip=train.flip)
+        keep = 1 / processes_here() if config.run.keep_decoded else 0.0
+        self.pictures = StepPictures(dataset, node.view, transform, node.seed, node.step.index, keep)
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.size, self.batch, self.parts = train.size, train.batch[0], train.accumulate
+        self.order = Order(len(node.view.ids), self.batch, node.seed, node.step.index)
+
+    def updates(self, start: int, total: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every micro-batch from update ``start`` on: images (B, 3, H, W) normalised, labels (B, H, W) int64."""
+        return self._load(_Shares(self.order, range(start, total), self.parts, self.batch, self.rank, self.world))
+
+    def whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A pass over all pictures of the step, with training augmentation and random numbers of its own.
+
+        Every process gets the same number of batches; the last one holds what is left over as well. Where a step has
+        fewer pictures than there are processes, some get a batch without a picture.
+        """
+        n = len(self.pictures)
+        starts = [i * self.batch for i in range(max(1, n // self.batch))]
+        ends = [*starts[1:], n]
+        return self._load(
+            [[(-1, i) for i in range(a, b)][self.rank :: self.world] for a, b in zip(starts, ends, strict=True)]
+        )
+
+    def _load(self, batches: Iterable[list[tuple[int, int]]]) -> Iterator[tuple[Tensor, Tensor]]:
+        workers = self.config.run.workers
+        loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+            self.pictures,
+            batch_sampler=batches,  # type: ignore[arg-type]  # its indices are (epoch, position)
+            collate_fn=self._collate,
+            generator=torch.Generator(),  # else it draws its workers' seed from the global one
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if workers else None,
+        )
+        for images, labels in loader:
+            images = normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
+            if self.device.type == "cuda":
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield images, labels.to(self.device, non_blocking=True).long()
+
+    def _collate(self, samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        if samples:
+            return collate(samples)
+        return torch.empty(0, 3, *self.size, dtype=torch.uint8), torch.empty(0, *self.size, dtype=torch.uint8)
+
+
+def processes_here() -> int:
+    """How many processes train on this machine: of this program (torchrun's variable), times a launcher's workers."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get("CONTSEG_WORKERS", 1))
+
+
+class _Shares:
+    """This process's share of every micro-batch: every P-th picture of it."""
+
+    def __init__(self, order: Order, updates: range, parts: int, batch: int, rank: int, world: int) -> None:
+        self.order, self.updates, self.parts, self.rank, self.world = order, updates, parts, rank, world
+        self.size = batch // parts
+
+    def __len__(self) -> int:
+        return len(self.updates) * self.parts
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for update in self.updates:
+            batch = self.order[update]
+            for part in range(self.parts):
+                yield batch[part * self.size : (part + 1) * self.size][self.rank :: self.world]

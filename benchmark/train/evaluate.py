@@ -1,0 +1,110 @@
+"""Score a network on the test images: the full confusion matrix, every image counted exactly once.
+
+The one evaluation loop of the suite: ``run``, ``report --verify`` and ``report --re-evaluate`` all count here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from contseg.benchmark.models.load import normalise
+from contseg.benchmark.train.confusion import count_pairs, void_last
+from contseg.benchmark.train.distributed import heed, several
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Callable[[Tensor], Any],
+    predict: Callable[..., Tensor],
+    pictures: Any,
+    seen: Tensor,
+    n_labels: int,
+    n_channels: int,
+    device: torch.device,
+    precision: str = "no",
+    batch: int = 8,
+    workers: int = 0,
+    title: str = "evaluation",
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, list[list[int]]]:
+    """``{"seen": ..., "unseen": ...}``, each ``n_labels + 1`` rows (the last is void) of ``n_channels`` counts.
+
+    ``predict(out, (H, W))`` gives channels (B, H, W). ``pictures`` gives (image (3, H, W) uint8, raw labels (H, W)
+    uint8) by position; ``seen`` (N,) bool parts the test images with at least one seen class from the others.
+    ``precision``: that of training; the forward pass runs in it. Each process takes every P-th image; batches hold
+    images of one size, and no prediction leaves the device. Raises ``InterruptedStepError`` in all processes if
+    ``stop`` says so in one of them.
+    """
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if several() else (0, 1)
+    own = range(rank, len(pictures), processes)
+    counts = torch.zeros(2, n_labels + 1, n_channels, dtype=torch.int64, device=device)
+    loader: Iterable[tuple[int, Tensor, Tensor]] = DataLoader(
+        _Numbered(pictures, own), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
+    )
+    bar = tqdm(loader, total=len(own), desc=title, leave=False, disable=rank > 0)
+    for positions, images, labels in _equal_sizes(bar, batch):
+        if stop():
+            break  # the others go on to the end of their share
+        images = normalise(images.to(device, non_blocking=True)).to(_dtype(model))
+        if device.type == "cuda":
+            images = images.contiguous(memory_format=torch.channels_last)
+        labels = labels.to(device, non_blocking=True)
+        with torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF):
+            out = model(images)
+        prediction = predict(out, (labels.shape[-2], labels.shape[-1]))
+        group = seen[positions].to(device, non_blocking=True)
+        # the two groups of images are two blocks of rows: those of the second come after the first's void
+        rows = void_last(labels, n_labels) + (~group).long()[:, None, None] * (n_labels + 1)
+        counts += count_pairs(rows, prediction, 2 * (n_labels + 1), n_channels).view_as(counts)
+    heed(stop)
+    if several():
+        dist.all_reduce(counts)
+    return {"seen": counts[0].tolist(), "unseen": counts[1].tolist()}
+
+
+class _Numbered(Dataset[tuple[int, Tensor, Tensor]]):
+    """The pictures of this process with their positions."""
+
+    def __init__(self, pictures: Any, positions: range) -> None:
+        self.pictures, self.positions = pictures, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, i: int) -> tuple[int, Tensor, Tensor]:
+        image, label = self.pictures[self.positions[i]]
+        return self.positions[i], image, label
+
+
+def _equal_sizes(
+    pictures: Iterable[tuple[int, Tensor, Tensor]], batch: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Batches of pictures of one size, in order of arrival; what is left over comes at the end."""
+    waiting: dict[tuple[int, ...], list[tuple[int, Tensor, Tensor]]] = {}
+    for item in pictures:
+        group = waiting.setdefault(tuple(item[1].shape), [])
+        group.append(item)
+        if len(group) == batch:
+            yield _stack(group)
+            group.clear()
+    for group in waiting.values():
+        if group:
+            yield _stack(group)
+
+
+def _stack(group: list[tuple[int, Tensor, Tensor]]) -> tuple[list[int], Tensor, Tensor]:
+    return [g[0] for g in group], torch.stack([g[1] for g in group]), torch.stack([g[2] for g in group])
+
+
+def _dtype(model: Any) -> torch.dtype:
+    dtype: torch.dtype = next(model.parameters()).dtype
+    return dtype

@@ -1,0 +1,242 @@
+"""Where steps run: several local processes, or Slurm jobs by submitit. The steps' claims and Slurm do the scheduling.
+
+Each launcher takes a plan, the store, and the words of the command line that the processes run ``inline``; it watches
+them and gives the exit code, and what went wrong in lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from contseg.benchmark.plan.build import Plan, StepNode
+from contseg.benchmark.plan.config import LaunchConfig, check_shares
+from contseg.benchmark.store.claims import Claim
+from contseg.benchmark.store.files import Store, write_json
+from contseg.benchmark.train.slurm_job import PROGRAM, RunStep
+from contseg.datasets.errors import UserError
+
+INTERRUPTED = (128 + signal.SIGTERM, -signal.SIGTERM, -9)  # a checkpoint written, nothing begun, killed
+
+
+def local(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[str]]:
+    """Some processes side by side on this machine, spread over its GPUs; each takes steps as they come free.
+
+    A step that fails may be tried by every worker; what they say of it is given once. The first Ctrl-C (or SIGTERM, or
+    a terminal that is closed) lets every worker write its checkpoint, a second Ctrl-C ends them at once.
+    """
+    n, visible = _local_workers(plan.config.launch)
+    logs = [store.out / "logs" / f"worker{i}.log" for i in range(n)]
+    logs[0].parent.mkdir(parents=True, exist_ok=True)
+    workers: list[subprocess.Popen[bytes]] = []
+    call = [*PROGRAM, *words, "--launcher", "inline"]
+    with contextlib.ExitStack() as stack:
+        heeded = stack.enter_context(_passing_on(workers))
+        for i, log in enumerate(logs):
+            file = stack.enter_context(log.open("wb"))
+            environment = {**os.environ, **visible(i), "CONTSEG_WORKERS": str(n)}
+            # a session of its own: a terminal's Ctrl-C reaches the launcher alone, which passes it on
+            own = subprocess.Popen(
+                call, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+            )
+            workers.append(own)
+        _watch(plan, store, lambda: any(w.poll() is None for w in workers), pause=1)
+        codes = [w.wait() for w in workers]
+    wrong: dict[str, None] = {}
+    for code, log in zip(codes, logs, strict=True):
+        failed = [line for line in _lines(log) if line.startswith("failed: ")]
+        wrong |= dict.fromkeys(failed)
+        if code and not failed and not (heeded and code in INTERRUPTED):
+            wrong[f"{log.stem} ended with exit code {code}; the end of {log}:\n{_tail(log)}"] = None
+    if heeded:
+        done = "ended at once" if -signal.SIGKILL in codes else "the checkpoints are written"
+        return 128 + heeded[0], [*wrong, f"interrupted: {done}; the same command goes on from the last checkpoint"]
+    return max((abs(c) for c in codes), default=0), [*wrong]
+
+
+@contextlib.contextmanager
+def _passing_on(workers: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """What interrupts the launcher reaches its workers as one SIGTERM, a second SIGINT as SIGKILL; gives the signals.
+
+    Workers are left running by nothing but SIGKILL. A signal that was ignored (nohup) stays so.
+    """
+    heeded: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        heeded.append(number)
+        for worker in workers:
+            _end(worker, at_once=heeded.count(signal.SIGINT) > 1)
+
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {s: signal.getsignal(s) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield heeded
+    finally:
+        for worker in workers:  # none is alive, unless the watching failed
+            _end(worker)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(worker: subprocess.Popen[bytes], at_once: bool = False) -> None:
+    """Ask a worker to write its checkpoint and leave; or kill it with what it has started."""
+    if worker.poll() is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        if at_once and hasattr(os, "killpg"):
+            os.killpg(worker.pid, signal.SIGKILL)
+        else:
+            worker.terminate()
+
+
+def _local_workers(config: LaunchConfig) -> tuple[int, Callable[[int], dict[str, str]]]:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    workers = config.workers or gpus or 2
+    if gpus:
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers or UUIDs; torch counts those that are there
+        names = [n.strip() for n in chosen.split(",")][:gpus] if chosen else [str(i) for i in range(gpus)]
+        return workers, lambda i: {"CUDA_VISIBLE_DEVICES": names[i % gpus]}
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    return workers, lambda i: {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+
+
+def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[str]]:
+    """One job a step, with Slurm's own dependencies. Ctrl-C stops watching, not the jobs; run again to watch on."""
+    config = plan.config.launch
+    check_shares(plan.config, config.processes * config.nodes)
+    folder = store.out.absolute() / "logs" / "slurm"
+    known, queue = _known_jobs(folder), _queue()
+    jobs: dict[str, str] = {}
+    for node in plan.to_score_or_train(store):
+        job = known.get(node.key)
+        if job is None or (queue is not None and job not in queue):
+            after = jobs.get(node.parent.key) if node.parent else None
+            job = _submit(config, folder, node, words, after)
+        jobs[node.key] = job
+        write_json(folder / "jobs.json", {**known, **jobs})
+    print(f"{len(jobs)} jobs: {', '.join(jobs.values()) or 'none'}; logs in {folder}", flush=True)
+
+    def alive() -> bool:
+        queue = _queue()
+        return queue is None or any(job in queue for job in jobs.values())
+
+    try:
+        _watch(plan, store, alive, pause=30)  # a busy queue is not to be asked too often
+    except KeyboardInterrupt:
+        line = "no longer watching; the jobs go on: run the same command to watch them, scancel to end them"
+        return 128 + signal.SIGINT, [line]
+    wrong = []
+    for node in plan.to_score_or_train(store):
+        if node.key in jobs:
+            log = folder / f"{jobs[node.key]}_0_log.out"
+            wrong.append(f"failed: {node.title}: job {jobs[node.key]} ended; the end of {log}:\n{_tail(log)}")
+    return int(bool(wrong)), wrong
+
+
+def _queue() -> set[str] | None:
+    """This user's jobs that wait or run; ``None`` if Slurm does not answer.
+
+    Asked of the queue and not of the accounting, which many a Slurm has not.
+    """
+    try:
+        call = ["squeue", "--me", "--noheader", "--format=%A"]
+        answer = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True)
+    except FileNotFoundError:
+        raise UserError("there is no Slurm here: squeue is not installed; use --launcher local") from None
+    except subprocess.SubprocessError:
+        return None
+    return set(answer.stdout.split())
+
+
+def _submit(config: LaunchConfig, folder: Path, node: StepNode, words: tuple[str, ...], after: str | None) -> str:
+    """Hand a step to Slurm, to be run after a job; the new job's number."""
+    import submitit
+
+    extra: dict[str, Any] = dict(o.partition("=")[::2] for o in config.options)
+    if after is not None:
+        extra |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
+    asked = {
+        "job_name": f"contseg-{node.key[:8]}",
+        "partition": config.partition or None,
+        "account": config.account or None,
+        "time": config.minutes,
+        "nodes": config.nodes,
+        "ntasks_per_node": config.processes,
+        "cpus_per_task": config.cpus,
+        "gpus_per_node": config.processes if config.gpus else None,
+        "mem": config.memory or None,
+        "signal_delay_s": _lead(config),
+        "additional_parameters": extra,
+        "stderr_to_stdout": True,
+        "setup": ["export PYTHONSAFEPATH=1"],  # a job starts where the command was given: no module of that folder
+    }
+    try:
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=1000, python=shlex.quote(sys.executable))
+        executor.update_parameters(**{k: v for k, v in asked.items() if v is not None})
+        return str(executor.submit(RunStep(words, node.key)).job_id)
+    except (submitit.core.utils.FailedJobError, RuntimeError, FileNotFoundError) as error:
+        lines = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()[-1:]
+        raise UserError(f"Slurm does not take the job: {' '.join(lines)}") from None
+
+
+def _lead(config: LaunchConfig) -> int:
+    """Seconds between the signal and the time limit; UserError where they leave nothing to work in."""
+    if not 0 <= config.signal_seconds < 60 * config.minutes:
+        raise UserError(
+            f"launch.signal_seconds={config.signal_seconds} leaves nothing of launch.minutes={config.minutes}: the "
+            "signal comes so many seconds before the limit (0: a tenth of it, at most ten minutes)"
+        )
+    return config.signal_seconds or min(600, 6 * config.minutes)
+
+
+def _known_jobs(folder: Path) -> dict[str, str]:
+    with contextlib.suppress(OSError, ValueError):
+        known: dict[str, str] = json.loads((folder / "jobs.json").read_text())
+        return known
+    return {}
+
+
+def _watch(plan: Plan, store: Store, alive: Callable[[], bool], pause: float) -> None:
+    """A bar over the plan's steps for as long as somebody works on them; looks every ``pause`` seconds at most."""
+    left = [k for k in plan.nodes if not plan.trained(store, k)]
+    with tqdm(total=len(plan.nodes), initial=len(plan.nodes) - len(left), desc="steps", unit="step") as bar:
+        while True:
+            working = alive()
+            left = [k for k in left if not plan.trained(store, k)]
+            bar.n = len(plan.nodes) - len(left)
+            at_work = [plan.nodes[k].title for k in left if Claim(store.step(k)).path.exists()]
+            bar.set_postfix_str("; ".join(at_work[:2]) + (f" and {n} more" if (n := len(at_work) - 2) > 0 else ""))
+            if not working:
+                return
+            time.sleep(min(pause, max(1.0, bar.format_dict["elapsed"] / 20)))
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(f"  {line}" for line in _lines(log)[-15:] or [f"(no {log})"])
+
+
+def _lines(log: Path) -> list[str]:
+    """What a log shows on a screen: of lines written over one another, the last; no empty ones."""
+    try:
+        lines = log.read_bytes().decode(errors="replace").split("\n")
+    except OSError:
+        return []
+    return [shown for line in lines if (shown := line.rstrip().rpartition("\r")[2])]
+
+
+LAUNCHERS: dict[str, Callable[[Plan, Store, tuple[str, ...]], tuple[int, list[str]]]] = {"local": local, "slurm": slurm}

@@ -1,0 +1,50 @@
+"""What a Slurm job does. No torch here: the process that submitit starts only starts another and waits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+PROGRAM = (sys.executable, "-P", "-m", "contseg.run_benchmark")
+
+
+@dataclass
+class RunStep:
+    """What a job does: the inline command for one step, in a process of its own, on every task of the job.
+
+    submitit calls ``checkpoint`` shortly before the time limit or at preemption and requeues what it returns.
+    """
+
+    words: tuple[str, ...]
+    key: str
+    child: Any = field(default=None, repr=False)
+
+    def __call__(self) -> int:
+        import submitit
+
+        environment = submitit.JobEnvironment()
+        if environment.num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        call = [*PROGRAM, *self.words, "--launcher", "inline", "--only", self.key]
+        # Slurm signals every process of the job: what USR2 means is decided here, and told the step by SIGTERM
+        self.child = subprocess.Popen(call, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))
+        code: int = self.child.wait()
+        if code:
+            raise RuntimeError(f"exit code {code}: {' '.join(call)}")
+        return code
+
+    def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the step write its checkpoint, then ask to be requeued."""
+        import submitit
+
+        if self.child is not None:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.child.pid, signal.SIGTERM)
+                # not child.wait(): this runs in a signal handler that has interrupted it, lock in hand
+                os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
+        return submitit.helpers.DelayedSubmission(RunStep(self.words, self.key))

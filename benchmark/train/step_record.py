@@ -1,0 +1,88 @@
+"""What is said of a trained step, and the record of a scored one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+
+from contseg.benchmark.plan.build import Plan, Run, StepNode
+from contseg.benchmark.plan.config import identity
+from contseg.benchmark.store.files import RECORD_FORMAT
+from contseg.benchmark.store.origin import Code
+from contseg.benchmark.store.provenance import VERSION, provenance, versions
+
+UNKNOWN = "unknown code"  # of what was stored before this was written down
+
+
+def describe_step(
+    plan: Plan,
+    node: StepNode,
+    cost: dict[str, Any],
+    losses: dict[str, list[float]],
+    terms: bool,
+    accelerator: Accelerator,
+    code: Code,
+) -> dict[str, Any]:
+    """What is kept beside a step's weights; ``terms``: whether a file with the state of its terms belongs to them."""
+    return {
+        "key": node.key,
+        "title": node.title,
+        "method": node.method,
+        "observers": sorted(node.observers),
+        "terms": terms,
+        "plugins": list(plan.config.plugins),
+        "model": identity(plan.config.model),
+        "train": identity(node.train),
+        "seed": node.seed,
+        "steps": [
+            {"index": s.index, "setup": s.setup, "old_classes": s.old_classes, "new_classes": s.new_classes}
+            for s in node.scenario.steps[: node.index + 1]
+        ],
+        "sees": {"digest": node.view.digest, "pictures": len(node.view.ids)},
+        "cost": cost,
+        "losses": losses,
+        "versions": versions(),
+        "code": code,
+        "provenance": provenance(accelerator),
+    }
+
+
+def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+    """The record of step ``t`` of a run, from its score and what is said of its training."""
+    scenario, cell = run.scenario, run.cells[t]
+    return {
+        "format": RECORD_FORMAT,
+        "key": cell.score,
+        "step_key": cell.node.key,
+        "run": run.key,
+        "dataset": scenario.dataset,
+        "task": scenario.task,
+        "setup": scenario.setup,
+        "order": scenario.order,
+        "method": run.method,
+        "seed": run.seed,
+        "step": t,
+        "steps": len(scenario.steps),
+        "split": plan.config.eval.split,
+        "class_names": list(plan.datasets[scenario.dataset].class_names),
+        "groups": [list(g) for g in scenario.groups],
+        "channels": [0, *scenario.steps[t].seen_classes],
+        "protocol": plan.protocol.as_dict(),
+        "matrix": score["matrix"],
+        "config": {
+            "model": meta["model"],
+            "train": meta["train"],
+            "eval": identity(plan.config.eval),
+            "plugins": list(plan.config.plugins),
+        },
+        "sees": meta["sees"],
+        "versions": {"contseg": VERSION, **meta["versions"]},  # weights of earlier caches do not name it
+        "provenance": meta["provenance"]
+        | {
+            "plugins": dict(run.plugins),
+            "code": {"training": meta.get("code") or UNKNOWN, "evaluation": score.get("code") or UNKNOWN},
+        },
+        "cost": meta["cost"] | {"evaluation_seconds": score["seconds"]},
+        "losses": meta["losses"],
+    }

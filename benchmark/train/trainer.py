@@ -1,0 +1,359 @@
+"""Train one step: one loop over optimiser updates, resumable at any of them.
+
+Shapes: ``B`` batch of this process, ``H, W`` crop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from contseg.benchmark.models.load import fresh, grow, load_terms, load_weights, on_device, skeleton
+from contseg.benchmark.plan.build import StepNode
+from contseg.benchmark.plan.config import Config
+from contseg.benchmark.store.files import Store
+from contseg.benchmark.train import checkpoint
+from contseg.benchmark.train.batches import Feed
+from contseg.benchmark.train.distributed import InterruptedStepError, average, gather, heed, over_processes
+from contseg.benchmark.train.memory import peak_memory, watch_memory
+from contseg.benchmark.train.rng import derive
+from contseg.datasets.base import SegmentationDataset
+from contseg.methods.base import Batch, Method, StepContext, Term
+
+PARTS = ("begin", "loop", "end")  # of a step: networks made and ``begin_step``; the updates; fusion and ``end_step``
+LOOK = 10  # updates between two looks at the device: losses shown, non-finite values noticed, signals heeded
+
+
+class NonFiniteLossError(Exception):
+    """A loss that is not a number: names its term and the update."""
+
+
+@dataclass
+class Progress:
+    """How far a step is, beside its tensors: written into every checkpoint.
+
+    ``seconds`` by part; "observer": what shared observers took of these.
+    """
+
+    update: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*PARTS, "observer"), 0.0))
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    resumed: int = 0
+
+
+class StepTrainer:
+    """One step of one method on one data set; ``run`` trains it and returns what it cost.
+
+    ``observers`` are the terms that ride along by key: the method's own (the very objects that its terms hold) and
+    those of other methods that share this training. The contract check lives the same step, by hand (``course.Stage``).
+    """
+
+    feeds: ClassVar[Any] = Feed  # what gives a step its images
+
+    def __init__(
+        self,
+        node: StepNode,
+        method: Method,
+        observers: dict[str, Term],
+        parent_states: dict[str, dict[str, Tensor]],
+        config: Config,
+        dataset: SegmentationDataset,
+        store: Store,
+        accelerator: Accelerator,
+        parent_key: str | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.node, self.method, self.observers, self.config = node, method, observers, config
+        self.store, self.accelerator, self.stop = store, accelerator, stop
+        self.step, self.train = node.step, node.train
+        self.device = accelerator.device
+        self.dtype = torch.float64 if self.train.precision == "double" else torch.float32
+        self.feed = self.feeds(node, config, dataset, accelerator, self.dtype)
+        self.terms = method.active(self.step)
+        mine = {id(t) for t in self.terms.values()}
+        self.guests = {k: t for k, t in observers.items() if id(t) not in mine}
+        self.progress = Progress()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
+        watch_memory(self.device)
+        with self._timed("begin"):
+            self._build(parent_key, parent_states)
+            self._begin()
+
+    # --- before the first update ----------------------------------------------------------------------------------
+
+    def _build(self, parent_key: str | None, parent_states: dict[str, dict[str, Tensor]]) -> None:
+        t, steps, method = self.step.index, self.node.scenario.steps, self.method
+        seed = derive(self.node.seed, "init")
+        if parent_key is None:
+            model = fresh(self.config.model, steps[0], method, seed)
+            old = None
+        else:
+            model = skeleton(self.config.model, steps[:t], method, seed)
+            load_weights(model, self.store.read_model(parent_key)[0])
+            old = copy.deepcopy(model).eval().requires_grad_(False) if t > 0 else None
+            grow(model, self.step, method)
+            method.init(model, self.step)
+            load_terms(self.terms, self.store.read_terms(parent_key), self.device)
+        for key, term in self.observers.items():
+            if key in parent_states:
+                term.load_state_dict({k: v.to(self.device) for k, v in parent_states[key].items()})
+        self.model = on_device(model.to(self.dtype), self.device)
+        self.old = None if old is None else on_device(old, self.device)
+        self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, t, "terms"))
+        self.context = StepContext(self.step, self.model, self.old, self._whole_pass, over_processes, self.node.seed)
+
+    def _begin(self) -> None:
+        """Let the terms begin, and make the optimiser."""
+        for term in self.terms.values():
+            term.begin_step(self.context)
+        with self._timed("observer"):
+            for term in self.guests.values():
+                term.begin_step(self.context)
+        self._optimiser()
+
+    def _optimiser(self) -> None:
+        groups = [g for g in self.method.door("trainable", self.step)(self.model, self.step) if len(g["params"])]
+        trained = {id(p) for g in groups for p in g["params"]}
+        for p in self.model.parameters():
+            p.requires_grad_(id(p) in trained)
+        self.fixed = [m for m in self.model.modules() if _is_fixed_norm(m)]
+        self.total = self.train.plan_updates(len(self.node.view.ids)) if groups else 0
+        if not groups:
+            return
+        base = self.train.lr[0]
+        self.rates = [base * g.get("lr_scale", 1.0) for g in groups]
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": g["params"], "lr": rate, "weight_decay": g.get("weight_decay", self.train.weight_decay)}
+                for g, rate in zip(groups, self.rates, strict=True)
+            ],
+            lr=base,
+            momentum=self.train.momentum,
+            nesterov=self.train.nesterov and self.train.momentum > 0,
+            fused=self.device.type == "cuda" or None,
+        )
+        if self.train.momentum:
+            # zeros, as torch's fused step leaves what it makes itself without a value if its first gradients overflow
+            for p in parameters(self.optimizer):
+                self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        network = torch.compile(self.model) if self.config.run.compile else self.model
+        self.prepared = self.accelerator.prepare_model(network)
+        if self.old is not None:
+            self.prepared_old = self.accelerator.prepare_model(self.old, evaluation_mode=True)
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train from where the checkpoint stands, or from the start, to the end; returns the step's cost.
+
+        Raises ``NonFiniteLossError`` (names the term) and ``InterruptedStepError`` (in the loop after writing a
+        checkpoint).
+        """
+        torch.manual_seed(derive(self.node.seed, self.step.index, "train", self.accelerator.process_index))
+        checkpoint.resume(self)
+        if self.progress.update < self.total:
+            self._loop()
+        with self._timed("end"):
+            self._finish()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        return self._cost()
+
+    def _finish(self) -> None:
+        """After the last update: fusion, and the end of every term."""
+        self.model.eval()
+        self._agree()
+        for fuse in self.method.endings(self.step):
+            fuse(self.context)
+        for term in self.terms.values():
+            term.end_step(self.context)
+        with self._timed("observer"):
+            for term in self.guests.values():
+                term.end_step(self.context)
+
+    def _loop(self) -> None:
+        began, saved, p = time.perf_counter(), time.perf_counter(), self.progress
+        batches = self.feed.updates(p.update, self.total)
+        names: list[str] = []
+        window = torch.zeros(0, device=self.device)
+        bad = torch.zeros(0, device=self.device)
+        self._train_mode()
+        with tqdm(
+            total=self.total,
+            initial=p.update,
+            desc=self.node.title,
+            unit="update",
+            leave=False,
+            disable=not self.accelerator.is_main_process,
+        ) as bar:
+            while p.update < self.total:
+                self._set_rate(p.update)
+                values = self._update(batches)
+                if not names:
+                    names = list(values)
+                    window, bad = (torch.zeros(len(names), device=self.device) for _ in range(2))
+                losses = torch.stack([v.float() for v in values.values()])
+                window += losses
+                bad = torch.where((bad == 0) & ~losses.isfinite(), p.update + 1.0, bad)
+                p.update += 1
+                bar.update()
+                if p.update % LOOK and p.update < self.total:
+                    continue
+                _raise_if_bad(dict(zip(names, bad.tolist(), strict=True)))
+                shown = dict(zip(names, (window / (p.update % LOOK or LOOK)).tolist(), strict=True))
+                window.zero_()
+                self._show(bar, shown)
+                now = time.perf_counter()
+                p.seconds["loop"] += now - began
+                began = now
+                late = now - saved > 60 * self.config.run.checkpoint_minutes
+                stopped, late = map(any, zip(*gather((self.stop(), late)), strict=True))
+                if stopped:
+                    checkpoint.save(self)
+                    raise InterruptedStepError
+                every = self.config.run.checkpoint_updates
+                if p.update < self.total and (late or (every and p.update % every < LOOK)):
+                    checkpoint.save(self)
+                    saved = time.perf_counter()
+
+    def _update(self, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """One optimiser update; the weighted losses by name, detached."""
+        sums: dict[str, Tensor] = {}
+        parts = self.train.accumulate
+        for part in range(parts):
+            images, labels = next(batches)
+            last = part == parts - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                batch = self._batch(images, labels)
+                losses = self.method.losses(batch)
+                with self._timed("observer"), torch.no_grad():
+                    for term in self.guests.values():
+                        term(batch)
+                self.scaler.scale(torch.stack(list(losses.values())).sum() / parts).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() / parts
+        self.scaler.unscale_(self.optimizer)
+        self._after_backward()
+        if self.train.clip:
+            nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.train.clip)
+        self.scaler.step(self.optimizer)  # leaves out an update whose gradients overflowed in fp16
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return sums
+
+    def _batch(self, images: Tensor, labels: Tensor) -> Batch:
+        """What the terms read: both networks' outputs of a micro-batch."""
+        out = self.prepared(images)
+        old = None
+        if self.method.uses_old(self.step):
+            with torch.no_grad():
+                old = self.prepared_old(images)
+        return Batch(images, labels, out, old, self.step, over_processes, self.generator)
+
+    def _after_backward(self) -> None:
+        """What terms do with the gradients; nothing if these overflowed in fp16."""
+        mine = [t for t in self.terms.values() if _reads_gradients(t)]
+        guests = [t for t in self.guests.values() if _reads_gradients(t)]
+        if (mine or guests) and self.scaler.is_enabled():
+            gradients = [p.grad for p in parameters(self.optimizer) if p.grad is not None]
+            if not torch.stack([g.isfinite().all() for g in gradients]).all():
+                return
+        for term in mine:
+            if term.observes:
+                term.after_backward(self.model)
+        with self._timed("observer"):
+            for term in guests:
+                term.after_backward(self.model)
+        for term in mine:
+            if not term.observes:
+                term.after_backward(self.model)
+
+    def _set_rate(self, update: int) -> None:
+        """Poly schedule: lr (1 - update / total)^power."""
+        decay = (1 - update / self.total) ** self.train.power
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * decay
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        for module in self.fixed:
+            module.eval()
+
+    def _agree(self) -> None:
+        """Processes that kept statistics of their own go on with their mean: all score, and store, one network."""
+        norms = [
+            m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in self.fixed
+        ]
+        for statistics in (s for m in norms for s in (m.running_mean, m.running_var) if s is not None):
+            average(statistics)
+
+    def _whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A pass outside the loop; heeds a signal as the loop does."""
+        for i, batch in enumerate(self.feed.whole_pass(), 1):
+            yield batch
+            if i % LOOK == 0:
+                heed(self.stop)
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.progress.seconds[part] += time.perf_counter() - began
+
+    # --- what is shown and kept -----------------------------------------------------------------------------------
+
+    def _show(self, bar: Any, losses: dict[str, float]) -> None:
+        for name, value in losses.items():
+            self.progress.losses.setdefault(name, []).append(float(f"{value:.8g}"))  # all that float32 holds
+        bar.set_postfix({n: f"{v:.3g}" for n, v in losses.items()}, refresh=False)
+        if self.config.run.tracker != "none":
+            values = {f"{self.node.title}/{n}": v for n, v in losses.items()}
+            self.accelerator.log(values, step=self.progress.update)
+
+    def _cost(self) -> dict[str, Any]:
+        """``seconds`` is the whole step, its parts are named; of these, observers of other methods took theirs."""
+        p = self.progress
+        return {
+            "images": p.update * self.train.batch[0],
+            "updates": p.update,
+            "seconds": round(sum(p.seconds[part] for part in PARTS), 3),
+            **{f"{part}_seconds": round(spent, 3) for part, spent in p.seconds.items()},
+            "peak_memory_mb": peak_memory(self.device),
+            "parameters": sum(x.numel() for x in self.model.parameters()),
+            "trained_parameters": sum(x.numel() for x in self.model.parameters() if x.requires_grad),
+            "resumed": p.resumed,
+        }
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What an optimiser trains, in its order."""
+    return [p for g in optimizer.param_groups for p in g["params"]]
+
+
+def _reads_gradients(term: Term) -> bool:
+    return type(term).after_backward is not Term.after_backward
+
+
+def _is_fixed_norm(module: nn.Module) -> bool:
+    """A batch normalisation that does not train, affine parameters frozen or absent."""
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return batch_norm and not any(p.requires_grad for p in module.parameters())
+
+
+def _raise_if_bad(first: dict[str, float]) -> None:
+    bad = {n: int(u) for n, u in first.items() if u}
+    if bad:
+        name = min(bad, key=lambda n: bad[n])
+        raise NonFiniteLossError(
+            f"the loss {name!r} is not finite at update {bad[name]} "
+            "(lower train.lr, or set train.clip=1); nothing earlier is lost"
+        )

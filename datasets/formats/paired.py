@@ -1,0 +1,87 @@
+"""Photographs in one folder, label maps in another, joined by name: what VOC, ADE20K and folders of one's own share."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Container
+from pathlib import Path
+from typing import NamedTuple
+
+from contseg.datasets.base import SPLITS, SegmentationDataset
+from contseg.datasets.errors import UserError
+from contseg.datasets.images import read_bytes
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MAPS = (".png", ".bmp", ".tif", ".tiff")
+
+
+class Listing(NamedTuple):
+    """Where a split's files are; ``ids`` is ``None`` if every label map of the folder belongs to it."""
+
+    ids: list[str] | None
+    images: Path
+    labels: Path
+
+
+class PairedFiles(SegmentationDataset):
+    """A data set of files. A subclass says where they are."""
+
+    @abstractmethod
+    def listing(self, split: str) -> Listing:
+        """The ids of a split, in any order, and the two folders."""
+
+    def ids(self, split: str) -> tuple[str, ...]:
+        return tuple(self._pairs(split))
+
+    def files(self, image_id: str, split: str) -> tuple[Path, Path]:
+        return self._pairs(split)[image_id]
+
+    def _pairs(self, split: str) -> dict[str, tuple[Path, Path]]:
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is none of {SPLITS}")
+        kept: dict[str, dict[str, tuple[Path, Path]]] = self.__dict__.setdefault("_kept_pairs", {})
+        if split not in kept:
+            listed, images, labels = self.listing(split)
+            pictures, maps = files_by_stem(images, PICTURES), files_by_stem(labels, MAPS)
+            for image_id in maps if listed is None else listed:
+                for what, found, folder in (("picture", pictures, images), ("label map", maps, labels)):
+                    if image_id not in found:
+                        hint = ending_hint(image_id, found)
+                        raise UserError(f"{self.name}: {split} id {image_id!r} has no {what} in {folder}{hint}")
+            kept[split] = {i: (pictures[i], maps[i]) for i in sorted(set(maps if listed is None else listed))}
+        return kept[split]
+
+
+def ending_hint(image_id: str, found: Container[str]) -> str:
+    """For an id that is not found, but would be if it was the name alone."""
+    stem = Path((image_id.split() or [""])[0]).stem
+    return f": write {stem}, one name a line without folder and ending" if stem in found else ""
+
+
+def files_by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a folder by name without ending; UserError if the folder is not there."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    try:
+        names = [(*os.path.splitext(name), name) for name in sorted(os.listdir(folder))]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
+    return {stem: folder / name for stem, ending, name in names if ending.lower() in endings and name[0] != "."}
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without the spaces around them and without empty ones."""
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}: it is no UTF-8 text ({error.reason} at byte {error.start})") from error
+    return [stripped for line in text.splitlines() if (stripped := line.strip())]
+
+
+def first_folder(root: Path, below: tuple[str, ...], holds: tuple[str, ...]) -> Path | None:
+    """The first of ``root`` and its named sub-folders that holds all of these files or folders."""
+    for folder in (root, *(root / b for b in below)):
+        if all((folder / name).exists() for name in holds):
+            return folder
+    return None

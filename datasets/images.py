@@ -1,0 +1,88 @@
+"""Decoding of photographs and label maps, with errors that name the file. H, W: height and width in pixels."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from contseg.datasets.errors import UserError
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file as it is; UserError for what is no regular file (a pipe would be waited for)."""
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"cannot read {path}: it is no regular file")
+            return file.read()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def decode_image(data: bytes, path: Path) -> np.ndarray:
+    """(H, W, 3) uint8, RGB."""
+    return np.array(_decode(data, path).convert("RGB"))
+
+
+def decode_label(data: bytes, path: Path) -> np.ndarray:
+    """(H, W) uint8: the raw labels."""
+    return np.array(_label(data, path))
+
+
+def inspect(image: Path, label: Path, image_data: bytes, label_data: bytes) -> tuple[list[int], tuple[int, int]]:
+    """How often each of the 256 raw labels occurs, and (H, W); the photograph's pixels are not decoded."""
+    try:
+        with Image.open(io.BytesIO(image_data)) as header:
+            size, kind = header.size, header.format
+    except _BROKEN as error:
+        raise UserError(f"cannot read picture {image}: {error}") from error
+    if kind in ("JPEG", "MPO") and not _ends(image_data):
+        raise UserError(f"cannot read picture {image}: the file is truncated")
+    map_ = _label(label_data, label)
+    same_size(size[::-1], map_.size[::-1], image, label)
+    return map_.histogram(), size[::-1]
+
+
+def _ends(jpeg: bytes) -> bool:
+    """Whether the end-of-image marker follows the first scan. A thumbnail in the header has one of its own."""
+    at = 2
+    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] != b"\xda":  # a segment: marker, length, content
+        at += 2 + max(2, int.from_bytes(jpeg[at + 2 : at + 4], "big"))
+    return b"\xff\xd9" in jpeg[at if jpeg[at : at + 2] == b"\xff\xda" or at >= len(jpeg) else 0 :]
+
+
+def same_size(image_size: tuple[int, ...], label_size: tuple[int, ...], image: Path, label: Path) -> None:
+    """Both (H, W)."""
+    if image_size != label_size:
+        written = [f"{w}x{h}" for h, w in (label_size, image_size)]
+        raise UserError(f"label map {label} is {written[0]} pixels, but its picture {image} is {written[1]}")
+
+
+def _label(data: bytes, path: Path) -> Image.Image:
+    image = _decode(data, path)
+    if image.mode not in ("P", "L"):
+        raise UserError(
+            f"label map {path} has mode {image.mode}: needed is 8-bit palette or grey whose pixels are labels"
+        )
+    return image
+
+
+def _decode(data: bytes, path: Path) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except _BROKEN as error:
+        raise UserError(f"cannot read picture {path}: {error}") from error
+    return image

@@ -1,0 +1,1 @@
+"""From nothing to data: download, prepare, verify, look at, exchange lists."""

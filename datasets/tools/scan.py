@@ -1,0 +1,100 @@
+"""A careful look at every file of a data set: what cannot be read is collected instead of raised.
+
+``N`` pictures that can be read. The loader (``base.py``) stops at the first fault; a report names them all.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.errors import UserError
+from contseg.datasets.formats.paired import MAPS, PICTURES, PairedFiles, ending_hint, files_by_stem
+from contseg.datasets.images import inspect, read_bytes
+from contseg.datasets.index import in_parallel
+
+Look: TypeAlias = tuple[list[int], tuple[int, int]]
+"""Pixels of each of the 256 raw labels, and (H, W)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One split.
+
+    ``listed``: the ids in the order of their list. ``ids``: those whose two files can be read, ascending; ``counts``
+    (N, 256) int64 pixels of each raw label; ``sizes`` (N, 2) height and width. ``faults``: kind -> one line a file.
+    """
+
+    listed: tuple[str, ...]
+    ids: tuple[str, ...]
+    counts: np.ndarray
+    sizes: np.ndarray
+    faults: dict[str, list[str]]
+
+    @property
+    def present(self) -> np.ndarray:
+        """(N, 256) bool: does a raw label occur in a picture."""
+        return self.counts > 0
+
+
+def scan(dataset: SegmentationDataset, split: str, progress: bool = True) -> Scan:
+    """Look at every picture of a split. UserError if it cannot be listed, or if nothing of it can be read."""
+    listed, files, faults = _files(dataset, split)
+    ids = sorted(files)
+
+    def one(i: int) -> Look | str:
+        pair = files[ids[i]]
+        return look(*pair) if pair else _drawn(dataset, ids[i], split)
+
+    found = in_parallel(one, range(len(ids)), f"looking at {dataset.name} {split}", progress)
+    looks = dict(zip(ids, found, strict=True))
+    for line in (x for x in looks.values() if isinstance(x, str)):
+        faults.setdefault(fault_kind(line), []).append(line)
+    good = {i: x for i, x in looks.items() if not isinstance(x, str)}
+    if not good:
+        lines = [line for kind in faults.values() for line in kind]
+        raise UserError(lines[0] if lines else f"data set {dataset.name!r} has no {split} pictures")
+    counts, sizes = zip(*good.values(), strict=True)
+    return Scan(tuple(listed), tuple(good), np.array(counts, np.int64), np.array(sizes), faults)
+
+
+def look(image: Path, label: Path) -> Look | str:
+    """One picture's two files; a line if something is wrong with them."""
+    try:
+        return inspect(image, label, read_bytes(image), read_bytes(label))
+    except UserError as error:
+        return str(error)
+
+
+def _drawn(dataset: SegmentationDataset, image_id: str, split: str) -> Look:
+    label = dataset.load(image_id, split)[1].numpy()
+    return np.bincount(label.ravel(), minlength=256).tolist(), label.shape
+
+
+def _files(
+    dataset: SegmentationDataset, split: str
+) -> tuple[list[str], dict[str, tuple[Path, Path] | None], dict[str, list[str]]]:
+    """Ids as they are listed, the files of those that have both, and a line for each that has not."""
+    if not isinstance(dataset, PairedFiles):
+        ids = dataset.ids(split)
+        return list(ids), {i: dataset.files(i, split) for i in ids}, {}
+    listed, images, labels = dataset.listing(split)
+    pictures, maps = files_by_stem(images, PICTURES), files_by_stem(labels, MAPS)
+    wanted = sorted(pictures.keys() | maps.keys()) if listed is None else listed
+    faults: dict[str, list[str]] = {}
+    for what, found, folder in (("picture", pictures, images), ("label map", maps, labels)):
+        lacking = [i for i in sorted(set(wanted)) if i not in found]
+        lines = [f"{split} id {i!r} has no {what} in {folder}{ending_hint(i, found)}" for i in lacking]
+        if lines:
+            faults[f"no {what}"] = lines
+    return wanted, {i: (pictures[i], maps[i]) for i in wanted if i in pictures and i in maps}, faults
+
+
+def fault_kind(line: str) -> str:
+    """A fault without the file that has it: paths and numbers left out."""
+    return re.sub(r"\S*/\S*|\d+", "", line)

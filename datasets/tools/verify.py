@@ -1,0 +1,224 @@
+"""Is this the data set that the papers mean? A report that names each deviation and what it would change.
+
+Everything is read from the pixel label maps. VOC's XML labels are never looked at: they name objects that were never
+segmented, in 817 of the 10 582 pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contseg.datasets.base import SPLITS, SegmentationDataset
+from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import BACKGROUND, VOID, parse_scenario
+from contseg.datasets.tools.reference import REFERENCES, Reference
+from contseg.datasets.tools.scan import Scan, scan
+from contseg.datasets.view import selection
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """What is not as it should be, and what that changes."""
+
+    what: str
+    effect: str
+
+
+@dataclass
+class Report:
+    """What was found. ``splits``: facts by split; ``scenarios``: pictures by step, found and published."""
+
+    dataset: str
+    root: Path | None
+    class_names: tuple[str, ...]
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scenarios: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    deviations: list[Deviation] = field(default_factory=list)
+
+    def note(self, what: str, effect: str) -> None:
+        self.deviations.append(Deviation(what, effect))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "dataset": self.dataset,
+            "root": str(self.root) if self.root else None,
+            "splits": self.splits,
+            "scenarios": self.scenarios,
+            "deviations": [vars(d) for d in self.deviations],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.dataset}" + (f" in {self.root}" if self.root else "")]
+        for split, s in self.splits.items():
+            (h0, w0), (h1, w1) = s["smallest"], s["largest"]
+            lines.append(
+                f"{split}: {s['pictures']} pictures, {w0}x{h0} to {w1}x{h1}; void {s['void_share']:.2%} of the pixels, "
+                f"in {s['with_void']} maps; {s['without_class']} pictures without a class"
+            )
+        lines += ["", f"label  {'class':<20}" + "".join(f"{f'{s} pictures':>18}{'pixels':>9}" for s in self.splits)]
+        for label, name in enumerate(self.class_names):
+            cells = [s["classes"][label] for s in self.splits.values()]
+            shown = "".join(f"{_versus(c['pictures'], c.get('published')):>18}{c['pixel_share']:>9.2%}" for c in cells)
+            lines.append(f"{label:>5}  {name:<20}{shown}")
+        if self.scenarios:
+            lines += ["", "training pictures by step:"]
+        for name, s in self.scenarios.items():
+            sizes = ", ".join(_versus(*pair) for pair in zip(s["found"], s["published"], strict=True))
+            lines.append(f"  {name:<20} {sizes}")
+        lines.append("")
+        for d in self.deviations:
+            lines += [f"DEVIATION: {d.what}", f"    {d.effect}"]
+        return "\n".join(lines if self.deviations else [*lines, "no deviation"])
+
+
+def _versus(found: int, published: int | None) -> str:
+    """``12``, or ``12 (not 586)`` beside a published number."""
+    return f"{found}" if published in (None, found) else f"{found} (not {published})"
+
+
+def verify(dataset: SegmentationDataset, progress: bool = True) -> Report:
+    """Look at every file of the data set; compare with the published one if it goes by its name.
+
+    UserError if the data cannot be examined at all.
+    """
+    report = Report(dataset.name, dataset.root, dataset.class_names)
+    scans = _scans(report, dataset, progress)
+    for split, s in scans.items():
+        report.splits[split] = _facts(s, dataset.class_names)
+        _check_files(report, split, s)
+        _check_list(report, split, s)
+        _check_range(report, split, s, len(dataset.class_names))
+    both = sorted(set.intersection(*(set(s.listed) for s in scans.values())))
+    if len(scans) > 1 and both:
+        report.note(f"{_some(both)} in train and in val", "results on val are too good: it was trained on")
+    if dataset.name in REFERENCES and len(dataset.class_names) == _labels(REFERENCES[dataset.name]):
+        _compare(report, dataset, scans, REFERENCES[dataset.name])
+    return report
+
+
+def _scans(report: Report, dataset: SegmentationDataset, progress: bool) -> dict[str, Scan]:
+    """What can be examined; a split that cannot is a deviation, unless it is all there is."""
+    scans: dict[str, Scan] = {}
+    errors: list[UserError] = []
+    for split in SPLITS:
+        try:
+            scans[split] = scan(dataset, split, progress)
+        except UserError as error:
+            errors.append(error)
+    if not scans:
+        raise errors[0]
+    for problem in errors:
+        report.note(str(problem), f"only {' and '.join(scans)} can be used")
+    return scans
+
+
+def _facts(s: Scan, class_names: tuple[str, ...]) -> dict[str, Any]:
+    pixels, pictures = s.counts.sum(0), s.present.sum(0)
+    foreground = s.present[:, BACKGROUND + 1 : VOID].any(1)
+    return {
+        "pictures": len(s.ids),
+        "ids_sha256": ids_sha256(s.ids),
+        "smallest": s.sizes.min(0).tolist(),
+        "largest": s.sizes.max(0).tolist(),
+        "void_share": float(pixels[VOID] / pixels.sum()),
+        "with_void": int(pictures[VOID]),
+        "without_class": int((~foreground).sum()),
+        "classes": [
+            {"name": name, "pictures": int(pictures[c]), "pixel_share": float(pixels[c] / pixels.sum())}
+            for c, name in enumerate(class_names)
+        ],
+    }
+
+
+def ids_sha256(ids: tuple[str, ...]) -> str:
+    """Of the ids, ascending, a line feed after each."""
+    return hashlib.sha256("".join(f"{i}\n" for i in sorted(ids)).encode()).hexdigest()
+
+
+def _check_files(report: Report, split: str, s: Scan) -> None:
+    for lines in s.faults.values():
+        more = f" (and {len(lines) - 1} more {split} files like this)" if len(lines) > 1 else ""
+        report.note(f"{lines[0]}{more}", "a run stops there; they are not counted in this report")
+
+
+def _check_list(report: Report, split: str, s: Scan) -> None:
+    twice = [i for i, n in Counter(s.listed).items() if n > 1]
+    if twice:
+        report.note(f"{_some(twice)} more than once in the {split} list", "counted once here, twice by other code")
+    elif list(s.listed) != sorted(s.listed):
+        at = next(i for i, (a, b) in enumerate(zip(s.listed, sorted(s.listed), strict=True)) if a != b)
+        report.note(
+            f"the {split} list is not ascending, from entry {at} ({s.listed[at]}) on",
+            "nothing here, where pictures go by id; index files of other code bases would name other pictures",
+        )
+
+
+def _check_range(report: Report, split: str, s: Scan, n_labels: int) -> None:
+    outside = s.present[:, n_labels:VOID]
+    for label in np.flatnonzero(outside.any(axis=0)):
+        ids = [s.ids[i] for i in np.flatnonzero(outside[:, label])]
+        report.note(
+            f"label {label + n_labels} in {split} maps of {_some(ids)}: the labels are 0..{n_labels - 1} and {VOID}",
+            "a run stops there",
+        )
+
+
+def _compare(report: Report, dataset: SegmentationDataset, scans: dict[str, Scan], reference: Reference) -> None:
+    for split, s in scans.items():
+        _compare_split(report, split, s, reference)
+    if "train" not in scans:
+        return
+    train = scans["train"]
+    with_void = int(train.present[:, VOID].sum())
+    if reference.with_void not in (None, with_void):
+        report.note(
+            f"{with_void} training maps have void pixels instead of {reference.with_void}",
+            "where both VOC and SBD labelled a picture, VOC's map must win; without its borders training differs",
+        )
+    others = 0
+    for name, sizes in reference.scenarios.items():
+        scenario = parse_scenario(f"{dataset.name}/{name}", dataset.n_foreground)
+        found = [int(selection(train.present, scenario, t).sum()) for t in range(len(sizes))]
+        report.scenarios[name] = {"found": found, "published": list(sizes)}
+        others += found != list(sizes)
+    if others:
+        report.note(
+            f"{others} of {len(reference.scenarios)} scenarios have other numbers of pictures by step (above)",
+            "they train on other pictures than the papers",
+        )
+
+
+def _compare_split(report: Report, split: str, s: Scan, reference: Reference) -> None:
+    if len(s.ids) != reference.pictures[split]:
+        report.note(
+            f"{len(s.ids)} {split} pictures instead of {reference.pictures[split]}",
+            "every number of this split differs from the published ones",
+        )
+    elif ids_sha256(s.ids) != reference.ids_sha256[split]:
+        report.note(f"other {split} ids than the published ones, as many", "other pictures are used")
+    classes = report.splits[split]["classes"][1:]
+    for facts, published in zip(classes, reference.class_pictures[split], strict=True):
+        facts["published"] = published
+    differ = [c["name"] for c in classes if c["pictures"] != c["published"]]
+    if differ:
+        report.note(
+            f"other numbers of {split} pictures of {_some(differ, 'class', 'es')} (above)",
+            "other labels, hence other steps",
+        )
+
+
+def _labels(reference: Reference) -> int:
+    return 1 + len(reference.class_pictures["train"])
+
+
+def _some(names: list[str], what: str = "id", plural: str = "s") -> str:
+    """``3 ids (a, b, c)``; at most five are named."""
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"{len(names)} {what}{plural if len(names) > 1 else ''} ({shown})"
