@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
+# This folder has a `datasets` too: it must not stand in front of Hugging Face's on the path.
+export PYTHONSAFEPATH := 1
 .PHONY: help demo test numeric lint format bench install clean
 
 help:  ## this list
@@ -26,7 +28,8 @@ numeric: $(INSTALLED)  ## tests of numbers, without AVX-512 and plain kernels; t
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/contseg
+	MYPYPATH=$(VENV)/types $(BIN)/mypy
 
 format: $(INSTALLED)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -43,7 +46,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "$(PYTHON) cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }
 	@echo "Installing the dependencies into $(VENV) (once; some gigabytes with CUDA) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 clean:  ## remove the environment and what the tools cached; results stay

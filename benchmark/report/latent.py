@@ -94,23 +94,28 @@ def separation(points: Values, labels: Values) -> float:
     return float(centres.var(0).sum() / within) if within > 0 else float("nan")
 
 
+def principal_plane(points: Values) -> tuple[Values, Values]:
+    """Mean (D,) and the two principal axes (D, 2) of points (N, D); each axis' largest entry is positive."""
+    centre = points.mean(0)
+    axes = np.linalg.svd(points - centre, full_matrices=False)[2][:2].T
+    return centre, axes * np.sign(axes[np.abs(axes).argmax(0), range(axes.shape[1])])
+
+
 def draw(
     panels: dict[str, list[tuple[Values, Values, dict[int, Values]]]], names: list[str], steps: list[int], about: str
 ) -> Figure:
     """Methods in rows, steps in columns; dots are pixels, stars the prototypes kept."""
-    from sklearn.decomposition import PCA
-
     figure = Figure(figsize=(0.8 + 2.1 * len(steps), 0.9 + 2.0 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), len(steps), squeeze=False)
     colours = palette(len(names)) / 255
     for line, (method, row) in enumerate(panels.items()):
-        plane = PCA(2, random_state=0).fit(np.concatenate([points for points, _, _ in row]))
+        centre, plane = principal_plane(np.concatenate([points for points, _, _ in row]))
         for step, (points, labels, kept) in enumerate(row):
             ax = axes[line, step]
-            flat = plane.transform(points)
+            flat = (points - centre) @ plane
             ax.scatter(*flat.T, s=3, c=colours[labels.astype(int)], alpha=0.5, lw=0, rasterized=True)
             for label, prototype in kept.items():
-                place = plane.transform(prototype[None])[0]
+                place = (prototype - centre) @ plane
                 ax.scatter(*place, s=90, marker="*", color=colours[label], edgecolor="black", lw=0.8)
             ax.set(xticks=[], yticks=[])
             ax.set_title(f"step {step}: between/within {separation(points, labels):.2f}", fontsize=7)

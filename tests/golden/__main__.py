@@ -1,4 +1,4 @@
-"""``python -m contseg.tests.golden``: how many fixtures of each operation the suite reproduces; how many have no checker."""
+"""``python -m contseg.tests.golden``: fixtures that the suite reproduces, by operation, and those without checker."""
 
 import sys
 from collections import Counter
