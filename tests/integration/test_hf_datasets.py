@@ -1,8 +1,7 @@
-"""Hugging Face's ``datasets`` installed beside this project breaks nothing, in one process or in two.
+"""Hugging Face's ``datasets`` installed beside this project stays what it is, in one process or in two.
 
-Accelerate asks for it by metadata (``is_datasets_available``) and then runs ``from datasets import IterableDataset``,
-which finds this project's package, first on the path. Without the names that it re-exports, two processes die inside
-``prepare``.
+Accelerate asks for it by metadata (``is_datasets_available``) and then runs ``from datasets import IterableDataset``.
+This project's own ``datasets`` is ``contseg.datasets``, also for a program that lies in the checkout.
 """
 
 import os
@@ -13,18 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from contseg.tests.material import ROOT
+from contseg.tests.integration.grid import small
+from contseg.tests.material import ROOT, search_path
 
 SCRIPT = """
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_datasets_available
 
-from contseg import datasets
+import datasets
+from contseg.datasets.scenario import parse_scenario
 
 accelerator = Accelerator(cpu=True)
 assert is_datasets_available(), "the stand-in must be taken for Hugging Face's"
-assert datasets.__file__ == {ours!r}, datasets.__file__
+assert datasets.__file__ == {theirs!r}, datasets.__file__
+assert len(parse_scenario("shapes/3-1/overlapped", 6).steps) == 4
 
 loader = torch.utils.data.DataLoader(torch.arange(16.0), batch_size=4)
 model = torch.nn.Linear(1, 1)
@@ -54,11 +56,11 @@ def site(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_prepare_with_hugging_face_datasets_beside(site: Path, tmp_path: Path, processes: int) -> None:
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(ours=str(ROOT / "datasets/__init__.py")))
+    script.write_text(SCRIPT.format(theirs=str(site / "datasets/__init__.py")))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes == 2 else []
     done = subprocess.run(
         [sys.executable, *launch, str(script)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])},
+        env={**os.environ, "PYTHONPATH": search_path(site)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -68,12 +70,16 @@ def test_prepare_with_hugging_face_datasets_beside(site: Path, tmp_path: Path, p
     assert told == [f"process {i} of {processes} saw {16 // processes}" for i in range(processes)]
 
 
-def test_the_names_that_others_ask_for_are_torchs() -> None:
-    import torch.utils.data
-
-    from contseg import datasets
-
-    assert datasets.IterableDataset is torch.utils.data.IterableDataset
-    assert datasets.Dataset is torch.utils.data.Dataset
-    with pytest.raises(AttributeError, match="load_dataset"):
-        datasets.load_dataset  # noqa: B018
+def test_the_checkouts_program_hides_nothing(site: Path, tmp_path: Path) -> None:
+    """``python run_benchmark.py`` puts its own folder first on the path; it takes it off again."""
+    plugin = tmp_path / "looks.py"
+    plugin.write_text(
+        "import datasets\nfrom contseg.methods.base import Method\nfrom contseg.methods.registry import register_method\n"
+        f"assert datasets.__file__ == {str(site / 'datasets/__init__.py')!r}, datasets.__file__\n\n\n"
+        '@register_method("Looks")\ndef looks() -> Method:\n    return Method("Looks", {})\n'
+    )
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | {"PYTHONPATH": search_path(site)}
+    words = ["plan", *small(tmp_path / "out", "FT"), "--plugin", str(plugin)]
+    line = [sys.executable, "run_benchmark.py", *map(str, words)]
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
