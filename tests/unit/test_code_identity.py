@@ -95,7 +95,7 @@ def keys_of(plugin: Path, method: str = "Own", **environment: str) -> list[str]:
     text = (
         "from contseg.tests.unit.probe import grid; from contseg.methods.registry import "
         f"load_plugins; load_plugins({str(plugin)!r}); c = grid(method={method!r}).runs[0].cells[-1]; "
-        "print(c.node.key, c.score, *c.observers)"
+        "print(c.node.key, c.score, *c.reads.values())"
     )
     done = subprocess.run(
         [sys.executable, "-c", text],

@@ -250,7 +250,7 @@ class TestRegistry:
 
     def test_a_name_twice(self):
         known_datasets()
-        with pytest.raises(ValueError, match=r"'voc' is already datasets\.voc\.Voc"):
+        with pytest.raises(ValueError, match=r"'voc' is already contseg\.datasets\.formats\.voc\.Voc"):
             register_dataset("voc")(Voc)
 
 

@@ -28,7 +28,7 @@ BUILT_IN = {
     mark + name: entry
     for mark, table in (("", registry.methods()), ("+", registry.addons()))
     for name, entry in table.items()
-    if entry.origin.startswith(str(ROOT / "methods"))
+    if entry.factory.__module__.startswith("contseg.methods.")
 }
 NAMES = [name if not name.startswith("+") else f"FT{name}" for name in BUILT_IN]
 
