@@ -1,4 +1,4 @@
-"""What a data set is: pictures named by id, label maps, class names; and how one is opened by name.
+"""What a data set is: images named by id, label maps, class names; and how one is opened by name.
 
 It knows nothing of steps (``view.py``). A data set of one's own is one class in one file::
 
@@ -36,7 +36,7 @@ SPLITS = ("train", "val")
 
 
 class SegmentationDataset(ABC):
-    """Pictures with label maps: 0 background, 1..n foreground, 255 void.
+    """Images with label maps: 0 background, 1..n foreground, 255 void.
 
     ``class_names`` is indexed by label. ``root`` is the data folder, never written to; ``cache`` the folder that keeps
     what was read from the files (none: in memory only).
@@ -59,7 +59,7 @@ class SegmentationDataset(ABC):
 
     @abstractmethod
     def files(self, image_id: str, split: str) -> tuple[Path, Path] | None:
-        """Photograph and label map; ``None`` where pictures are drawn (then ``load`` is the data set's own)."""
+        """Photograph and label map; ``None`` where images are drawn (then ``load`` is the data set's own)."""
 
     def load(self, image_id: str, split: str) -> tuple[Tensor, Tensor]:
         """(3, H, W) uint8 RGB, channels last in memory, and (H, W) uint8 raw labels; UserError names a bad file."""
@@ -78,7 +78,7 @@ class SegmentationDataset(ABC):
         return len(self.class_names) - 1
 
     def presence(self, split: str, progress: bool = True) -> np.ndarray:
-        """(N, 256) bool: does raw label c (the column) occur in picture i. UserError for a label out of range."""
+        """(N, 256) bool: does raw label c (the column) occur in image i. UserError for a label out of range."""
         return self._index(split, progress).present
 
     def sizes(self, split: str, progress: bool = True) -> np.ndarray:
@@ -86,18 +86,18 @@ class SegmentationDataset(ABC):
         return self._index(split, progress).sizes
 
     def fingerprints(self, split: str, progress: bool = True) -> np.ndarray:
-        """(N, 16) uint8: of the content of the two files of every picture."""
+        """(N, 16) uint8: of the content of the two files of every image."""
         return self._index(split, progress).prints
 
     def fingerprint(self, image_id: str, split: str) -> str:
-        """The one of a picture, 32 hexadecimal digits."""
+        """The one of an image, 32 hexadecimal digits."""
         return self.fingerprints(split)[self.ids(split).index(image_id)].tobytes().hex()
 
     def _index(self, split: str, progress: bool = True) -> Index:
         if split not in self._indices:
             ids = self.ids(split)
             if not ids:
-                raise UserError(f"data set {self.name!r} has no {split} pictures")
+                raise UserError(f"data set {self.name!r} has no {split} images")
             index = self._read(ids, split, progress)
             self.check_range(ids, split, index.present)
             self._indices[split] = index

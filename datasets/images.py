@@ -47,9 +47,9 @@ def inspect(image: Path, label: Path, image_data: bytes, label_data: bytes) -> t
         with Image.open(io.BytesIO(image_data)) as header:
             size, kind = header.size, header.format
     except _BROKEN as error:
-        raise UserError(f"cannot read picture {image}: {error}") from error
+        raise UserError(f"cannot read image {image}: {error}") from error
     if kind in ("JPEG", "MPO") and not _ends(image_data):
-        raise UserError(f"cannot read picture {image}: the file is truncated")
+        raise UserError(f"cannot read image {image}: the file is truncated")
     map_ = _label(label_data, label)
     same_size(size[::-1], map_.size[::-1], image, label)
     return map_.histogram(), size[::-1]
@@ -67,7 +67,7 @@ def same_size(image_size: tuple[int, ...], label_size: tuple[int, ...], image: P
     """Both (H, W)."""
     if image_size != label_size:
         written = [f"{w}x{h}" for h, w in (label_size, image_size)]
-        raise UserError(f"label map {label} is {written[0]} pixels, but its picture {image} is {written[1]}")
+        raise UserError(f"label map {label} is {written[0]} pixels, but its image {image} is {written[1]}")
 
 
 def _label(data: bytes, path: Path) -> Image.Image:
@@ -84,5 +84,5 @@ def _decode(data: bytes, path: Path) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except _BROKEN as error:
-        raise UserError(f"cannot read picture {path}: {error}") from error
+        raise UserError(f"cannot read image {path}: {error}") from error
     return image

@@ -1,6 +1,6 @@
-"""Which labels occur in which picture, and a fingerprint of every file: read once, in parallel, and kept.
+"""Which labels occur in which image, and a fingerprint of every file: read once, in parallel, and kept.
 
-``N`` pictures. A row of the stored table is valid as long as paths, sizes and modification times of its two files
+``N`` images. A row of the stored table is valid as long as paths, sizes and modification times of its two files
 are what they were; only the other rows are read again. The data folder itself is never written to.
 """
 
@@ -62,9 +62,7 @@ def read_index(files: Sequence[tuple[Path, Path]], stored: Path | None, title: s
 def in_parallel(function: Callable[[int], R], items: Sequence[int], title: str, progress: bool) -> list[R]:
     """``map`` over threads (Pillow and hashlib let go of the interpreter's lock), under a progress bar."""
     with ThreadPoolExecutor(_cores()) as threads:
-        return list(
-            tqdm(threads.map(function, items), title, len(items), unit="pictures", disable=not progress, delay=1)
-        )
+        return list(tqdm(threads.map(function, items), title, len(items), unit="images", disable=not progress, delay=1))
 
 
 def row(counts: np.ndarray, size: tuple[int, int], *contents: bytes) -> Row:

@@ -114,7 +114,7 @@ class Scenario:
 def parse_scenario(text: str, n_foreground: int, seed: int = 0) -> Scenario:
     """``voc/15-1/overlapped`` for a data set of ``n_foreground`` classes; ``seed`` is that of ``@random``.
 
-    ``voc/15-1/overlapped+FILE.json`` takes the pictures of every step from a file of ``data import-splits``.
+    ``voc/15-1/overlapped+FILE.json`` takes the images of every step from a file of ``data import-splits``.
 
     >>> parse_scenario("voc/15-5s/overlapped", 20).name
     'voc/15-1/overlapped'

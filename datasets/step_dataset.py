@@ -1,4 +1,4 @@
-"""The pictures that a step sees, decoded, with their labels as channels and transformed: what a DataLoader reads."""
+"""The images that a step sees, decoded, with their labels as channels and transformed: what a DataLoader reads."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from contseg.datasets.view import StepView
 Transform = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
 
 
-class StepPictures(Dataset[tuple[Tensor, Tensor]]):
-    """``pictures[epoch, i]`` -> (image (3, S, S') uint8 RGB, label (S, S') uint8): picture i of the view.
+class StepImages(Dataset[tuple[Tensor, Tensor]]):
+    """``images[epoch, i]`` -> (image (3, S, S') uint8 RGB, label (S, S') uint8): image i of the view.
 
     The labels have gone through the view's table. The transform's random numbers are a function of (seed, step, epoch,
     image id) alone, so neither the order nor the number of loader processes matters; with the epoch in the index,
-    loader processes may live on between epochs. ``pictures[i]`` is epoch 0. ``keep``: decoded pictures stay in
+    loader processes may live on between epochs. ``images[i]`` is epoch 0. ``keep``: decoded images stay in
     memory shared by all loader processes, as many as fit into this share of what is free there; 0: none.
     """
 
@@ -60,7 +60,7 @@ class StepPictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 def generator(seed: int, step: int, epoch: int, image_id: str) -> np.random.Generator:
-    """The random numbers of one picture in one epoch."""
+    """The random numbers of one image in one epoch."""
     text = f"augmentation/{seed}/{step}/{epoch}/{image_id}"
     return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")))
 
@@ -72,16 +72,16 @@ def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 class _Kept:
-    """Decoded pictures in one shared buffer: image (H, W, 3) and label (H, W) of each, one after the other.
+    """Decoded images in one shared buffer: image (H, W, 3) and label (H, W) of each, one after the other.
 
-    Two processes that decode the same picture write the same bytes; ``there`` is set after the bytes are.
+    Two processes that decode the same image write the same bytes; ``there`` is set after the bytes are.
     """
 
     def __init__(self, sizes: np.ndarray, share: float) -> None:
         self.sizes = sizes.astype(np.int64)
         ends = np.cumsum(4 * self.sizes.prod(1))
         self.starts = ends - 4 * self.sizes.prod(1)
-        self.n = int(np.searchsorted(ends, share * _room(), side="right"))  # pictures that fit
+        self.n = int(np.searchsorted(ends, share * _room(), side="right"))  # images that fit
         self.buffer = torch.empty(int(ends[self.n - 1]) if self.n else 0, dtype=torch.uint8).share_memory_()
         self.there = torch.zeros(self.n, dtype=torch.uint8).share_memory_()
 

@@ -1,6 +1,6 @@
 """Joint transforms of a photograph and its label map, both uint8; normalisation happens later, on the device.
 
-``H, W`` the picture, ``h, w`` a window of it, ``S, S'`` the result. Photographs are resized bilinearly, with the
+``H, W`` the image, ``h, w`` a window of it, ``S, S'`` the result. Photographs are resized bilinearly, with the
 triangle filter widened when shrinking (antialias), as Pillow and the literature's code do; labels take the nearest
 pixel: result row i reads row floor((i + 1/2) h / S), as Pillow does.
 
@@ -29,7 +29,7 @@ ATTEMPTS = 10  # at a random window, as torchvision and the released code of MiB
 class TrainTransform:
     """A random window, resized to ``size``, and random flips: the literature's augmentation.
 
-    ``scale`` bounds the window's share of the picture's area and ``ratio`` its width / height. ``scale=None``: no
+    ``scale`` bounds the window's share of the image's area and ``ratio`` its width / height. ``scale=None``: no
     random window but the fixed one of ``EvalTransform``. ``flip``: "none", "h" (left-right), "hv" (and upside down),
     each with probability 1/2.
     """
@@ -55,7 +55,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """``size=None``: the picture as it is. Otherwise the ``crop`` view of the literature: ``cover``."""
+    """``size=None``: the image as it is. Otherwise the ``crop`` view of the literature: ``cover``."""
 
     size: Size | None = None
 
@@ -71,8 +71,8 @@ def random_window(
 
     Up to ten times: area = u H W with u uniform in ``scale``; log(width / height) uniform between the logarithms of
     ``ratio``; sides rounded. The first window that fits goes to a uniformly drawn place. If none fits, the whole
-    picture, cut in its middle to the nearest bound of ``ratio``. With scale (0.5, 2.0) a window never shows more than
-    the picture: draws beyond it are drawn again.
+    image, cut in its middle to the nearest bound of ``ratio``. With scale (0.5, 2.0) a window never shows more than
+    the image: draws beyond it are drawn again.
     """
     height, width = full
     for _ in range(ATTEMPTS):

@@ -1,18 +1,18 @@
-"""StepView: which pictures a step of a scenario sees, and how their labels are read.
+"""StepView: which images a step of a scenario sees, and how their labels are read.
 
-``N`` pictures. ``present`` (N, 256) bool says which raw labels occur in a picture; a class is present if at least one
+``N`` images. ``present`` (N, 256) bool says which raw labels occur in an image; a class is present if at least one
 pixel bears it; background and void are always allowed. For step t with new classes N_t and seen classes S_t:
 
 ===============  ==================================================  ===================  ========================
-setup            pictures                                            label of old class   of any other class
+setup            images                                            label of old class   of any other class
 ===============  ==================================================  ===================  ========================
 ``sequential``   some class of N_t, none outside S_t                 kept                 (absent)
-``disjoint``     the same pictures                                   background           (absent)
+``disjoint``     the same images                                   background           (absent)
 ``overlapped``   some class of N_t                                   background           background
-``partitioned``  every picture with a class in exactly one step      background           background
+``partitioned``  every image with a class in exactly one step      background           background
 ===============  ==================================================  ===================  ========================
 
-These rules give, picture for picture, the lists that MiB and SDR ship for VOC and MiB and EWF for ADE20K.
+These rules give, image for image, the lists that MiB and SDR ship for VOC and MiB and EWF for ADE20K.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step, literatu
 
 VOID_RULES = ("ignore", "background")
 SPLITS = ("train", "tune-train", "tune")
-HELD_OUT = 5  # one picture in five is held out for tuning
+HELD_OUT = 5  # one image in five is held out for tuning
 
 
 @dataclass(frozen=True, eq=False)
 class StepView:
-    """What one step sees: the pictures' ids (ascending), where they are, and the reading of their labels.
+    """What one step sees: the images' ids (ascending), where they are, and the reading of their labels.
 
     ``table`` (256,) uint8: raw label -> channel, 0 background, 255 void. ``digest`` is the identity of what is seen:
-    ids, content of the files, and the table as far as labels occur in these pictures.
+    ids, content of the files, and the table as far as labels occur in these images.
     """
 
     ids: tuple[str, ...]
@@ -52,7 +52,7 @@ def step_view(
 ) -> StepView:
     """The view of step ``index``.
 
-    ``void``: 255 is ignored, or trained as background (MiB, SDR). ``split``: all training pictures of the step, those
+    ``void``: 255 is ignored, or trained as background (MiB, SDR). ``split``: all training images of the step, those
     without the held-out fifth (``tune-train``), or only that fifth (``tune``). UserError if nothing is left.
     """
     if void not in VOID_RULES or split not in SPLITS:
@@ -72,14 +72,14 @@ def _chosen(dataset: SegmentationDataset, scenario: Scenario, index: int, split:
     if not chosen.any():
         part = "" if split == "train" else f" (split {split})"
         raise UserError(
-            f"{scenario.name}: step {index} has no training picture{part} in setup {scenario.setup!r}; "
+            f"{scenario.name}: step {index} has no training image{part} in setup {scenario.setup!r}; "
             "take another task or setup"
         )
     return chosen
 
 
 def val_view(dataset: SegmentationDataset) -> StepView:
-    """Every validation picture with its raw labels."""
+    """Every validation image with its raw labels."""
     return _view(dataset, "val", np.ones(len(dataset.ids("val")), bool), np.arange(256, dtype=np.uint8))
 
 
@@ -90,21 +90,21 @@ def tune_view(dataset: SegmentationDataset, scenario: Scenario, index: int) -> S
 
 
 def seen(dataset: SegmentationDataset, step: Step, split: str = "val") -> np.ndarray:
-    """(N,) bool: pictures with at least one foreground class learned so far."""
+    """(N,) bool: images with at least one foreground class learned so far."""
     return np.asarray(dataset.presence(split)[:, list(step.seen_classes)].any(1))
 
 
 def listed(dataset: SegmentationDataset, scenario: Scenario, index: int) -> np.ndarray:
-    """(N,) bool: the pictures of step ``index`` in somebody's lists."""
+    """(N,) bool: the images of step ``index`` in somebody's lists."""
     ids, wanted = dataset.ids("train"), set(scenario.lists[index])
     foreign = sorted(wanted.difference(ids))
     if foreign:
-        raise UserError(f"{scenario.name}: {foreign[0]} of step {index} is no training picture of {dataset.name}")
+        raise UserError(f"{scenario.name}: {foreign[0]} of step {index} is no training image of {dataset.name}")
     return np.array([i in wanted for i in ids])
 
 
 def selection(present: np.ndarray, scenario: Scenario, index: int) -> np.ndarray:
-    """(N,) bool: the pictures of step ``index``, from present (N, 256)."""
+    """(N,) bool: the images of step ``index``, from present (N, 256)."""
     step = scenario.steps[index]
     if scenario.rule == "partitioned":
         return partition(present, scenario) == index
@@ -132,11 +132,11 @@ def held_out(ids: tuple[str, ...]) -> np.ndarray:
 
 
 def partition(present: np.ndarray, scenario: Scenario) -> np.ndarray:
-    """(N,) int: the one step of every picture, -1 for a picture without a class of the scenario.
+    """(N,) int: the one step of every image, -1 for an image without a class of the scenario.
 
-    The rule of MiB's ADE20K lists (Cermelli et al., CVPR 2020), derived from them: N_c pictures hold class c, of which
-    a_c have been given to c's step so far. Pictures are visited in the order of first appearance when going through the
-    pictures of class 1, 2, ...; a picture goes to the step of its class with the highest
+    The rule of MiB's ADE20K lists (Cermelli et al., CVPR 2020), derived from them: N_c images hold class c, of which
+    a_c have been given to c's step so far. Images are visited in the order of first appearance when going through the
+    images of class 1, 2, ...; an image goes to the step of its class with the highest
 
         120 (1 - a_c / N_c) + sum of N_k over its classes k / N_c
 
@@ -169,7 +169,7 @@ def _partition(packed: bytes, groups: tuple[tuple[int, ...], ...]) -> np.ndarray
     count = dict(zip(labels.tolist(), held.sum(0).tolist(), strict=True))
     given = dict.fromkeys(count, 0)
     steps = np.full(len(held), -1)
-    first = np.where(held.any(1), held.argmax(1), len(labels))  # a picture is first met at its lowest label
+    first = np.where(held.any(1), held.argmax(1), len(labels))  # an image is first met at its lowest label
     for i in np.argsort(first, kind="stable")[: int(held.any(1).sum())]:
         classes = labels[held[i]].tolist()
         total = sum(count[c] for c in classes)
@@ -181,7 +181,7 @@ def _partition(packed: bytes, groups: tuple[tuple[int, ...], ...]) -> np.ndarray
 
 
 def _view(dataset: SegmentationDataset, split: str, chosen: np.ndarray, table: np.ndarray) -> StepView:
-    """The digest takes labels that occur in none of these pictures as void."""
+    """The digest takes labels that occur in none of these images as void."""
     ids = tuple(itertools.compress(dataset.ids(split), chosen))
     occurs = dataset.presence(split)[chosen].any(0)
     digest = hashlib.sha256(np.where(occurs, table, VOID).astype(np.uint8).tobytes())

@@ -1,7 +1,7 @@
 """THE CONTRACT between a method and the suite.
 
 A method is a named dictionary of loss terms plus a classifier initialiser; whatever is not additive goes through one
-named door (a field of ``Method``) whose default does the plain thing.
+named hook (a field of ``Method``) whose default does the plain thing.
 
 Shapes: ``B`` batch, ``C`` seen classes (logit channels), ``O`` old classes, ``N`` new ones (``C = O + N``),
 ``D`` channels of the encoder, ``E`` channels in front of the classifier, ``H, W`` image, ``h, w`` feature map.
@@ -27,11 +27,11 @@ from contseg.methods.faults import MethodError, not_a_loss
 from contseg.methods.losses import full_precision, resize, shrink_labels
 
 __all__ = [
-    "DOORS",
+    "HOOKS",
     "Batch",
     "Classifier",
     "CrossEntropy",
-    "Door",
+    "Hook",
     "Method",
     "Reduce",
     "SegModel",
@@ -53,7 +53,7 @@ __all__ = [
 class Classifier(Protocol):
     """A 1x1 classifier that grew by a block a step: ``blocks[t].weight`` (N_t, E, 1, 1), ``.bias`` (N_t,).
 
-    ``seed`` is that of its initial weights. What a ``build`` door puts in its place keeps ``blocks`` and ``grow``.
+    ``seed`` is that of its initial weights. What a ``build`` hook puts in its place keeps ``blocks`` and ``grow``.
     """
 
     blocks: nn.ModuleList
@@ -66,7 +66,7 @@ class Classifier(Protocol):
 class SegModel(Protocol):
     """What a method may rely on in a network: ``encoder``, ``aspp``, ``classifier``, and ``heads``.
 
-    A ``build`` door may put modules into ``heads``: each reads the embedding, its output is ``SegOutput.extra[name]``.
+    A ``build`` hook may put modules into ``heads``: each reads the embedding, its output is ``SegOutput.extra[name]``.
     """
 
     encoder: nn.Module
@@ -169,7 +169,7 @@ class CrossEntropy(Term):
         return batch.reduce(total) / batch.n_valid
 
 
-# --- the doors, and what they do when no method opens them ---------------------------------------------------------
+# --- the hooks, and what they do when no method opens them ---------------------------------------------------------
 
 
 def same_scenario(scenario: Scenario) -> Scenario:
@@ -195,20 +195,20 @@ def argmax(out: SegOutput, size: tuple[int, int]) -> Tensor:
     return resize(full_precision(out.logits), size).max(1).indices  # on a CPU 4 times as fast as argmax
 
 
-Door: TypeAlias = Callable[..., Any]
+Hook: TypeAlias = Callable[..., Any]
 
 
-def later(door: Door) -> Door:
-    """Mark a door that opens at steps >= 1 only: at step 0 the plain one stands, and that step is shared."""
-    door.later = True  # type: ignore[attr-defined]
-    return door
+def later(hook: Hook) -> Hook:
+    """Mark a hook that opens at steps >= 1 only: at step 0 the plain one stands, and that step is shared."""
+    hook.later = True  # type: ignore[attr-defined]
+    return hook
 
 
-def _open(door: Door, step: Step) -> bool:
-    return step.index > 0 or not getattr(door, "later", False)
+def _open(hook: Hook, step: Step) -> bool:
+    return step.index > 0 or not getattr(hook, "later", False)
 
 
-DOORS: dict[str, Door] = {
+HOOKS: dict[str, Hook] = {
     "scenario": same_scenario,
     "build": same_model,
     "init": torch_init,
@@ -221,7 +221,7 @@ DOORS: dict[str, Door] = {
 class Method:
     """A named dictionary of loss terms plus a classifier initialiser.
 
-    ``terms`` act at steps >= 1, ``first`` at step 0 (observers there let their state begin). The doors:
+    ``terms`` act at steps >= 1, ``first`` at step 0 (observers there let their state begin). The hooks:
 
     ``scenario(scenario) -> Scenario`` (Joint: all classes in one step); raise ``UserError`` where it makes no sense.
     ``build(model, step)`` changes the network in place, after the classifier grew and before ``init``; it runs again,
@@ -232,58 +232,58 @@ class Method:
     without parameters, stays in evaluation mode. No parameter at all: the step has no update.
     ``predict(out, size)`` gives the class map (B, H, W).
     ``end_step`` functions of a ``StepContext`` run in order after the last update and before evaluation (fusion).
-    What a door does at later steps only is marked ``@later``; ``door`` and ``endings`` give what holds at a step.
-    A door is a function, or an object with ``__call__`` whose dataclass fields are its parameters.
+    What a hook does at later steps only is marked ``@later``; ``hook`` and ``endings`` give what holds at a step.
+    A hook is a function, or an object with ``__call__`` whose dataclass fields are its parameters.
     """
 
     name: str
     terms: dict[str, Term]
     first: dict[str, Term] = field(default_factory=lambda: {"ce": CrossEntropy()})
-    init: Door = torch_init
-    scenario: Door = same_scenario
-    build: Door = same_model
-    trainable: Door = train_all
-    predict: Door = argmax
-    end_step: tuple[Door, ...] = ()
+    init: Hook = torch_init
+    scenario: Hook = same_scenario
+    build: Hook = same_model
+    trainable: Hook = train_all
+    predict: Hook = argmax
+    end_step: tuple[Hook, ...] = ()
 
     def __post_init__(self) -> None:
         _check_terms("terms", self.terms)
         _check_terms("first", self.first)
-        for name in DOORS:
+        for name in HOOKS:
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name} is a {type(getattr(self, name)).__name__}: give a function")
         if not isinstance(self.end_step, tuple) or not all(map(callable, self.end_step)):
             raise TypeError(f"end_step is a {type(self.end_step).__name__}: give a tuple of functions, (fuse,)")
 
     def plus(self, addon: Method) -> Method:
-        """This method and an add-on's terms and doors.
+        """This method and an add-on's terms and hooks.
 
-        Raises ``ValueError`` where both bring a term of one name, or open one door.
+        Raises ``ValueError`` where both bring a term of one name, or open one hook.
         """
-        doors: dict[str, Door] = {}
-        for name, default in DOORS.items():
+        hooks: dict[str, Hook] = {}
+        for name, default in HOOKS.items():
             mine, theirs = getattr(self, name), getattr(addon, name)
             if mine is not default and theirs is not default:
                 raise ValueError(f"{self.name} and {addon.name} both bring their own {name!r}")
-            doors[name] = theirs if mine is default else mine
+            hooks[name] = theirs if mine is default else mine
         return Method(
             name=f"{self.name}+{addon.name}",
             terms=_union(self, addon, "terms"),
             first=_union(self, addon, "first"),
             end_step=self.end_step + addon.end_step,
-            **doors,
+            **hooks,
         )
 
     def active(self, step: Step) -> dict[str, Term]:
         """The terms of this step, in the order of evaluation."""
         return self.first if step.index == 0 else self.terms
 
-    def door(self, name: str, step: Step) -> Door:
-        """The door as it stands at this step."""
-        mine: Door = getattr(self, name)
-        return mine if _open(mine, step) else DOORS[name]
+    def hook(self, name: str, step: Step) -> Hook:
+        """The hook as it stands at this step."""
+        mine: Hook = getattr(self, name)
+        return mine if _open(mine, step) else HOOKS[name]
 
-    def endings(self, step: Step) -> list[Door]:
+    def endings(self, step: Step) -> list[Hook]:
         """The ``end_step`` functions of this step."""
         return [f for f in self.end_step if _open(f, step)]
 
@@ -310,7 +310,7 @@ class Method:
             watch = [f"{n}: {_words(t)}" for n, t in terms.items() if t.observes]
             lines.append(f"  {title}: " + (" + ".join(_product(n, t) for n, t in parts) or "no loss"))
             lines.extend(f"    observes {w}" for w in watch)
-        for name, default in DOORS.items():
+        for name, default in HOOKS.items():
             if getattr(self, name) is not default:
                 lines.append(f"  {name}: {_words(getattr(self, name))}")
         lines.extend(f"  end of step: {_words(f)}" for f in self.end_step)
@@ -360,7 +360,7 @@ def _words(thing: Any) -> str:
 
 
 def describe(thing: Any) -> Any:
-    """A term, a door or a value in canonical form, fit for hashing as JSON.
+    """A term, a hook or a value in canonical form, fit for hashing as JSON.
 
     Terms and callable dataclasses give their class, revision and all fields (other terms held in a field included);
     functions their qualified name and ``revision``; numbers declared ``float`` their ``float.hex``, so that ``100``

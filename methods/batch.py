@@ -23,7 +23,7 @@ class SegOutput(NamedTuple):
 
     ``logits`` (B, C, h, w) at the resolution of the network; ``features`` (B, D, h, w) the encoder's output;
     ``embedding`` (B, E, h, w) what the 1x1 classifier reads; ``stages`` the encoder's residual stages, each
-    (B, D_l, h_l, w_l), before their last activation; ``extra`` whatever a method's ``build`` door adds.
+    (B, D_l, h_l, w_l), before their last activation; ``extra`` whatever a method's ``build`` hook adds.
     """
 
     logits: Tensor

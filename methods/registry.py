@@ -94,7 +94,7 @@ def register_method(name: str, paper: str = "") -> Callable[[F], F]:
 
 
 def register_addon(name: str, paper: str = "") -> Callable[[F], F]:
-    """Make a factory known as the add-on ``name``: its terms and doors join those of any method."""
+    """Make a factory known as the add-on ``name``: its terms and hooks join those of any method."""
     return _register(_ADDONS, "add-on", name, paper)
 
 

@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 import torch
 
 from contseg.datasets.errors import UserError
-from contseg.methods.base import DOORS, Method, describe
+from contseg.methods.base import HOOKS, Method, describe
 from contseg.methods.code import place, stamp
 
 
 def whole(method: Method) -> Any:
     """All that a method is, in canonical form."""
-    hooks = [getattr(method, name) for name in DOORS]
+    hooks = [getattr(method, name) for name in HOOKS]
     return describe([[*method.first.items()], [*method.terms.items()], hooks, method.end_step])
 
 
@@ -23,7 +23,7 @@ def check_visible(method: Method) -> None:
     """Raises ``UserError``, in one line with file and line, for the first thing that no key would see."""
     for name, term in [*method.first.items(), *method.terms.items()]:
         _look(term, f"term {name!r}")
-    for name in DOORS:
+    for name in HOOKS:
         _look(getattr(method, name), name)
     for end in method.end_step:
         _look(end, "end_step")

@@ -1,4 +1,4 @@
-"""The material beside the checkout: reference lists, golden values, picture packs. None of it is committed."""
+"""The material beside the checkout: reference lists, golden values, image packs. None of it is committed."""
 
 import os
 from pathlib import Path

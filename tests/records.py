@@ -66,7 +66,7 @@ def make_run(
                 "protocol": protocol.as_dict(),
                 "matrix": {"seen": matrix(n_labels, channels, lambda k, t=step: hit(t, k)), "unseen": empty},
                 "config": config,
-                "sees": {"digest": "0", "pictures": 800},
+                "sees": {"digest": "0", "images": 800},
                 "versions": {"contseg": "0.1.0", "torch": "2.15.0"},
                 "provenance": {
                     "device": "cpu",

@@ -1,4 +1,4 @@
-"""Data sets that are told what they hold: presence and fingerprints without a picture."""
+"""Data sets that are told what they hold: presence and fingerprints without an image."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ SPLITS = ("train", "val")
 
 
 class Told(SegmentationDataset):
-    """``present`` (N, 256) bool and ids by split; a picture's fingerprint comes from its id, or from ``contents``."""
+    """``present`` (N, 256) bool and ids by split; an image's fingerprint comes from its id, or from ``contents``."""
 
     def __init__(
         self,

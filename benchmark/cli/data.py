@@ -22,7 +22,7 @@ examples:
   data prepare voc --root /data                 VOC 2012 with SegmentationClassAug in /data/VOC2012
   data verify voc --root /data                  is it the data set of the papers? (exit code 1: it deviates)
   data verify camvid/ --json                    a folder of one's own
-  data init my_pictures/ --out my_data/         a data set from pictures and label maps
+  data init my_pictures/ --out my_data/         a data set from images and label maps
   data show voc/15-1/overlapped --root /data --out voc.png
   data export-splits voc/15-1/disjoint --root /data --out lists/
   data import-splits MiB/data/voc/15-5s-ov --root /data --out mib.json
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--json", action="store_true", help="print the report as JSON")
     _data(verify)
 
-    init = tool("init", "look at a folder of pictures and label maps, say what can be done with it, make it a data set")
+    init = tool("init", "look at a folder of images and label maps, say what can be done with it, make it a data set")
     init.add_argument("folder", type=Path)
     init.add_argument(
         "--out", type=Path, metavar="DIR", help="write the data set there (the folder itself is not changed)"
@@ -66,10 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     init.add_argument("--void", type=int, nargs="+", default=[255], metavar="LABEL", help="labels that mean nothing")
 
-    show = tool("show", "pictures and pixels per class at every step; a contact sheet of what each step sees")
+    show = tool("show", "images and pixels per class at every step; a contact sheet of what each step sees")
     show.add_argument("scenario", metavar="DATA/TASK/SETUP")
     show.add_argument("--out", type=Path, metavar="FILE.png", help="write the contact sheet")
-    show.add_argument("--pictures", type=int, default=3, metavar="N", help="pictures a step on the sheet (default: 3)")
+    show.add_argument("--images", type=int, default=3, metavar="N", help="images a step on the sheet (default: 3)")
     _data(show)
 
     export = tool("export-splits", "write the lists of a scenario: ids, index files, JSON")
@@ -173,15 +173,15 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from contseg.datasets.tools.show import check_sheet, contact_sheet, table, training_pictures
+    from contseg.datasets.tools.show import check_sheet, contact_sheet, table, training_images
 
     if args.out:
-        check_sheet(args.out, args.pictures)
+        check_sheet(args.out, args.images)
     dataset, scenario = _scenario(args)
-    found = training_pictures(dataset)
+    found = training_images(dataset)
     print(table(dataset, scenario, found))
     if args.out:
-        sheet = contact_sheet(dataset, scenario, found, args.pictures)
+        sheet = contact_sheet(dataset, scenario, found, args.images)
         with _writing(args.out):
             sheet.save(args.out)
         print(f"\ncontact sheet: {args.out}")
@@ -197,7 +197,7 @@ def _export(args: argparse.Namespace) -> int:
     with _writing(args.out):
         lists = export(dataset, scenario, args.out)
     sizes = ", ".join(str(len(ids)) for ids in lists["train"].values())
-    print(f"{scenario.name}: {sizes} pictures by step; lists in {args.out}")
+    print(f"{scenario.name}: {sizes} images by step; lists in {args.out}")
     return 0
 
 

@@ -32,7 +32,7 @@ def as_json(plan: Plan, store: Store) -> dict[str, Any]:
                 "key": n.key,
                 "parent": n.parent.key if n.parent else None,
                 "title": n.title,
-                "pictures": len(n.view.ids),
+                "train_images": len(n.view.ids),
                 "updates": n.updates,
                 "images": n.images,
                 "used_by": len(n.used_by),
@@ -45,7 +45,7 @@ def as_json(plan: Plan, store: Store) -> dict[str, Any]:
 
 
 def totals(plan: Plan, store: Store) -> dict[str, Any]:
-    """The sums under a plan: cells, steps, pictures, updates, and an estimate of time from what was recorded."""
+    """The sums under a plan: cells, steps, images, updates, and an estimate of time from what was recorded."""
     todo = plan.to_train(store)
     replays = [n for n in todo if plan.trained(store, n.key)]
     alone, shared = plan.alone(), plan.shared()
@@ -143,7 +143,7 @@ def _state(node: StepNode, plan: Plan, store: Store, todo: set[str]) -> str:
 
 
 def _hours(todo: list[StepNode], plan: Plan, store: Store) -> float | None:
-    """From the mean seconds an image of all kept steps of this network and picture size; ``None`` without any."""
+    """From the mean seconds an image of all kept steps of this network and image size; ``None`` without any."""
     if not todo:
         return 0.0
     network, crop, costs = identity(plan.config.model), [*plan.config.train.crop], []

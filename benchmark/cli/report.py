@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from contseg.benchmark.plan.protocol import Protocol
     from contseg.benchmark.score.leaderboard import Leaderboard
-    from contseg.benchmark.score.networks import Stored
+    from contseg.benchmark.score.networks import StoredNetworks
     from contseg.benchmark.score.records import Record
 
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number("--predictions"),
         default=0,
         metavar="N",
-        help="with --figures: what each step sees in N pictures",
+        help="with --figures: what each step sees in N images",
     )
     add("--latent", action="store_true", help="with --figures: features and prototypes after every step")
     add("--re-evaluate", action="store_true", help="run the protocol's own evaluation pass on every stored network")
@@ -179,11 +179,11 @@ def _verify(args: argparse.Namespace) -> list[str]:
     return problems
 
 
-def _stored(args: argparse.Namespace) -> Stored:
+def _stored(args: argparse.Namespace) -> StoredNetworks:
     from contseg.benchmark.cli.arguments import places
-    from contseg.benchmark.score.networks import Stored
+    from contseg.benchmark.score.networks import StoredNetworks
 
-    return Stored(args.out, places(args.data))
+    return StoredNetworks(args.out, places(args.data))
 
 
 def _warn(lines: list[str]) -> list[str]:

@@ -8,7 +8,7 @@
     def test_contract(): assert_contract("MyMethod")
 
 A rule is a function of what is checked; it raises ``Broken`` with one line. A rule's docstring is its name in full.
-Rules run on a network of 145 thousand parameters and drawn pictures, a few seconds a method, on a CPU.
+Rules run on a network of 145 thousand parameters and drawn images, a few seconds a method, on a CPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contseg.benchmark.contract.toy_run import Build, Course, Stage, clones, second_step, steepest, tensors_of
+from contseg.benchmark.contract.toy_run import Build, Stage, ToyRun, clones, second_step, steepest, tensors_of
 from contseg.benchmark.contract.two_processes import compare_split
 from contseg.benchmark.contract.waits import WaitError, no_waits
 from contseg.benchmark.models.load import term_states
@@ -102,40 +102,40 @@ def assert_contract(method: str | Build) -> None:
 def losses_are_finite(build: Build) -> None:
     """Losses are finite in every setup, and predictions are seen classes."""
     for setup in SETUPS:
-        _lead(Course(setup), build)
+        _lead(ToyRun(setup), build)
 
 
 def one_class(build: Build) -> None:
     """One class a step works."""
-    _lead(Course(sizes=(1, 1)), build)
+    _lead(ToyRun(sizes=(1, 1)), build)
 
 
 def absent_class(build: Build) -> None:
-    """A class that occurs in no picture of the step works."""
-    _lead(Course(classes="some"), build)
+    """A class that occurs in no image of the step works."""
+    _lead(ToyRun(classes="some"), build)
 
 
 def only_background(build: Build) -> None:
     """Batches of background only, and of void only, work."""
     for classes in ("background", "void"):
-        _lead(Course(classes=classes), build)
+        _lead(ToyRun(classes=classes), build)
 
 
 def rectangular(build: Build) -> None:
-    """Rectangular pictures work."""
-    _lead(Course(height=24, width=56), build)
+    """Rectangular images work."""
+    _lead(ToyRun(height=24, width=56), build)
 
 
 def bfloat16(build: Build) -> None:
     """Networks in bfloat16 work."""
-    _lead(Course(autocast=True), build)
+    _lead(ToyRun(autocast=True), build)
 
 
 def gradients_arrive(build: Build) -> None:
     """Gradients reach every parameter that the method trains."""
-    course, parent = Course(), None
-    for index in range(len(course.steps(build()))):
-        stage = Stage.begin(course, build, index, parent)
+    toy, parent = ToyRun(), None
+    for index in range(len(toy.steps(build()))):
+        stage = Stage.begin(toy, build, index, parent)
         waiting = {n: p for n, p in stage.model.named_parameters() if p.requires_grad}
 
         def arrive(*_: object, waiting: dict[str, Any] = waiting) -> None:
@@ -153,7 +153,7 @@ def gradients_arrive(build: Build) -> None:
 
 def old_model_stays(build: Build) -> None:
     """The previous network never changes."""
-    make = second_step(Course(), build)
+    make = second_step(ToyRun(), build)
     stage = make(begin=False) if make is not None else None
     if stage is None or stage.old is None:
         return
@@ -162,7 +162,7 @@ def old_model_stays(build: Build) -> None:
         ("begin_step", stage.start),
         ("an update", lambda: stage.updates(range(2))),
         ("the end of the step", stage.end),
-        ("predict", lambda: stage.predict(stage.course.pictures(stage.step, 0)[0])),
+        ("predict", lambda: stage.predict(stage.toy.pictures(stage.step, 0)[0])),
     )
     for name, hook in hooks:
         hook()
@@ -172,7 +172,7 @@ def old_model_stays(build: Build) -> None:
 
 def nothing_is_written_to(build: Build) -> None:
     """Outputs and batch are not mutated."""
-    for make in (lambda: Stage.begin(Course(), build, 0, None), lambda: _second(build)):
+    for make in (lambda: Stage.begin(ToyRun(), build, 0, None), lambda: _second(build)):
         stage = make()
         if stage is None or not stage.trains:
             continue
@@ -228,7 +228,7 @@ def observers_only_observe(build: Build) -> None:
 
     ends = []
     for maker in (build, bare):
-        stage = Stage.begin(Course(), maker, 0, None).updates(range(3))
+        stage = Stage.begin(ToyRun(), maker, 0, None).updates(range(3))
         ends.append(
             _weights(stage) | {"random numbers": torch.get_rng_state(), "generator": stage.generator.get_state()}
         )
@@ -243,7 +243,7 @@ def _unread_observers(method: Method) -> set[str]:
 
 def terms_do_not_wait(build: Build) -> None:
     """No term waits for the device in an update."""
-    for make in (lambda: Stage.begin(Course(), build, 0, None), lambda: _second(build)):
+    for make in (lambda: Stage.begin(ToyRun(), build, 0, None), lambda: _second(build)):
         stage = make()
         if stage is None or not stage.trains:
             continue
@@ -258,8 +258,8 @@ def terms_do_not_wait(build: Build) -> None:
 
 def signed_features(build: Build) -> None:
     """Features that may be negative work: losses are finite, and their gradients not a thousand times the usual."""
-    _lead(Course(signed=True), build)
-    usual, signed = (steepest(Course(signed=s), build) for s in (False, True))
+    _lead(ToyRun(signed=True), build)
+    usual, signed = (steepest(ToyRun(signed=s), build) for s in (False, True))
     for name, slope in signed.items():
         if slope > 1000 * max(usual.get(name, 0.0), 0.01 * sum(usual.values())):
             raise Broken(f"the gradient of {name!r} reaches {slope:.2g}, and {usual.get(name, 0.0):.2g} without them")
@@ -267,7 +267,7 @@ def signed_features(build: Build) -> None:
 
 def state_survives(build: Build) -> None:
     """State survives save and load."""
-    for make in (lambda: Stage.begin(Course(), build, 0, None), second_step(Course(), build)):
+    for make in (lambda: Stage.begin(ToyRun(), build, 0, None), second_step(ToyRun(), build)):
         if make is None:
             continue
         stage = make().updates(range(2))
@@ -279,7 +279,7 @@ def state_survives(build: Build) -> None:
 
 def interruption_is_harmless(build: Build) -> None:
     """Interrupted equals uninterrupted."""
-    for make in (lambda: Stage.begin(Course(), build, 0, None), second_step(Course(), build)):
+    for make in (lambda: Stage.begin(ToyRun(), build, 0, None), second_step(ToyRun(), build)):
         if make is None:
             continue
         whole = make().updates(range(3))
@@ -293,13 +293,13 @@ def interruption_is_harmless(build: Build) -> None:
 
 def future_is_unseen(build: Build) -> None:
     """No step depends on the classes of a later one."""
-    if len(Course().steps(build())) < 2:
+    if len(ToyRun().steps(build())) < 2:
         return  # it asks for a scenario of its own, in which there is no later step
     ends = []
     for sizes in ((2, 1, 2), (2, 1, 3, 1)):
-        course = Course(sizes=sizes)
-        first = Stage.begin(course, build, 0, None).updates(range(2)).end()
-        second = Stage.begin(course, build, 1, first).updates(range(2)).end()
+        toy = ToyRun(sizes=sizes)
+        first = Stage.begin(toy, build, 0, None).updates(range(2)).end()
+        second = Stage.begin(toy, build, 1, first).updates(range(2)).end()
         ends.append(second.model | second.terms)
     if changed := _differing(*ends):
         raise Broken(f"{changed} at step 1 differs with what step 2 will be")
@@ -307,14 +307,14 @@ def future_is_unseen(build: Build) -> None:
 
 def processes_agree(build: Build) -> None:
     """One global batch equals its split over two processes."""
-    course, parent = Course(dtype=torch.float64), None
-    for index in range(min(2, len(course.steps(build())))):
-        whole, *parts = (Stage(course, build, index, parent, moved=index > 0) for _ in range(3))
+    toy, parent = ToyRun(dtype=torch.float64), None
+    for index in range(min(2, len(toy.steps(build())))):
+        whole, *parts = (Stage(toy, build, index, parent, moved=index > 0) for _ in range(3))
         if all(t.splits for t in whole.terms.values()):
             difference = compare_split(whole, parts)
             if difference:
                 raise Broken(f"{difference} differs at step {index}: form means from sums through `reduce`")
-        parent = Stage.begin(course, build, index, parent).updates(range(2)).end()
+        parent = Stage.begin(toy, build, index, parent).updates(range(2)).end()
 
 
 def keys_see_all(build: Build) -> None:
@@ -350,12 +350,12 @@ RULES: tuple[Callable[[Build], None], ...] = (
 # --- what rules share ----------------------------------------------------------------------------------------------
 
 
-def _lead(course: Course, build: Build) -> None:
+def _lead(toy: ToyRun, build: Build) -> None:
     """Through all steps, two updates each: finite losses and weights, class maps of seen classes."""
     parent = None
-    for index in range(len(course.steps(build()))):
-        stage = Stage.begin(course, build, index, parent)
-        where = f"{course.setup} step {index}"
+    for index in range(len(toy.steps(build()))):
+        stage = Stage.begin(toy, build, index, parent)
+        where = f"{toy.setup} step {index}"
         for number in range(2):
             for name, value in stage.update(number).items():
                 if not value.isfinite():
@@ -364,7 +364,7 @@ def _lead(course: Course, build: Build) -> None:
         for name, weight in parent.model.items():
             if not weight.isfinite().all():
                 raise Broken(f"{name} is not finite after {where}")
-        images, labels = course.pictures(stage.step, 0)
+        images, labels = toy.pictures(stage.step, 0)
         prediction = stage.predict(images)
         if prediction.shape != labels.shape or prediction.is_floating_point():
             raise Broken(f"`predict` gives {prediction.dtype} {tuple(prediction.shape)}, not a class map")
@@ -374,11 +374,11 @@ def _lead(course: Course, build: Build) -> None:
 
 def _perturbed(build: Build) -> tuple[dict[str, Tensor], Tensor]:
     """Weights and a class map after all steps, five updates each, every later student moved."""
-    course, parent = Course(), None
-    for index in range(len(course.steps(build()))):
-        stage = Stage.begin(course, build, index, parent, moved=index > 0).updates(range(5))
+    toy, parent = ToyRun(), None
+    for index in range(len(toy.steps(build()))):
+        stage = Stage.begin(toy, build, index, parent, moved=index > 0).updates(range(5))
         parent = stage.end()
-    return _weights(stage), stage.predict(course.pictures(stage.step, 0)[0])
+    return _weights(stage), stage.predict(toy.pictures(stage.step, 0)[0])
 
 
 @cache
@@ -388,7 +388,7 @@ def _fine_tuned() -> tuple[dict[str, Tensor], Tensor]:
 
 
 def _second(build: Build) -> Stage | None:
-    make = second_step(Course(), build)
+    make = second_step(ToyRun(), build)
     return make() if make is not None else None
 
 

@@ -1,4 +1,4 @@
-"""A small course for the contract check: one method, drawn pictures, the trainer's own steps.
+"""A small course for the contract check: one method, drawn images, the trainer's own steps.
 
 No data and no Accelerator: a step is begun, updated and ended by hand, so that a rule can look in between.
 """
@@ -29,12 +29,12 @@ from contseg.methods.base import Batch, Method, SegOutput
 NETWORK = ModelConfig("tiny", norm="batch")
 CPU = torch.device("cpu")
 Build: TypeAlias = Callable[[], Method]
-Pictures: TypeAlias = tuple[Tensor, Tensor]
+Images: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Course:
-    """What is learned, on which kind of pictures: ``sizes`` are foreground classes by step."""
+class ToyRun:
+    """What is learned, on which kind of images: ``sizes`` are foreground classes by step."""
 
     setup: str = "overlapped"
     sizes: tuple[int, ...] = (2, 1, 2)
@@ -65,7 +65,7 @@ class Course:
         scenario: Scenario = method.scenario(Scenario("drawn", "-".join(map(str, self.sizes)), self.setup, groups))
         return scenario
 
-    def pictures(self, step: Step, number: int) -> Pictures:
+    def pictures(self, step: Step, number: int) -> Images:
         """Noise, coloured by class, and labels in blocks of 8 x 8: the same for the same number."""
         g = torch.Generator().manual_seed(1000 * step.index + number)
         kept = range(1, step.n_old) if step.setup == "sequential" else ()
@@ -117,14 +117,14 @@ class OneProcess:
 
     device, process_index, num_processes, is_main_process = CPU, 0, 1, True
 
-    def __init__(self, course: Course) -> None:
-        self.course = course
+    def __init__(self, toy: ToyRun) -> None:
+        self.toy = toy
 
     def prepare_model(self, model: Any, evaluation_mode: bool = False) -> Callable[[Tensor], SegOutput]:
         """The network, in bfloat16 if the course says so."""
 
         def forward(images: Tensor) -> SegOutput:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.course.autocast):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.toy.autocast):
                 out: SegOutput = model(images)
             return out
 
@@ -137,12 +137,12 @@ class OneProcess:
 class Drawn:
     """What the trainer asks of a ``Feed``."""
 
-    def __init__(self, node: StepNode, config: Config, course: Course, *_: Any) -> None:
-        self.step, self.course = node.step, course
+    def __init__(self, node: StepNode, config: Config, toy: ToyRun, *_: Any) -> None:
+        self.step, self.toy = node.step, toy
 
-    def whole_pass(self) -> Iterator[Pictures]:
+    def whole_pass(self) -> Iterator[Images]:
         """Three batches, the same at every call."""
-        return (self.course.pictures(self.step, 100 + i) for i in range(3))
+        return (self.toy.pictures(self.step, 100 + i) for i in range(3))
 
 
 class Stage(StepTrainer):
@@ -151,29 +151,27 @@ class Stage(StepTrainer):
     feeds = Drawn
 
     @classmethod
-    def begin(
-        cls, course: Course, build: Build, index: int, parent: Parent | None = None, moved: bool = False
-    ) -> Stage:
+    def begin(cls, toy: ToyRun, build: Build, index: int, parent: Parent | None = None, moved: bool = False) -> Stage:
         """The step before its first update; ``moved``: the student is not where its teacher is."""
-        return cls(course, build, index, parent, moved).start()
+        return cls(toy, build, index, parent, moved).start()
 
     def __init__(
-        self, course: Course, build: Build, index: int, parent: Parent | None = None, moved: bool = False
+        self, toy: ToyRun, build: Build, index: int, parent: Parent | None = None, moved: bool = False
     ) -> None:
         """The step with its networks and states; no term has begun."""
-        self.course, method = course, build()
-        scenario = course.scenario(method)
+        self.toy, method = toy, build()
+        scenario = toy.scenario(method)
         view = StepView((), np.zeros(256, np.uint8), "")
-        node = StepNode("drawn", None, scenario, index, method.name, 0, course.train, view)
+        node = StepNode("drawn", None, scenario, index, method.name, 0, toy.train, view)
         init = then(method.init, move) if moved else method.init
-        door = then(method.build, without_activation) if course.signed else method.build
+        hook = then(method.build, without_activation) if toy.signed else method.build
         shelf: Any = Shelf(parent)
-        dataset: Any = course
-        process: Any = OneProcess(course)
+        dataset: Any = toy
+        process: Any = OneProcess(toy)
         config = Config(model=NETWORK)
         super().__init__(
             node,
-            replace(method, init=init, build=door),
+            replace(method, init=init, build=hook),
             {},
             {},
             config,
@@ -200,9 +198,9 @@ class Stage(StepTrainer):
         return self.total > 0
 
     def batch(self, number: int) -> Batch:
-        """Pictures and both networks' outputs, as a term gets them."""
+        """Images and both networks' outputs, as a term gets them."""
         self._train_mode()
-        return self._batch(*self.course.pictures(self.step, number))
+        return self._batch(*self.toy.pictures(self.step, number))
 
     def updates(self, numbers: Iterable[int]) -> Stage:
         """Several updates, if the step has any; returns the stage."""
@@ -215,7 +213,7 @@ class Stage(StepTrainer):
         if not self.trains:
             return {}
         self._train_mode()
-        return self._update(iter([self.course.pictures(self.step, number)]))
+        return self._update(iter([self.toy.pictures(self.step, number)]))
 
     def end(self) -> Parent:
         """After the last update."""
@@ -243,30 +241,30 @@ class Stage(StepTrainer):
 
 
 @lru_cache(maxsize=2)
-def first_step(course: Course, build: Build) -> Parent:
+def first_step(toy: ToyRun, build: Build) -> Parent:
     """What a first step of three updates leaves; found once for all rules that begin at the second."""
-    return Stage.begin(course, build, 0, None).updates(range(3)).end()
+    return Stage.begin(toy, build, 0, None).updates(range(3)).end()
 
 
-def second_step(course: Course, build: Build) -> Callable[..., Stage] | None:
+def second_step(toy: ToyRun, build: Build) -> Callable[..., Stage] | None:
     """Makes the second step, its student moved, after a trained first one: the same every time.
 
     ``begin=False``: its terms have not begun. None if the method asks for a scenario with one step.
     """
-    if len(course.steps(build())) < 2:
+    if len(toy.steps(build())) < 2:
         return None
-    parent = first_step(course, build)
+    parent = first_step(toy, build)
 
     def make(begin: bool = True) -> Stage:
-        stage = Stage(course, build, 1, parent, moved=True)
+        stage = Stage(toy, build, 1, parent, moved=True)
         return stage.start() if begin else stage
 
     return make
 
 
-def steepest(course: Course, build: Build) -> dict[str, float]:
+def steepest(toy: ToyRun, build: Build) -> dict[str, float]:
     """The largest gradient of each loss with respect to the network's output, over four batches of one step."""
-    make = second_step(course, build) or (lambda: Stage.begin(course, build, 0, None))
+    make = second_step(toy, build) or (lambda: Stage.begin(toy, build, 0, None))
     stage = make()
     found: dict[str, float] = {}
     for number in range(4 if stage.trains else 0):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contseg.benchmark.contract.toy_run import Pictures, Stage, clones, map_output, tensors_of
+from contseg.benchmark.contract.toy_run import Images, Stage, clones, map_output, tensors_of
 from contseg.benchmark.models.load import term_states
 from contseg.methods.base import Batch, Reduce, SegOutput
 
@@ -116,10 +116,10 @@ def compare_split(whole: Stage, parts: list[Stage]) -> str:
 
     def share(rank: Rank) -> dict[str, Tensor]:
         stage = parts[rank.rank]
-        all_pictures = stage.context.loader
+        all_images = stage.context.loader
 
-        def pictures() -> Iterator[Pictures]:
-            return ((images[rank.rows], labels[rank.rows]) for images, labels in all_pictures())
+        def pictures() -> Iterator[Images]:
+            return ((images[rank.rows], labels[rank.rows]) for images, labels in all_images())
 
         stage.context = stage.context._replace(reduce=rank, loader=pictures)
         return results(stage.start(), rank.rows, rank)

@@ -24,7 +24,7 @@ from contseg.methods.base import Method, Term, describe
 from contseg.methods.registry import build_method, load_plugins
 
 M = TypeVar("M", bound=nn.Module)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pictures in 0..1
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of images in 0..1
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def skeleton(config: ModelConfig, steps: Sequence[Step], method: Method, seed: i
 
 
 def grow(model: Any, step: Step, method: Method) -> None:
-    """A block for the new classes, then the method's ``build`` door."""
+    """A block for the new classes, then the method's ``build`` hook."""
     model.classifier.grow(step.n_new)
     method.build(model, step)
 

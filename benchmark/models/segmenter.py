@@ -46,7 +46,7 @@ def build_model(config: ModelConfig, groups: Sequence[int], seed: int = 0) -> Se
 class Segmenter(nn.Module):
     """Images (B, 3, H, W), normalised -> ``SegOutput`` at the resolution of the encoder.
 
-    ``heads``: what a method's ``build`` door adds beside the classifier; each reads the embedding (B, E, h, w), its
+    ``heads``: what a method's ``build`` hook adds beside the classifier; each reads the embedding (B, E, h, w), its
     output is ``SegOutput.extra[name]``.
     """
 

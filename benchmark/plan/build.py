@@ -20,7 +20,7 @@ from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import Scenario, Step, parse_scenario
 from contseg.datasets.view import StepView, step_view, tune_view, val_view
-from contseg.methods.base import DOORS, Method, Term, describe, held
+from contseg.methods.base import HOOKS, Method, Term, describe, held
 from contseg.methods.registry import build_method, expand_methods, plugins_of, refuse_equal
 
 # Of trainer, network and transforms, by train.precision: raised when their numbers change, so that no old step is taken
@@ -29,7 +29,7 @@ REVISIONS = {"no": 1, "bf16": 1, "fp16": 2, "double": 2}
 
 
 @dataclass(frozen=True)
-class Rider:
+class SharedObserver:
     """An observer that rides on a training: the term ``term`` of ``method``.
 
     ``before`` is the key of the state in which the step before left it, ``None`` where it begins here.
@@ -55,7 +55,7 @@ class StepNode:
     seed: int
     train: TrainConfig
     view: StepView
-    observers: dict[str, Rider] = field(default_factory=dict)
+    observers: dict[str, SharedObserver] = field(default_factory=dict)
     used_by: list[str] = field(default_factory=list)
     branch: bool = False
 
@@ -69,7 +69,7 @@ class StepNode:
 
     @property
     def images(self) -> int:
-        """Training pictures to be seen."""
+        """Training images to be seen."""
         return self.updates * self.train.batch[0]
 
     @property
@@ -178,11 +178,11 @@ class Plan:
         return list(todo.values())
 
     def alone(self) -> int:
-        """Training pictures if every cell were run on its own."""
+        """Training images if every cell were run on its own."""
         return sum(c.node.images for r in self.runs for c in r.cells)
 
     def shared(self) -> int:
-        """Training pictures when each step is trained once."""
+        """Training images when each step is trained once."""
         return sum(n.images for n in self.nodes.values())
 
 
@@ -245,10 +245,10 @@ class _Builder:
             view = self._view(scenario, step.index)
             active = method.active(step)
             read = needed[step.index] | {id(h) for t in active.values() for h in held(t)}
-            riders = {name: t for name, t in active.items() if t.observes and id(t) in read}
+            shared = {name: t for name, t in active.items() if t.observes and id(t) in read}
             key = original = self._step_key(step, method, seed, view, parent, states)
             before, states = states, _observed(key, step, active, states)
-            while any(states[id(t)] in self.branches for t in riders.values()):
+            while any(states[id(t)] in self.branches for t in shared.values()):
                 key = digest({"branch": key})
                 states = _observed(key, step, active, before)
             node = self.nodes.get(key)
@@ -261,9 +261,9 @@ class _Builder:
                 seen = _reads(method.active(step), before)
                 on = (*([parent.key] if parent else ()), *seen)
                 self.origins.add(key, Origin("model", key, training_files(things), on))
-            for name, term in riders.items():
+            for name, term in shared.items():
                 state, earlier = states[id(term)], before.get(id(term))
-                node.observers.setdefault(state, Rider(method.name, name, earlier))
+                node.observers.setdefault(state, SharedObserver(method.name, name, earlier))
                 on = (key, *([earlier] if earlier else ()))
                 self.origins.add(state, Origin("observer", key, observer_files(term), on))
             user = f"{scenario.name} {method.name}"
@@ -283,7 +283,7 @@ class _Builder:
     def _made_by(step: Step, method: Method) -> list[Any]:
         """The terms and hooks that a step's training calls."""
         terms = [t for t in method.active(step).values() if not t.observes]
-        return [*terms, *(method.door(name, step) for name in ("build", "trainable", "init"))]
+        return [*terms, *(method.hook(name, step) for name in ("build", "trainable", "init"))]
 
     def _view(self, scenario: Scenario, index: int) -> StepView:
         if (scenario, index) not in self._views:
@@ -297,10 +297,10 @@ class _Builder:
         self, step: Step, method: Method, seed: int, view: StepView, parent: StepNode | None, states: dict[int, str]
     ) -> str:
         terms = {n: t for n, t in method.active(step).items() if not t.observes}
-        doors = {name: method.door(name, step) for name in ("build", "trainable", *(("init",) if step.index else ()))}
-        doors = {name: describe(door) for name, door in doors.items() if door is not DOORS[name]}
+        hooks = {name: method.hook(name, step) for name in ("build", "trainable", *(("init",) if step.index else ()))}
+        hooks = {name: describe(hook) for name, hook in hooks.items() if hook is not HOOKS[name]}
         reads = _reads(terms, states)
-        uses_setup = bool(doors) or bool(method.endings(step)) or any(t.uses_setup for t in terms.values())
+        uses_setup = bool(hooks) or bool(method.endings(step)) or any(t.uses_setup for t in terms.values())
         return digest(
             {
                 "revision": REVISIONS[self.config.train.precision],
@@ -313,7 +313,7 @@ class _Builder:
                 "train": describe(self.config.train.at(step.index)),
                 "seed": seed,
                 "terms": [[n if t.state else None, describe(t)] for n, t in terms.items()],
-                "doors": doors,
+                "doors": hooks,
                 "end_step": describe(method.endings(step)),
             }
         )
@@ -369,9 +369,9 @@ def _needed_observers(method: Method, steps: int) -> list[set[int]]:
     return needed
 
 
-def _read_by(door: Any) -> list[Term]:
-    """The terms that a door holds in its fields."""
-    return [v for v in vars(door).values() if isinstance(v, Term)] if hasattr(door, "__dict__") else []
+def _read_by(hook: Any) -> list[Term]:
+    """The terms that a hook holds in its fields."""
+    return [v for v in vars(hook).values() if isinstance(v, Term)] if hasattr(hook, "__dict__") else []
 
 
 def _reads(terms: dict[str, Term], states: dict[int, str]) -> list[str]:

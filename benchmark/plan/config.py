@@ -67,7 +67,7 @@ class TrainConfig:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of a training picture."""
+        """Height and width of a training image."""
         return self.crop[0], self.crop[-1]
 
     @property
@@ -75,15 +75,15 @@ class TrainConfig:
         """Bounds of the random window's share of the area; ``None`` without random windows."""
         return (self.scale[0], self.scale[1]) if self.scale else None
 
-    def plan_updates(self, pictures: int) -> int:
-        """Optimiser updates of this (one-step) configuration over so many pictures; at least one an epoch."""
+    def plan_updates(self, images: int) -> int:
+        """Optimiser updates of this (one-step) configuration over so many images; at least one an epoch."""
         if self.updates:
             return self.updates[0]
-        return max(1, round(self.epochs[0] * self.epoch_updates(pictures)))
+        return max(1, round(self.epochs[0] * self.epoch_updates(images)))
 
-    def epoch_updates(self, pictures: int) -> int:
+    def epoch_updates(self, images: int) -> int:
         """Updates an epoch: the last, smaller batch is dropped, but a step smaller than a batch still trains."""
-        return max(1, pictures // self.batch[0])
+        return max(1, images // self.batch[0])
 
 
 def check_shares(config: Config, processes: int) -> None:
@@ -99,7 +99,7 @@ def check_shares(config: Config, processes: int) -> None:
         norm = config.model.norm
         if micro < 2 and (norm == "batch" or (norm == "sync" and processes == 1)):
             raise UserError(
-                "a batch of one picture would reach BatchNorm: raise train.batch, lower train.accumulate, "
+                "a batch of one image would reach BatchNorm: raise train.batch, lower train.accumulate, "
                 "or set model.norm=group or frozen"
             )
 

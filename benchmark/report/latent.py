@@ -18,24 +18,24 @@ from contseg.benchmark.report.figures import STYLE, contest_rows, file_name, sav
 from contseg.benchmark.report.predictions import palette, steps_shown
 from contseg.benchmark.report.tables import title
 from contseg.benchmark.score.leaderboard import Leaderboard
-from contseg.benchmark.score.networks import Stored, telling_pictures
+from contseg.benchmark.score.networks import StoredNetworks, telling_images
 from contseg.benchmark.score.records import Record
 from contseg.benchmark.store.files import Store, read_tensors
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import VOID
 from contseg.methods.base import shrink_labels
 
-PICTURES, PER_CLASS = 40, 200
+IMAGES, PER_CLASS = 40, 200
 Values = NDArray[np.float64]
 
 
-def write_latent(board: Leaderboard, stored: Stored, folder: Path) -> tuple[list[Path], list[str]]:
+def write_latent(board: Leaderboard, stored: StoredNetworks, folder: Path) -> tuple[list[Path], list[str]]:
     """A figure a contest, the first seed of every method with several steps; the files, and what could not be drawn."""
     written: list[Path] = []
     missing: dict[str, None] = {}
     for key, rows in contest_rows(board):
         dataset = stored.dataset(key[0])
-        chosen = telling_pictures(dataset.presence("val"), rows[0][1][0].run.groups, PICTURES)
+        chosen = telling_images(dataset.presence("val"), rows[0][1][0].run.groups, IMAGES)
         ids = [dataset.ids("val")[i] for i in chosen]
         panels: dict[str, list[tuple[Values, Values, dict[int, Values]]]] = {}
         for method, runs in rows:
@@ -55,8 +55,8 @@ def write_latent(board: Leaderboard, stored: Stored, folder: Path) -> tuple[list
 
 
 @torch.inference_mode()
-def features(stored: Stored, record: Record, ids: list[str]) -> tuple[Values, Values]:
-    """Features (P, D) of pixels of seen foreground classes in test pictures, at most 200 a class, and their labels."""
+def features(stored: StoredNetworks, record: Record, ids: list[str]) -> tuple[Values, Values]:
+    """Features (P, D) of pixels of seen foreground classes in test images, at most 200 a class, and their labels."""
     model, _ = stored.network(record)
     found, labels = [], []
     for image_id in ids:
@@ -72,7 +72,7 @@ def features(stored: Stored, record: Record, ids: list[str]) -> tuple[Values, Va
     return points[rows].astype(float), classes[rows].astype(float)
 
 
-def prototypes(stored: Stored, record: Record) -> dict[int, Values]:
+def prototypes(stored: StoredNetworks, record: Record) -> dict[int, Values]:
     """Raw label -> prototype (D,), for the classes of which a method kept one with this step."""
     folder = Store(stored.out).step(str(record.get("step_key", record["key"])))
     for path in sorted(folder.glob("observer-*.safetensors")):

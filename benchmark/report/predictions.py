@@ -1,4 +1,4 @@
-"""Picture, label and what every method sees after every step, side by side: forgetting made visible."""
+"""Image, label and what every method sees after every step, side by side: forgetting made visible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from contseg.benchmark.report.figures import COLOURS, STYLE, contest_rows, file_name
 from contseg.benchmark.report.tables import title
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
-from contseg.benchmark.score.networks import Stored, telling_pictures
+from contseg.benchmark.score.networks import StoredNetworks, telling_images
 from contseg.benchmark.score.records import Record
 from contseg.benchmark.score.scores import Scored
 from contseg.datasets.errors import UserError
@@ -24,8 +24,8 @@ PANEL = 1.35  # inches
 Image = NDArray[np.uint8]
 
 
-def write_predictions(board: Leaderboard, stored: Stored, n: int, folder: Path) -> tuple[list[Path], list[str]]:
-    """One PNG a contest and picture, of the first seed of every method; the files, and what could not be drawn."""
+def write_predictions(board: Leaderboard, stored: StoredNetworks, n: int, folder: Path) -> tuple[list[Path], list[str]]:
+    """One PNG a contest and image, of the first seed of every method; the files, and what could not be drawn."""
     written: list[Path] = []
     missing: dict[str, None] = {}
     for key, rows in contest_rows(board):
@@ -33,7 +33,7 @@ def write_predictions(board: Leaderboard, stored: Stored, n: int, folder: Path) 
         place.mkdir(parents=True, exist_ok=True)
         record, dataset = rows[0][1][0].run.last, stored.dataset(key[0])
         groups = rows[0][1][0].run.groups
-        ids = [dataset.ids("val")[i] for i in telling_pictures(dataset.presence("val"), groups, n)]
+        ids = [dataset.ids("val")[i] for i in telling_images(dataset.presence("val"), groups, n)]
         seen: dict[tuple[str, int], dict[str, Image]] = {}
         for method, runs in rows:
             for r, at in zip(runs[0].run.records, steps_shown(runs[0]), strict=True):
@@ -58,8 +58,8 @@ def steps_shown(s: Scored) -> range:
     return range(n - len(s.run.records), n)
 
 
-def predictions(stored: Stored, record: Record, ids: Sequence[str]) -> dict[str, Image]:
-    """Raw labels (H, W) that a step's network gives to test pictures."""
+def predictions(stored: StoredNetworks, record: Record, ids: Sequence[str]) -> dict[str, Image]:
+    """Raw labels (H, W) that a step's network gives to test images."""
     _, predict = stored.network(record)
     channels = np.array(record["channels"], dtype=np.uint8)
     images = {i: stored.batch(stored.picture(record, i)[0]) for i in ids}
@@ -88,7 +88,7 @@ def draw(
     rows: Sequence[tuple[str, list[Scored]]],
     names: Sequence[str],
 ) -> Figure:
-    """Picture and label above a grid of methods (rows) and steps (columns)."""
+    """Image and label above a grid of methods (rows) and steps (columns)."""
     n_steps = len(rows[0][1][0].score.groups)
     columns, lines = max(n_steps, 2), len(rows) + 1
     height = PANEL * image.shape[0] / image.shape[1]
@@ -99,7 +99,7 @@ def draw(
         ax.set(xticks=[], yticks=[])
         ax.set_frame_on(False)
     axes[0, 0].imshow(image)
-    axes[0, 0].set_title("picture", fontsize=8)
+    axes[0, 0].set_title("image", fontsize=8)
     axes[0, 1].imshow(colours[label], interpolation="nearest")
     axes[0, 1].set_title("label", fontsize=8)
     for line, (method, _) in enumerate(rows, 1):

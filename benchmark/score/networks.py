@@ -1,4 +1,4 @@
-"""Stored networks at work again: what pictures, latent views and re-evaluation share."""
+"""Stored networks at work again: what images, latent views and re-evaluation share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from contseg.datasets.transforms import EvalTransform
 
 
 @dataclass
-class Stored:
+class StoredNetworks:
     """The networks in the cache of ``out``, and the data sets that they were trained on.
 
     ``data``: where a data set lies, by name. Both raise ``UserError`` where something is missing.
@@ -44,11 +44,11 @@ class Stored:
         return load_step(self.out, step_key(record), record["method"], self.device)
 
     def picture(self, record: Record, image_id: str) -> tuple[Tensor, Tensor]:
-        """A test picture (3, S, S') and its labels (S, S') as the record's step was evaluated, uint8."""
+        """A test image (3, S, S') and its labels (S, S') as the record's step was evaluated, uint8."""
         return EvalTransform(eval_crop(record))(*self.dataset(record["dataset"]).load(image_id, "val"))
 
     def batch(self, image: Tensor) -> Tensor:
-        """A picture as a network takes it: (1, 3, H, W)."""
+        """An image as a network takes it: (1, 3, H, W)."""
         return normalise(image[None].to(self.device))
 
 
@@ -68,10 +68,10 @@ def eval_crop(record: Record) -> tuple[int, int] | None:
     return crop[0], crop[-1]
 
 
-def telling_pictures(present: np.ndarray, groups: tuple[tuple[int, ...], ...], n: int) -> list[int]:
-    """Positions of ``n`` pictures that show the most: both old and later classes, then classes not shown yet.
+def telling_images(present: np.ndarray, groups: tuple[tuple[int, ...], ...], n: int) -> list[int]:
+    """Positions of ``n`` images that show the most: both old and later classes, then classes not shown yet.
 
-    ``present`` (N, n_labels) bool. The same pictures for the same data.
+    ``present`` (N, n_labels) bool. The same images for the same data.
     """
     later = [k for group in groups[1:] for k in group]
     both = present[:, list(groups[0])].any(1) & present[:, later].any(1) if later else np.zeros(len(present), bool)

@@ -39,7 +39,7 @@ NAMES = {
     "EWF+MiB": "MiB+EWF",
 }
 OTHER_CLASS = "SegFormer|ViT|Swin"  # backbones that are no convolutional DeepLab
-TEST_PICTURES = {"voc": 1449, "ade": 2000}
+TEST_IMAGES = {"voc": 1449, "ade": 2000}
 
 
 def load_published(extra: Iterable[Path] = ()) -> pd.DataFrame:
@@ -116,7 +116,7 @@ def with_literature(
 ) -> Leaderboard:
     """The leaderboard with ``literature``: for each row that has one, the published number and the difference to it.
 
-    ``records``: those behind the table, to say where the test pictures are not the literature's.
+    ``records``: those behind the table, to say where the test images are not the literature's.
     """
     if source and source not in set(table["source"]):
         raise unknown("source of published results", source, set(table["source"]))
@@ -167,17 +167,17 @@ def _foot(row: pd.Series, cited: dict[str, str]) -> str:
 
 
 def other_test_sets(records: Sequence[Record]) -> list[str]:
-    """A line for each data set whose test pictures are not the literature's, by the pixels of the centre crops."""
+    """A line for each data set whose test images are not the literature's, by the pixels of the centre crops."""
     notes = set()
     for r in records:
         crop = r["config"].get("eval", {}).get("crop") or r["config"].get("train", {}).get("crop")
-        if r["dataset"] not in TEST_PICTURES or r["protocol"]["eval_view"] != "crop" or not crop:
+        if r["dataset"] not in TEST_IMAGES or r["protocol"]["eval_view"] != "crop" or not crop:
             continue
         pixels = sum(sum(map(sum, r["matrix"][part])) for part in ("seen", "unseen"))
         count = pixels / (crop[0] * crop[-1])
-        if count != TEST_PICTURES[r["dataset"]]:
+        if count != TEST_IMAGES[r["dataset"]]:
             notes.add(
-                f"{r['dataset']}: tested on {count:.0f} pictures, the literature on {TEST_PICTURES[r['dataset']]}: "
+                f"{r['dataset']}: tested on {count:.0f} images, the literature on {TEST_IMAGES[r['dataset']]}: "
                 "differences to published numbers say nothing about a method"
             )
     return sorted(notes)

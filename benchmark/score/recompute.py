@@ -15,7 +15,7 @@ from contseg.benchmark.plan.build import make_plan
 from contseg.benchmark.plan.config import PER_STEP, Config, EvalConfig, TrainConfig
 from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.benchmark.plan.protocol import Protocol, parse_protocol
-from contseg.benchmark.score.networks import Stored, eval_crop, step_key
+from contseg.benchmark.score.networks import StoredNetworks, eval_crop, step_key
 from contseg.benchmark.score.records import Record, Run
 from contseg.benchmark.score.submissions import Matrix, disagreement, record_path, tuples
 from contseg.benchmark.store.files import Store, digest, write_sealed
@@ -27,7 +27,7 @@ from contseg.datasets.transforms import EvalTransform
 from contseg.datasets.view import val_view
 
 
-def keys(stored: Stored, run: Run) -> list[tuple[str, str]]:
+def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:
     """The keys (training, evaluation) that this suite's plan gives a run's steps, with the data and code that are here.
 
     Plugins that a record names are not loaded: somebody else's record runs no code but what ``--plugin`` names.
@@ -54,9 +54,9 @@ def keys(stored: Stored, run: Run) -> list[tuple[str, str]]:
 
 
 class PixelCounter:
-    """How many pixels of the test pictures bear each label, void last; counted once for each size of crop."""
+    """How many pixels of the test images bear each label, void last; counted once for each size of crop."""
 
-    def __init__(self, stored: Stored) -> None:
+    def __init__(self, stored: StoredNetworks) -> None:
         self.stored = stored
         self._counted = lru_cache(maxsize=None)(self._count)
 
@@ -83,7 +83,7 @@ class Rescorer:
     else's, no code that they name is run.
     """
 
-    def __init__(self, stored: Stored, homes: Sequence[Path] = (), foreign: bool = False) -> None:
+    def __init__(self, stored: StoredNetworks, homes: Sequence[Path] = (), foreign: bool = False) -> None:
         self.stored, self.homes, self.foreign = stored, homes or (stored.out,), foreign
         self._matrices: dict[tuple[str, str], Matrix] = {}
 

@@ -42,7 +42,7 @@ class _Config(msgspec.Struct, frozen=True):
 
 
 class _Sees(msgspec.Struct, frozen=True):
-    pictures: int | None = None
+    images: int | None = None
 
 
 class _Versions(msgspec.Struct, frozen=True):

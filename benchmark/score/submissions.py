@@ -177,13 +177,13 @@ def _first(here: Sequence[int], there: Sequence[int], record: Record) -> str:
 
 
 def _planned_updates(record: Record) -> int | None:
-    """The last update of the schedule, from the record's own configuration and number of pictures."""
+    """The last update of the schedule, from the record's own configuration and number of images."""
     if record["cost"].get("trained_parameters") == 0:
         return 0
-    pictures = record.get("sees", {}).get("pictures")
-    if pictures is None:
+    images = record.get("sees", {}).get("images")
+    if images is None:
         return None
-    return TrainConfig(**tuples(record["config"]["train"])).plan_updates(pictures)
+    return TrainConfig(**tuples(record["config"]["train"])).plan_updates(images)
 
 
 def tuples(section: dict[str, Any]) -> dict[str, Any]:

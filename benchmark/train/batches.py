@@ -18,12 +18,12 @@ from contseg.benchmark.plan.build import StepNode
 from contseg.benchmark.plan.config import Config
 from contseg.benchmark.train.rng import Order
 from contseg.datasets.base import SegmentationDataset
-from contseg.datasets.step_dataset import StepPictures, collate
+from contseg.datasets.step_dataset import StepImages, collate
 from contseg.datasets.transforms import TrainTransform
 
 
-class Feed:
-    """The training pictures of a step."""
+class StepBatches:
+    """The training images of a step."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Feed:
         train, self.config, self.device, self.dtype = node.train, config, accelerator.device, dtype
         transform = TrainTransform(train.size, train.window_scale, flip=train.flip)
         keep = 1 / processes_here() if config.run.keep_decoded else 0.0
-        self.pictures = StepPictures(dataset, node.view, transform, node.seed, node.step.index, keep)
+        self.pictures = StepImages(dataset, node.view, transform, node.seed, node.step.index, keep)
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.size, self.batch, self.parts = train.size, train.batch[0], train.accumulate
         self.order = Order(len(node.view.ids), self.batch, node.seed, node.step.index)
@@ -46,10 +46,10 @@ class Feed:
         return self._load(_Shares(self.order, range(start, total), self.parts, self.batch, self.rank, self.world))
 
     def whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """A pass over all pictures of the step, with training augmentation and random numbers of its own.
+        """A pass over all images of the step, with training augmentation and random numbers of its own.
 
         Every process gets the same number of batches; the last one holds what is left over as well. Where a step has
-        fewer pictures than there are processes, some get a batch without a picture.
+        fewer images than there are processes, some get a batch without an image.
         """
         n = len(self.pictures)
         starts = [i * self.batch for i in range(max(1, n // self.batch))]
@@ -87,7 +87,7 @@ def processes_here() -> int:
 
 
 class _Shares:
-    """This process's share of every micro-batch: every P-th picture of it."""
+    """This process's share of every micro-batch: every P-th image of it."""
 
     def __init__(self, order: Order, updates: range, parts: int, batch: int, rank: int, world: int) -> None:
         self.order, self.updates, self.parts, self.rank, self.world = order, updates, parts, rank, world

@@ -38,7 +38,7 @@ def evaluate(
 ) -> dict[str, list[list[int]]]:
     """``{"seen": ..., "unseen": ...}``, each ``n_labels + 1`` rows (the last is void) of ``n_channels`` counts.
 
-    ``predict(out, (H, W))`` gives channels (B, H, W). ``pictures`` gives (image (3, H, W) uint8, raw labels (H, W)
+    ``predict(out, (H, W))`` gives channels (B, H, W). ``images`` gives (image (3, H, W) uint8, raw labels (H, W)
     uint8) by position; ``seen`` (N,) bool parts the test images with at least one seen class from the others.
     ``precision``: that of training; the forward pass runs in it. Each process takes every P-th image; batches hold
     images of one size, and no prediction leaves the device. Raises ``InterruptedStepError`` in all processes if
@@ -72,7 +72,7 @@ def evaluate(
 
 
 class _Numbered(Dataset[tuple[int, Tensor, Tensor]]):
-    """The pictures of this process with their positions."""
+    """The images of this process with their positions."""
 
     def __init__(self, pictures: Any, positions: range) -> None:
         self.pictures, self.positions = pictures, positions
@@ -88,7 +88,7 @@ class _Numbered(Dataset[tuple[int, Tensor, Tensor]]):
 def _equal_sizes(
     pictures: Iterable[tuple[int, Tensor, Tensor]], batch: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Batches of pictures of one size, in order of arrival; what is left over comes at the end."""
+    """Batches of images of one size, in order of arrival; what is left over comes at the end."""
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor, Tensor]]] = {}
     for item in pictures:
         group = waiting.setdefault(tuple(item[1].shape), [])

@@ -15,15 +15,15 @@ def derive(seed: int, *purpose: object) -> int:
 
 
 class Order:
-    """Which pictures each update sees: a fresh permutation an epoch, the last, smaller batch dropped.
+    """Which images each update sees: a fresh permutation an epoch, the last, smaller batch dropped.
 
-    Fewer pictures than a batch: the permutation is followed by others until the batch is full, so that a small step
+    Fewer images than a batch: the permutation is followed by others until the batch is full, so that a small step
     still trains one update an epoch and no batch is smaller than asked for.
     """
 
-    def __init__(self, pictures: int, batch: int, seed: int, step: int) -> None:
-        self.pictures, self.batch, self.seed, self.step = pictures, batch, seed, step
-        self.per_epoch = max(1, pictures // batch)
+    def __init__(self, images: int, batch: int, seed: int, step: int) -> None:
+        self.images, self.batch, self.seed, self.step = images, batch, seed, step
+        self.per_epoch = max(1, images // batch)
         self._epoch = lru_cache(maxsize=2)(self._draw)
 
     def __getitem__(self, update: int) -> list[tuple[int, int]]:
@@ -34,5 +34,5 @@ class Order:
 
     def _draw(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(derive(self.seed, self.step, "order", epoch))
-        rounds = -(-self.batch // self.pictures) if self.pictures < self.batch else 1
-        return torch.cat([torch.randperm(self.pictures, generator=generator) for _ in range(rounds)]).tolist()
+        rounds = -(-self.batch // self.images) if self.images < self.batch else 1
+        return torch.cat([torch.randperm(self.images, generator=generator) for _ in range(rounds)]).tolist()

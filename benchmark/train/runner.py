@@ -267,11 +267,11 @@ class Runner:
         built = {node.method: method}
         observers: dict[str, Term] = {}
         states: dict[str, dict[str, Tensor]] = {}
-        for key, rider in node.observers.items():
-            owner = built.setdefault(rider.method, build_method(rider.method))
-            observers[key] = owner.active(node.step)[rider.term]
-            if node.parent is not None and rider.before is not None:
-                states[key] = self.store.read_observer(node.parent.key, rider.before)
+        for key, shared in node.observers.items():
+            owner = built.setdefault(shared.method, build_method(shared.method))
+            observers[key] = owner.active(node.step)[shared.term]
+            if node.parent is not None and shared.before is not None:
+                states[key] = self.store.read_observer(node.parent.key, shared.before)
         return observers, states
 
     def _keep(
@@ -309,9 +309,9 @@ class Runner:
         """Give the observers that came late a branch of their own, which the next plan takes."""
         self.outcome.branched = True
         if self.accelerator.is_main_process:
-            for observer, rider in node.observers.items():
+            for observer, shared in node.observers.items():
                 if not self.store.observer(node.key, observer).exists():
-                    what = {"step": node.key, "title": node.title, "method": rider.method, "term": rider.term}
+                    what = {"step": node.key, "title": node.title, "method": shared.method, "term": shared.term}
                     write_json(self.store.branch(observer), what | {"provenance": provenance(self.accelerator)})
             self.store.drop_checkpoint(node.key)
             self.say(
@@ -347,13 +347,13 @@ class Runner:
     def _score(self, cell: Cell, model: Any, method: Method) -> None:
         node, plan = cell.node, self.plan
         dataset = plan.datasets[node.scenario.dataset]
-        pictures, known = test_set(plan, self._run_of[cell.score].scenario, node.index)
+        images, known = test_set(plan, self._run_of[cell.score].scenario, node.index)
         model.eval()
         began = time.perf_counter()
         matrix = evaluate(
             model,
             method.predict,
-            pictures,
+            images,
             known,
             len(dataset.class_names),
             node.step.n_classes,
@@ -365,7 +365,7 @@ class Runner:
             self._stop,
         )
         if self.accelerator.is_main_process:
-            score = {"matrix": matrix, "seconds": round(time.perf_counter() - began, 3), "pictures": len(pictures)}
+            score = {"matrix": matrix, "seconds": round(time.perf_counter() - began, 3), "images": len(images)}
             score["code"] = plan.origins.now(cell.score, {}, self.store)
             write_sealed(self.store.score(node.key, cell.score), score)
         self.accelerator.wait_for_everyone()

@@ -39,7 +39,7 @@ def describe_step(
             {"index": s.index, "setup": s.setup, "old_classes": s.old_classes, "new_classes": s.new_classes}
             for s in node.scenario.steps[: node.index + 1]
         ],
-        "sees": {"digest": node.view.digest, "pictures": len(node.view.ids)},
+        "sees": {"digest": node.view.digest, "images": len(node.view.ids)},
         "cost": cost,
         "losses": losses,
         "versions": versions(),

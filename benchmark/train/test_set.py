@@ -9,12 +9,12 @@ from torch import Tensor
 from contseg.benchmark.plan.build import Plan
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.scenario import Scenario, Step
-from contseg.datasets.step_dataset import StepPictures
+from contseg.datasets.step_dataset import StepImages
 from contseg.datasets.transforms import EvalTransform, Size
 from contseg.datasets.view import StepView, seen, tune_view, val_view
 
 
-def test_set(plan: Plan, scenario: Scenario, index: int) -> tuple[StepPictures, Tensor]:
+def test_set(plan: Plan, scenario: Scenario, index: int) -> tuple[StepImages, Tensor]:
     """The images that score step ``index`` of a run; a training may serve runs with other held-out images."""
     config, dataset = plan.config, plan.datasets[scenario.dataset]
     crop = config.eval.crop or config.train.crop
@@ -23,12 +23,10 @@ def test_set(plan: Plan, scenario: Scenario, index: int) -> tuple[StepPictures, 
     return images_of(dataset, view, scenario.steps[index], size)
 
 
-def images_of(
-    dataset: SegmentationDataset, view: StepView, step: Step, size: Size | None
-) -> tuple[StepPictures, Tensor]:
+def images_of(dataset: SegmentationDataset, view: StepView, step: Step, size: Size | None) -> tuple[StepImages, Tensor]:
     """A view's images as they are scored, with raw labels, and which of them hold a class seen by the step (N,) bool.
 
     ``size``: of the centre crop; ``None``: full resolution.
     """
     known = seen(dataset, step, view.split)[np.isin(dataset.ids(view.split), view.ids)]
-    return StepPictures(dataset, view, EvalTransform(size)), torch.from_numpy(known)
+    return StepImages(dataset, view, EvalTransform(size)), torch.from_numpy(known)

@@ -22,7 +22,7 @@ from contseg.benchmark.plan.build import StepNode
 from contseg.benchmark.plan.config import Config
 from contseg.benchmark.store.files import Store
 from contseg.benchmark.train import checkpoint
-from contseg.benchmark.train.batches import Feed
+from contseg.benchmark.train.batches import StepBatches
 from contseg.benchmark.train.distributed import InterruptedStepError, average, gather, heed, over_processes
 from contseg.benchmark.train.memory import peak_memory, watch_memory
 from contseg.benchmark.train.rng import derive
@@ -57,7 +57,7 @@ class StepTrainer:
     those of other methods that share this training. The contract check lives the same step, by hand (``course.Stage``).
     """
 
-    feeds: ClassVar[Any] = Feed  # what gives a step its images
+    feeds: ClassVar[Any] = StepBatches  # what gives a step its images
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class StepTrainer:
         self.step, self.train = node.step, node.train
         self.device = accelerator.device
         self.dtype = torch.float64 if self.train.precision == "double" else torch.float32
-        self.feed = self.feeds(node, config, dataset, accelerator, self.dtype)
+        self.step_batches = self.feeds(node, config, dataset, accelerator, self.dtype)
         self.terms = method.active(self.step)
         mine = {id(t) for t in self.terms.values()}
         self.guests = {k: t for k, t in observers.items() if id(t) not in mine}
@@ -121,7 +121,7 @@ class StepTrainer:
         self._optimiser()
 
     def _optimiser(self) -> None:
-        groups = [g for g in self.method.door("trainable", self.step)(self.model, self.step) if len(g["params"])]
+        groups = [g for g in self.method.hook("trainable", self.step)(self.model, self.step) if len(g["params"])]
         trained = {id(p) for g in groups for p in g["params"]}
         for p in self.model.parameters():
             p.requires_grad_(id(p) in trained)
@@ -182,7 +182,7 @@ class StepTrainer:
 
     def _loop(self) -> None:
         began, saved, p = time.perf_counter(), time.perf_counter(), self.progress
-        batches = self.feed.updates(p.update, self.total)
+        batches = self.step_batches.updates(p.update, self.total)
         names: list[str] = []
         window = torch.zeros(0, device=self.device)
         bad = torch.zeros(0, device=self.device)
@@ -298,7 +298,7 @@ class StepTrainer:
 
     def _whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass outside the loop; heeds a signal as the loop does."""
-        for i, batch in enumerate(self.feed.whole_pass(), 1):
+        for i, batch in enumerate(self.step_batches.whole_pass(), 1):
             yield batch
             if i % LOOK == 0:
                 heed(self.stop)

@@ -1,4 +1,4 @@
-"""ADE20K SceneParse150: 20 210 training and 2 000 validation pictures, 150 classes.
+"""ADE20K SceneParse150: 20 210 training and 2 000 validation images, 150 classes.
 
 Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017. Label 0 is "other": pixels outside the 150 classes. In
 training it is the background channel, as in the released code of MiB; at test a protocol may leave it out.

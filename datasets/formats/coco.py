@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from contseg.datasets.errors import UserError
-from contseg.datasets.formats.paired import PICTURES
+from contseg.datasets.formats.paired import IMAGES
 from contseg.datasets.formats.pairs import Found, Pair, split_by_name
 from contseg.datasets.images import read_bytes
 from contseg.datasets.scenario import VOID
@@ -29,12 +29,12 @@ def annotation_files(folder: Path) -> list[Path]:
 
 
 def draw_maps(files: list[Path], folder: Path, work: Path) -> tuple[Found, list[str]]:
-    """Pictures of ``folder`` with maps drawn into ``work``, and the class names; all files have the same categories."""
+    """Images of ``folder`` with maps drawn into ``work``, and the class names; all files have the same categories."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
         raise UserError(f"{files[0]} needs pycocotools to be read: pip install pycocotools") from error
-    pictures = {p.name: p for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURES}
+    pictures = {p.name: p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGES}
     groups: dict[str, list[Pair]] = {}
     missing: list[str] = []
     categories: dict[int, str] = {}
@@ -59,7 +59,7 @@ def draw_maps(files: list[Path], folder: Path, work: Path) -> tuple[Found, list[
             Image.fromarray(_draw(annotations, info, label_of)).save(label)
             groups[path.stem].append(Pair(label.stem, pictures[name], label))
     if missing:
-        raise UserError(f"{len(missing)} pictures of {files[0]} are not in {folder}, for example {missing[0]}")
+        raise UserError(f"{len(missing)} images of {files[0]} are not in {folder}, for example {missing[0]}")
     splits, how = split_by_name(groups)
     return Found(splits, how, []), ["background", *(categories[c] for c in sorted(categories))]
 

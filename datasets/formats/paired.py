@@ -12,7 +12,7 @@ from contseg.datasets.base import SPLITS, SegmentationDataset
 from contseg.datasets.errors import UserError
 from contseg.datasets.images import read_bytes
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAPS = (".png", ".bmp", ".tif", ".tiff")
 
 
@@ -43,9 +43,9 @@ class PairedFiles(SegmentationDataset):
         kept: dict[str, dict[str, tuple[Path, Path]]] = self.__dict__.setdefault("_kept_pairs", {})
         if split not in kept:
             listed, images, labels = self.listing(split)
-            pictures, maps = files_by_stem(images, PICTURES), files_by_stem(labels, MAPS)
+            pictures, maps = files_by_stem(images, IMAGES), files_by_stem(labels, MAPS)
             for image_id in maps if listed is None else listed:
-                for what, found, folder in (("picture", pictures, images), ("label map", maps, labels)):
+                for what, found, folder in (("image", pictures, images), ("label map", maps, labels)):
                     if image_id not in found:
                         hint = ending_hint(image_id, found)
                         raise UserError(f"{self.name}: {split} id {image_id!r} has no {what} in {folder}{hint}")

@@ -1,6 +1,6 @@
-"""Which pictures and label maps in a folder belong together, whatever the folders are called.
+"""Which images and label maps in a folder belong together, whatever the folders are called.
 
-A folder of maps is one whose name says so, or whose files are grey or have a palette; its pictures are in the folder
+A folder of maps is one whose name says so, or whose files are grey or have a palette; its images are in the folder
 that shares most file names with it, the nearest one on ties. VOC's and ADE20K's layouts, and CamVid's ``train`` +
 ``trainannot``, are cases.
 """
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from contseg.datasets.errors import UserError
-from contseg.datasets.formats.paired import MAPS, PICTURES, files_by_stem, read_lines
+from contseg.datasets.formats.paired import IMAGES, MAPS, files_by_stem, read_lines
 from contseg.datasets.images import read_bytes
 from contseg.datasets.view import held_out
 
@@ -26,7 +26,7 @@ DEPTH = 4
 
 
 class Pair(NamedTuple):
-    """A picture and its label map."""
+    """An image and its label map."""
 
     image_id: str
     image: Path
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Pairs by split, and how the splits were told apart; pictures without a map."""
+    """Pairs by split, and how the splits were told apart; images without a map."""
 
     splits: dict[str, list[Pair]]
     how: str
@@ -45,25 +45,25 @@ def find_pairs(root: Path) -> Found:
     """Search ``root``, ``DEPTH`` folders deep. UserError if no two folders fit together."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
-    folders = [d for d in _folders(root) if files_by_stem(d, PICTURES)]
+    folders = [d for d in _folders(root) if files_by_stem(d, IMAGES)]
     maps = [d for d in folders if not NOT_CLASSES.search(d.name) and _holds_maps(d, root)]
-    chosen: dict[Path, tuple[int, Path]] = {}  # folder of pictures -> how many fit, folder of maps
+    chosen: dict[Path, tuple[int, Path]] = {}  # folder of images -> how many fit, folder of maps
     for labels in maps:
         stems = files_by_stem(labels, MAPS).keys()
-        common = {d: len(stems & files_by_stem(d, PICTURES).keys()) for d in folders if d not in maps}
+        common = {d: len(stems & files_by_stem(d, IMAGES).keys()) for d in folders if d not in maps}
         images = max(common, key=lambda d: (common[d], len(os.path.commonpath([d, labels]))), default=None)
         if images and common[images] > chosen.get(images, (0, None))[0]:
             chosen[images] = common[images], labels
     if not chosen:
         raise UserError(
-            f"no pictures with label maps of the same names in {root} ({len(folders)} folders with pictures): expected "
+            f"no images with label maps of the same names in {root} ({len(folders)} folders with images): expected "
             f"for example JPEGImages/ID.jpg and SegmentationClass/ID.png{_what_does_not_fit(root, folders, maps)}"
         )
     together = {images: _pairs(images, labels) for images, (_, labels) in chosen.items()}
     without = [
         path
         for images, pairs in together.items()
-        for stem, path in sorted(files_by_stem(images, PICTURES).items())
+        for stem, path in sorted(files_by_stem(images, IMAGES).items())
         if stem not in {p.image_id for p in pairs}
     ]
     splits, how = _splits(root, together)
@@ -77,7 +77,7 @@ def _what_does_not_fit(root: Path, folders: list[Path], maps: list[Path]) -> str
             return f"; {folder} holds no {', '.join(e[1:] for e in MAPS)} (JPEG does not keep labels)"
     images = [d for d in folders if d not in maps]
     if images and maps:
-        names = [min(files_by_stem(d, PICTURES).values()).relative_to(root) for d in (images[0], maps[0])]
+        names = [min(files_by_stem(d, IMAGES).values()).relative_to(root) for d in (images[0], maps[0])]
         return f"; {names[0]} and {names[1]} differ in more than their ending: rename them"
     return ""
 
@@ -107,7 +107,7 @@ def _holds_maps(folder: Path, root: Path) -> bool:
 
 
 def _pairs(images: Path, labels: Path) -> list[Pair]:
-    pictures, maps = files_by_stem(images, PICTURES), files_by_stem(labels, MAPS)
+    pictures, maps = files_by_stem(images, IMAGES), files_by_stem(labels, MAPS)
     return [Pair(i, pictures[i], maps[i]) for i in sorted(pictures.keys() & maps.keys())]
 
 

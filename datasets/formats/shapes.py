@@ -1,8 +1,8 @@
 """The embedded data set: six drawn shapes on noise, deterministic, no download and no file.
 
-Made so that a tiny network tells the story of the field within minutes: 1 to 4 objects a picture, so that most
-pictures of a later step hold earlier classes too (the background shift), and square and cross share their hue, so that
-only shape parts an old class from a new one. 800 train and 200 val pictures of 48x48.
+Made so that a tiny network tells the story of the field within minutes: 1 to 4 objects an image, so that most
+images of a later step hold earlier classes too (the background shift), and square and cross share their hue, so that
+only shape parts an old class from a new one. 800 train and 200 val images of 48x48.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIDE = 48
-VERSION = 1  # of the drawing: part of every picture's fingerprint
+VERSION = 1  # of the drawing: part of every image's fingerprint
 COUNTS = {"train": 800, "val": 200}
 SEEDS = {"train": 1001, "val": 2}
 
@@ -69,13 +69,13 @@ KINDS: tuple[tuple[str, float, Callable[[Array, Array], Mask]], ...] = (
     ("cross", 0.33, _cross),
     ("star", 0.80, _star),
 )
-_Y, _X = np.mgrid[:SIDE, :SIDE] / SIDE + 0.5 / SIDE  # pixel centres, the picture's side as unit
+_Y, _X = np.mgrid[:SIDE, :SIDE] / SIDE + 0.5 / SIDE  # pixel centres, the image's side as unit
 
 # --- drawing ---
 
 
 def layout(seed: int, index: int) -> list[tuple[int, int, Mask]]:
-    """The objects of a picture, from back to front: label, kind, mask. The grey distractor bears background's label."""
+    """The objects of an image, from back to front: label, kind, mask. The grey distractor bears background's label."""
     rng = np.random.default_rng([seed, index])
     kinds = [int(k) for k in rng.permutation(len(KINDS))[: rng.integers(1, 5)]]
     objects = [(k + 1, k, _place(k, rng)) for k in kinds]
@@ -96,7 +96,7 @@ def _place(kind: int, rng: np.random.Generator) -> Mask:
 
 @cache
 def draw_label(seed: int, index: int) -> NDArray[np.uint8]:
-    """(48, 48): the label map alone. Drawn once, like the picture: all of the data set is 9 MB."""
+    """(48, 48): the label map alone. Drawn once, like the image: all of the data set is 9 MB."""
     label = np.full((SIDE, SIDE), BACKGROUND, np.uint8)
     for value, _, mask in layout(seed, index):
         label[mask] = value
@@ -136,7 +136,7 @@ def _rgb(hue: float, saturation: float, value: float) -> Array:
 class Shapes(SegmentationDataset):
     """Six drawn shapes, 6 classes: part of the suite, nothing to download.
 
-    Pictures by id: ``train_0000`` ..., ``val_0000`` ...
+    Images by id: ``train_0000`` ..., ``val_0000`` ...
     """
 
     class_names = ("background", *(kind[0] for kind in KINDS))
@@ -154,7 +154,7 @@ class Shapes(SegmentationDataset):
         return torch.tensor(draw_image(seed, index)), torch.tensor(draw_label(seed, index))  # copies
 
     def _read(self, ids: tuple[str, ...], split: str, progress: bool) -> Index:
-        """The labels are drawn, the pictures are not: a drawing's seed, number and version are its content."""
+        """The labels are drawn, the images are not: a drawing's seed, number and version are its content."""
         seed = SEEDS[split]
         return gather(
             row(

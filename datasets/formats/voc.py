@@ -1,4 +1,4 @@
-"""Pascal VOC 2012 with the augmented training set: 10 582 training and 1 449 validation pictures, 20 classes.
+"""Pascal VOC 2012 with the augmented training set: 10 582 training and 1 449 validation images, 20 classes.
 
 Everingham et al., The PASCAL Visual Object Classes Challenge 2012; Hariharan et al., Semantic Contours from Inverse
 Detectors, ICCV 2011 (SBD), merged as ``SegmentationClassAug``. Both layouts that people have are read:

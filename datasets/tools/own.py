@@ -1,4 +1,4 @@
-"""From a folder of pictures and label maps to a data set: what is in it, what is wrong, which tasks make sense."""
+"""From a folder of images and label maps to a data set: what is in it, what is wrong, which tasks make sense."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAME_FILES = ("class_names.txt", "classes.txt", "labels.txt")
 GAP = 10
 """Where nothing names the classes: after so many labels that occur nowhere (or as many as do occur) comes a mistake."""
 FEW = 8
-"""Training pictures in a step below which a result says little."""
+"""Training images in a step below which a result says little."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Own:
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{len(p)} {split}" for split, p in self.pairs.items())
-        lines = [f"{self.folder}: {sizes} pictures with label maps", f"splits: {self.how}", ""]
+        lines = [f"{self.folder}: {sizes} images with label maps", f"splits: {self.how}", ""]
         lines += ["proposed class_names.txt (line n is label n):"]
         shares = {s: c.sum(0) / c.sum() for s, c in self.counts.items()}
         for label, name in [*enumerate(self.class_names), (VOID, "(void)")]:
@@ -73,7 +73,7 @@ class Own:
                 f"{int((self.counts[s][:, label] > 0).sum()):>8} {s}{shares[s][label]:>9.2%}" for s in self.counts
             )
             lines.append(f"  {label:>3} {name:<24}{cells}")
-        lines += ["", "tasks (training pictures by step):", *self.tasks()]
+        lines += ["", "tasks (training images by step):", *self.tasks()]
         lines += [f"\nnote: {n}" for n in self.notes] + [f"\nFAULT: {f}" for f in self.faults]
         return "\n".join(lines)
 
@@ -89,7 +89,7 @@ class Own:
                 few = [str(t) for t, size in enumerate(sizes) if 0 < size < FEW]
                 verdict = f"NOT POSSIBLE: step {', '.join(empty)} is empty" if empty else "makes sense"
                 if few and not empty:
-                    verdict = f"hardly: step {', '.join(few)} has fewer than {FEW} pictures"
+                    verdict = f"hardly: step {', '.join(few)} has fewer than {FEW} images"
                 lines.append(f"  {task + '/' + setup:<18} {', '.join(map(str, sizes)):<40} {verdict}")
         return lines or ["  none: with one class there is nothing to add"]
 
@@ -110,7 +110,7 @@ def usual_tasks(n: int) -> list[str]:
 
 
 def look_at(folder: Path, convention: Convention, work: Path) -> Own:
-    """Look at every picture and map of a folder. UserError if there is nothing that can be used.
+    """Look at every image and map of a folder. UserError if there is nothing that can be used.
 
     Without label maps a COCO-style JSON is looked for; maps are then drawn into the folder ``work``.
     """
@@ -131,7 +131,7 @@ def look_at(folder: Path, convention: Convention, work: Path) -> Own:
             faults.setdefault(fault_kind(line), []).append(line)
         good = [(p, x) for p, x in zip(group, looks, strict=True) if not isinstance(x, str)]
         if not good:
-            nothing = f"no {split} pictures in {folder} (splits: {found.how}): give a list or a folder for {split}"
+            nothing = f"no {split} images in {folder} (splits: {found.how}): give a list or a folder for {split}"
             raise UserError(next(iter(faults.values()))[0] if faults else nothing)
         pairs[split] = [p for p, _ in good]
         raw = np.array([x[0] for _, x in good], np.int64)
@@ -143,7 +143,7 @@ def look_at(folder: Path, convention: Convention, work: Path) -> Own:
         lines[0] + (f" (and {len(lines) - 1} more like this)" if len(lines) > 1 else "") for lines in faults.values()
     ]
     if found.without_map:
-        own.faults.append(f"{len(found.without_map)} pictures have no label map, for example {found.without_map[0]}")
+        own.faults.append(f"{len(found.without_map)} images have no label map, for example {found.without_map[0]}")
     _name_classes(own, names or _names_beside(folder), sum(c.sum(0) for c in counts.values()))
     return own
 
@@ -157,7 +157,7 @@ def check_target(out: Path, source: Path) -> None:
 
 
 def write(own: Own, out: Path) -> None:
-    """The data set in VOC layout, in a folder of its own; all or nothing. Pictures are copied as they are."""
+    """The data set in VOC layout, in a folder of its own; all or nothing. Images are copied as they are."""
     check_target(out, own.folder)
     if any(counts[:, len(own.class_names) : VOID].any() for counts in own.counts.values()):
         raise UserError(f"{out} is not written: there are labels without a class (above)")
@@ -249,7 +249,7 @@ def _name_classes(own: Own, names: list[str] | None, pixels: np.ndarray) -> None
         own.notes.append("label 0 (background) occurs nowhere: every pixel belongs to a class or is void")
     both = {p.image_id for p in own.pairs["train"]} & {p.image_id for p in own.pairs["val"]}
     if both:
-        own.notes.append(f"{len(both)} names are in train and in val ({min(both)}): are they the same pictures?")
+        own.notes.append(f"{len(both)} names are in train and in val ({min(both)}): are they the same images?")
 
 
 def _maps_with(own: Own, label: int) -> str:

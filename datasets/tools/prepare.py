@@ -50,7 +50,7 @@ def ade_source() -> Source:
 def prepare_voc(
     root: Path, aug: Path | None = None, say: Say = print, voc: Source | None = None, sbd: Source | None = None
 ) -> Path:
-    """``ROOT/VOC2012`` with pictures, both label folders and ``train_aug.txt``; what is there already is kept.
+    """``ROOT/VOC2012`` with images, both label folders and ``train_aug.txt``; what is there already is kept.
 
     ``aug``: somebody's ready-made ``SegmentationClassAug`` archive in place of SBD; VOC's own maps win there too.
     """
@@ -148,10 +148,10 @@ def _require_labels(path: Path) -> None:
         with Image.open(path) as image:
             mode = image.mode
     except UnidentifiedImageError as e:
-        raise UserError(f"{path.name} in the archive is not a picture") from e
+        raise UserError(f"{path.name} in the archive is not an image") from e
     if mode not in ("P", "L"):
         raise UserError(
-            f"{path.name} in the archive is a {mode} picture, not a map of class indices (8-bit, grey or palette): "
+            f"{path.name} in the archive is a {mode} image, not a map of class indices (8-bit, grey or palette): "
             "some archives hold colourful maps for looking at; take the other one"
         )
 

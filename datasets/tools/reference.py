@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reference:
-    """``pictures``: how many, by split. ``class_pictures``: pictures that hold label 1, 2, ..., by split.
+    """``images``: how many, by split. ``class_images``: images that hold label 1, 2, ..., by split.
 
     ``ids_sha256``: of the ids, ascending, a line feed after each. ``with_void``: training maps with void pixels,
     where that tells something.
-    ``scenarios``: ``"TASK/SETUP"`` -> training pictures by step.
+    ``scenarios``: ``"TASK/SETUP"`` -> training images by step.
     """
 
-    pictures: dict[str, int]
-    class_pictures: dict[str, tuple[int, ...]]
+    images: dict[str, int]
+    class_images: dict[str, tuple[int, ...]]
     scenarios: dict[str, tuple[int, ...]]
     ids_sha256: dict[str, str]
     with_void: int | None = None
@@ -26,8 +26,8 @@ class Reference:
 
 # fmt: off
 VOC = Reference(
-    pictures={"train": 10582, "val": 1449},
-    class_pictures={
+    images={"train": 10582, "val": 1449},
+    class_images={
         "train": (
             586, 486, 698, 461, 654, 385, 1086, 1000, 1081, 264, 528, 1177, 444, 482, 3898, 487, 299, 491, 500, 548,
         ),
@@ -59,8 +59,8 @@ VOC = Reference(
 )
 
 ADE = Reference(
-    pictures={"train": 20210, "val": 2000},
-    class_pictures={
+    images={"train": 20210, "val": 2000},
+    class_images={
         "train": (
             11588, 6042, 8240, 9314, 6674, 6579, 3990, 1825, 4687, 2421, 2851, 3061, 5069, 1791, 3276, 4266, 1690,
             3995, 2148, 3258, 3161, 702, 3295, 1191, 1404, 667, 650, 1229, 1132, 479, 1172, 521, 1385, 698, 781,

@@ -1,6 +1,6 @@
 """A careful look at every file of a data set: what cannot be read is collected instead of raised.
 
-``N`` pictures that can be read. The loader (``base.py``) stops at the first fault; a report names them all.
+``N`` images that can be read. The loader (``base.py``) stops at the first fault; a report names them all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
-from contseg.datasets.formats.paired import MAPS, PICTURES, PairedFiles, ending_hint, files_by_stem
+from contseg.datasets.formats.paired import IMAGES, MAPS, PairedFiles, ending_hint, files_by_stem
 from contseg.datasets.images import inspect, read_bytes
 from contseg.datasets.index import in_parallel
 
@@ -38,12 +38,12 @@ class Scan:
 
     @property
     def present(self) -> np.ndarray:
-        """(N, 256) bool: does a raw label occur in a picture."""
+        """(N, 256) bool: does a raw label occur in an image."""
         return self.counts > 0
 
 
 def scan(dataset: SegmentationDataset, split: str, progress: bool = True) -> Scan:
-    """Look at every picture of a split. UserError if it cannot be listed, or if nothing of it can be read."""
+    """Look at every image of a split. UserError if it cannot be listed, or if nothing of it can be read."""
     listed, files, faults = _files(dataset, split)
     ids = sorted(files)
 
@@ -58,13 +58,13 @@ def scan(dataset: SegmentationDataset, split: str, progress: bool = True) -> Sca
     good = {i: x for i, x in looks.items() if not isinstance(x, str)}
     if not good:
         lines = [line for kind in faults.values() for line in kind]
-        raise UserError(lines[0] if lines else f"data set {dataset.name!r} has no {split} pictures")
+        raise UserError(lines[0] if lines else f"data set {dataset.name!r} has no {split} images")
     counts, sizes = zip(*good.values(), strict=True)
     return Scan(tuple(listed), tuple(good), np.array(counts, np.int64), np.array(sizes), faults)
 
 
 def look(image: Path, label: Path) -> Look | str:
-    """One picture's two files; a line if something is wrong with them."""
+    """One image's two files; a line if something is wrong with them."""
     try:
         return inspect(image, label, read_bytes(image), read_bytes(label))
     except UserError as error:
@@ -84,10 +84,10 @@ def _files(
         ids = dataset.ids(split)
         return list(ids), {i: dataset.files(i, split) for i in ids}, {}
     listed, images, labels = dataset.listing(split)
-    pictures, maps = files_by_stem(images, PICTURES), files_by_stem(labels, MAPS)
+    pictures, maps = files_by_stem(images, IMAGES), files_by_stem(labels, MAPS)
     wanted = sorted(pictures.keys() | maps.keys()) if listed is None else listed
     faults: dict[str, list[str]] = {}
-    for what, found, folder in (("picture", pictures, images), ("label map", maps, labels)):
+    for what, found, folder in (("image", pictures, images), ("label map", maps, labels)):
         lacking = [i for i in sorted(set(wanted)) if i not in found]
         lines = [f"{split} id {i!r} has no {what} in {folder}{ending_hint(i, found)}" for i in lacking]
         if lines:

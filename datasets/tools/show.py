@@ -1,4 +1,4 @@
-"""What each step of a scenario sees, in numbers and in a picture: the background shift made visible."""
+"""What each step of a scenario sees, in numbers and in an image: the background shift made visible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
-from contseg.datasets.formats.paired import PICTURES
+from contseg.datasets.formats.paired import IMAGES
 from contseg.datasets.palette import voc_palette
 from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step
 from contseg.datasets.tools.scan import Scan, scan
@@ -19,24 +19,24 @@ TILE = (184, 138)
 GAP = 6
 TITLE = 20
 BAR = 34  # height of the text above a row
-MOST = 100  # pictures a step on a sheet
+MOST = 100  # images a step on a sheet
 PAPER, INK = (255, 255, 255), (0, 0, 0)
 PALETTE = np.array(voc_palette(), np.uint8).reshape(256, 3)
 PALETTE[VOID] = PAPER
 
 
-def check_sheet(path: Path, pictures: int) -> None:
-    """``UserError`` unless a contact sheet of so many pictures a step can be written there."""
-    if path.is_dir() or path.suffix.lower() not in PICTURES:
+def check_sheet(path: Path, images: int) -> None:
+    """``UserError`` unless a contact sheet of so many images a step can be written there."""
+    if path.is_dir() or path.suffix.lower() not in IMAGES:
         raise UserError(f"--out {path}: give an image file, for example {path.stem or 'sheet'}.png")
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}")
-    if not 1 <= pictures <= MOST:
-        raise UserError(f"--pictures {pictures}: give 1 to {MOST} a step")
+    if not 1 <= images <= MOST:
+        raise UserError(f"--images {images}: give 1 to {MOST} a step")
 
 
-def training_pictures(dataset: SegmentationDataset) -> Scan:
-    """Pixels of every label in every training picture; UserError if one cannot be read or has another label."""
+def training_images(dataset: SegmentationDataset) -> Scan:
+    """Pixels of every label in every training image; UserError if one cannot be read or has another label."""
     found = scan(dataset, "train")
     for lines in found.faults.values():
         raise UserError(lines[0])
@@ -45,22 +45,20 @@ def training_pictures(dataset: SegmentationDataset) -> Scan:
 
 
 def table(dataset: SegmentationDataset, scenario: Scenario, found: Scan) -> str:
-    """Per step: its pictures; pictures and share of pixels of each class that it teaches; what became background."""
-    lines = [f"{scenario.name}: {len(found.ids)} training pictures; shares are of the pixels of the step's pictures"]
+    """Per step: its images; images and share of pixels of each class that it teaches; what became background."""
+    lines = [f"{scenario.name}: {len(found.ids)} training images; shares are of the pixels of the step's images"]
     for step in scenario.steps:
         counts = found.counts[_chosen(found, dataset, scenario, step.index)]
         pixels = counts.sum(0)
         total = max(int(pixels.sum()), 1)
         lines += [
             "",
-            f"step {step.index}: {len(counts)} pictures" + ("" if len(counts) else ": EMPTY, cannot be trained"),
+            f"step {step.index}: {len(counts)} images" + ("" if len(counts) else ": EMPTY, cannot be trained"),
         ]
         taught = step.seen_classes if step.setup == "sequential" else step.new_classes
         for label in taught:
             held = int((counts[:, label] > 0).sum())
-            lines.append(
-                f"  {label:>3} {dataset.class_names[label]:<20}{held:>7} pictures{pixels[label] / total:>9.2%}"
-            )
+            lines.append(f"  {label:>3} {dataset.class_names[label]:<20}{held:>7} images{pixels[label] / total:>9.2%}")
         others = set(range(1, len(dataset.class_names))) - set(step.seen_classes)
         for name, labels in (
             ("background", [BACKGROUND]),
@@ -73,14 +71,14 @@ def table(dataset: SegmentationDataset, scenario: Scenario, found: Scan) -> str:
     return "\n".join(lines)
 
 
-def contact_sheet(dataset: SegmentationDataset, scenario: Scenario, found: Scan, pictures: int = 3) -> Image.Image:
-    """A row a step; for each picture: the photograph, all its labels, and its labels as that step sees them.
+def contact_sheet(dataset: SegmentationDataset, scenario: Scenario, found: Scan, images: int = 3) -> Image.Image:
+    """A row a step; for each image: the photograph, all its labels, and its labels as that step sees them.
 
-    Pictures are those whose labels the step hides most of, so that the shift is seen. Black is background, white void.
+    Images are those whose labels the step hides most of, so that the shift is seen. Black is background, white void.
     """
-    group = 3 * (TILE[0] + 2) + 2 * GAP  # one picture: photograph, labels, labels as seen
+    group = 3 * (TILE[0] + 2) + 2 * GAP  # one image: photograph, labels, labels as seen
     row = BAR + TILE[1] + 2 * GAP
-    sheet = Image.new("RGB", (GAP + pictures * group, TITLE + len(scenario.steps) * row), PAPER)
+    sheet = Image.new("RGB", (GAP + images * group, TITLE + len(scenario.steps) * row), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text(
         (GAP, 4),
@@ -94,17 +92,17 @@ def contact_sheet(dataset: SegmentationDataset, scenario: Scenario, found: Scan,
         taught = label_table(step, "background") > 0
         taught[VOID] = True
         as_seen = np.where(taught, np.arange(256), BACKGROUND).astype(np.uint8)
-        for column, i in enumerate(_telling(found, step, chosen)[:pictures]):
+        for column, i in enumerate(_telling(found, step, chosen)[:images]):
             photograph, labels = (x.numpy() for x in dataset.load(found.ids[i], "train"))
-            for k, picture in enumerate((photograph.transpose(1, 2, 0), PALETTE[labels], PALETTE[as_seen[labels]])):
-                tile = Image.fromarray(np.ascontiguousarray(picture))
+            for k, image in enumerate((photograph.transpose(1, 2, 0), PALETTE[labels], PALETTE[as_seen[labels]])):
+                tile = Image.fromarray(np.ascontiguousarray(image))
                 tile.thumbnail(TILE, Image.Resampling.NEAREST if k else Image.Resampling.LANCZOS)
                 sheet.paste(tile, (GAP + column * group + k * (TILE[0] + 2), top + BAR))
     return sheet
 
 
 def _chosen(found: Scan, dataset: SegmentationDataset, scenario: Scenario, index: int) -> np.ndarray:
-    """(N,) bool, over the pictures of the scan."""
+    """(N,) bool, over the images of the scan."""
     if not scenario.lists:
         return selection(found.present, scenario, index)
     ids = np.array(dataset.ids("train"))[listed(dataset, scenario, index)]
@@ -112,7 +110,7 @@ def _chosen(found: Scan, dataset: SegmentationDataset, scenario: Scenario, index
 
 
 def _telling(found: Scan, step: Step, chosen: np.ndarray) -> list[int]:
-    """The pictures with both much that is taught and much that is hidden, best first; ties by id."""
+    """The images with both much that is taught and much that is hidden, best first; ties by id."""
     counts = found.counts[chosen].astype(float)
     counts /= counts.sum(1, keepdims=True)
     taught = counts[:, list(step.new_classes)].sum(1)
@@ -122,7 +120,7 @@ def _telling(found: Scan, step: Step, chosen: np.ndarray) -> list[int]:
 
 
 def _heading(draw: ImageDraw.ImageDraw, top: int, step: Step, n: int, names: tuple[str, ...], width: int) -> None:
-    draw.text((GAP, top), f"step {step.index}: {n} pictures", INK)
+    draw.text((GAP, top), f"step {step.index}: {n} images", INK)
     x = GAP
     for label in step.new_classes:
         name = names[label]

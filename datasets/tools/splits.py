@@ -1,6 +1,6 @@
-"""Lists of pictures by step, between this code base and others. Pictures are named by id, never by position.
+"""Lists of images by step, between this code base and others. Images are named by id, never by position.
 
-Three kinds: ``train`` (the pictures of the step), ``val`` (validation pictures with a class new in it) and ``test``
+Three kinds: ``train`` (the images of the step), ``val`` (validation images with a class new in it) and ``test``
 (with any class learned so far; ``test_on_val`` in MiB's and SDR's files). What is read, as released:
 
 * MiB, SDR, PLOP, RCIL, EWF: ``train-0.npy``, positions in a list of ids (``train_aug.txt``), which must be known;
@@ -47,7 +47,7 @@ def our_lists(dataset: SegmentationDataset, scenario: Scenario) -> Lists:
 
 
 def _chosen(dataset: SegmentationDataset, scenario: Scenario, kind: str, index: int) -> np.ndarray:
-    """(N,) bool: which pictures of the kind's split are in a list."""
+    """(N,) bool: which images of the kind's split are in a list."""
     step = scenario.steps[index]
     if kind == "val":
         return np.asarray(dataset.presence("val")[:, list(step.new_classes)].any(1))
@@ -114,7 +114,7 @@ def read_lists(paths: list[Path], dataset: SegmentationDataset, indexed: dict[st
         ids = _named(content, order[split], known[split], path)
         foreign = next((i for i in ids if i not in known[split]), None)
         if foreign is not None:
-            raise UserError(f"{path}: {foreign!r} is no {split} picture of {dataset.name}")
+            raise UserError(f"{path}: {foreign!r} is no {split} image of {dataset.name}")
         new = tuple(sorted(set(ids)))
         if lists[kind].setdefault(step, new) != new:
             raise UserError(
@@ -198,7 +198,7 @@ def compare(dataset: SegmentationDataset, theirs: Lists, wanted: Scenario | None
     known: dict[Any, int] = {}
 
     def apart(c: Scenario) -> int:
-        """Pictures that are in one of two lists only."""
+        """Images that are in one of two lists only."""
         alike = _alike(c)
         if alike not in known:
             known[alike] = int(sum((_chosen(dataset, c, "train", t) ^ masks[t]).sum() for t in steps))

@@ -1,7 +1,7 @@
 """Is this the data set that the papers mean? A report that names each deviation and what it would change.
 
 Everything is read from the pixel label maps. VOC's XML labels are never looked at: they name objects that were never
-segmented, in 817 of the 10 582 pictures.
+segmented, in 817 of the 10 582 images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Deviation:
 
 @dataclass
 class Report:
-    """What was found. ``splits``: facts by split; ``scenarios``: pictures by step, found and published."""
+    """What was found. ``splits``: facts by split; ``scenarios``: images by step, found and published."""
 
     dataset: str
     root: Path | None
@@ -59,16 +59,16 @@ class Report:
         for split, s in self.splits.items():
             (h0, w0), (h1, w1) = s["smallest"], s["largest"]
             lines.append(
-                f"{split}: {s['pictures']} pictures, {w0}x{h0} to {w1}x{h1}; void {s['void_share']:.2%} of the pixels, "
-                f"in {s['with_void']} maps; {s['without_class']} pictures without a class"
+                f"{split}: {s['images']} images, {w0}x{h0} to {w1}x{h1}; void {s['void_share']:.2%} of the pixels, "
+                f"in {s['with_void']} maps; {s['without_class']} images without a class"
             )
-        lines += ["", f"label  {'class':<20}" + "".join(f"{f'{s} pictures':>18}{'pixels':>9}" for s in self.splits)]
+        lines += ["", f"label  {'class':<20}" + "".join(f"{f'{s} images':>18}{'pixels':>9}" for s in self.splits)]
         for label, name in enumerate(self.class_names):
             cells = [s["classes"][label] for s in self.splits.values()]
-            shown = "".join(f"{_versus(c['pictures'], c.get('published')):>18}{c['pixel_share']:>9.2%}" for c in cells)
+            shown = "".join(f"{_versus(c['images'], c.get('published')):>18}{c['pixel_share']:>9.2%}" for c in cells)
             lines.append(f"{label:>5}  {name:<20}{shown}")
         if self.scenarios:
-            lines += ["", "training pictures by step:"]
+            lines += ["", "training images by step:"]
         for name, s in self.scenarios.items():
             sizes = ", ".join(_versus(*pair) for pair in zip(s["found"], s["published"], strict=True))
             lines.append(f"  {name:<20} {sizes}")
@@ -120,18 +120,18 @@ def _scans(report: Report, dataset: SegmentationDataset, progress: bool) -> dict
 
 
 def _facts(s: Scan, class_names: tuple[str, ...]) -> dict[str, Any]:
-    pixels, pictures = s.counts.sum(0), s.present.sum(0)
+    pixels, images = s.counts.sum(0), s.present.sum(0)
     foreground = s.present[:, BACKGROUND + 1 : VOID].any(1)
     return {
-        "pictures": len(s.ids),
+        "images": len(s.ids),
         "ids_sha256": ids_sha256(s.ids),
         "smallest": s.sizes.min(0).tolist(),
         "largest": s.sizes.max(0).tolist(),
         "void_share": float(pixels[VOID] / pixels.sum()),
-        "with_void": int(pictures[VOID]),
+        "with_void": int(images[VOID]),
         "without_class": int((~foreground).sum()),
         "classes": [
-            {"name": name, "pictures": int(pictures[c]), "pixel_share": float(pixels[c] / pixels.sum())}
+            {"name": name, "images": int(images[c]), "pixel_share": float(pixels[c] / pixels.sum())}
             for c, name in enumerate(class_names)
         ],
     }
@@ -156,7 +156,7 @@ def _check_list(report: Report, split: str, s: Scan) -> None:
         at = next(i for i, (a, b) in enumerate(zip(s.listed, sorted(s.listed), strict=True)) if a != b)
         report.note(
             f"the {split} list is not ascending, from entry {at} ({s.listed[at]}) on",
-            "nothing here, where pictures go by id; index files of other code bases would name other pictures",
+            "nothing here, where images go by id; index files of other code bases would name other images",
         )
 
 
@@ -180,7 +180,7 @@ def _compare(report: Report, dataset: SegmentationDataset, scans: dict[str, Scan
     if reference.with_void not in (None, with_void):
         report.note(
             f"{with_void} training maps have void pixels instead of {reference.with_void}",
-            "where both VOC and SBD labelled a picture, VOC's map must win; without its borders training differs",
+            "where both VOC and SBD labelled an image, VOC's map must win; without its borders training differs",
         )
     others = 0
     for name, sizes in reference.scenarios.items():
@@ -190,32 +190,32 @@ def _compare(report: Report, dataset: SegmentationDataset, scans: dict[str, Scan
         others += found != list(sizes)
     if others:
         report.note(
-            f"{others} of {len(reference.scenarios)} scenarios have other numbers of pictures by step (above)",
-            "they train on other pictures than the papers",
+            f"{others} of {len(reference.scenarios)} scenarios have other numbers of images by step (above)",
+            "they train on other images than the papers",
         )
 
 
 def _compare_split(report: Report, split: str, s: Scan, reference: Reference) -> None:
-    if len(s.ids) != reference.pictures[split]:
+    if len(s.ids) != reference.images[split]:
         report.note(
-            f"{len(s.ids)} {split} pictures instead of {reference.pictures[split]}",
+            f"{len(s.ids)} {split} images instead of {reference.images[split]}",
             "every number of this split differs from the published ones",
         )
     elif ids_sha256(s.ids) != reference.ids_sha256[split]:
-        report.note(f"other {split} ids than the published ones, as many", "other pictures are used")
+        report.note(f"other {split} ids than the published ones, as many", "other images are used")
     classes = report.splits[split]["classes"][1:]
-    for facts, published in zip(classes, reference.class_pictures[split], strict=True):
+    for facts, published in zip(classes, reference.class_images[split], strict=True):
         facts["published"] = published
-    differ = [c["name"] for c in classes if c["pictures"] != c["published"]]
+    differ = [c["name"] for c in classes if c["images"] != c["published"]]
     if differ:
         report.note(
-            f"other numbers of {split} pictures of {_some(differ, 'class', 'es')} (above)",
+            f"other numbers of {split} images of {_some(differ, 'class', 'es')} (above)",
             "other labels, hence other steps",
         )
 
 
 def _labels(reference: Reference) -> int:
-    return 1 + len(reference.class_pictures["train"])
+    return 1 + len(reference.class_images["train"])
 
 
 def _some(names: list[str], what: str = "id", plural: str = "s") -> str:

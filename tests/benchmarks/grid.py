@@ -1,6 +1,6 @@
 """A grid in memory whose second steps can be trained update by update, for timing.
 
-Pictures lie ready in memory, at the size of training: what is timed is the suite, not the reading of files.
+Images lie ready in memory, at the size of training: what is timed is the suite, not the reading of files.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ CLASSES = 12  # with background, which may not lack
 
 
 class Resident(Told):
-    """Pictures of noise; blocks of labels in which every class occurs."""
+    """Images of noise; blocks of labels in which every class occurs."""
 
     def __init__(self, n: int, height: int, width: int, classes: int = CLASSES) -> None:
         present = np.zeros((n, 256), bool)

@@ -49,7 +49,7 @@ def seconds(run: Callable[[], Any], rounds: int = 3) -> float:
 
 
 def losses(method: str, classes: int, side: int, index: int = 1, channels: int = 256) -> Cost:
-    """Forward and backward of a method's terms at step ``index``, 2 pictures; features of 1/8 the side."""
+    """Forward and backward of a method's terms at step ``index``, 2 images; features of 1/8 the side."""
     g = torch.Generator().manual_seed(0)
     old = classes - classes // (index + 2)
     step = Step(index, "sequential", tuple(range(1, old)), tuple(range(old, classes)))
@@ -79,7 +79,7 @@ def losses(method: str, classes: int, side: int, index: int = 1, channels: int =
 
 
 def plan(steps: int, methods: int) -> Cost:
-    """A plan of so many steps and methods (kinds of LwF) over pictures in memory."""
+    """A plan of so many steps and methods (kinds of LwF) over images in memory."""
     data = Resident(64, 16, 16, classes=steps + 2)
     names = tuple(f"LwF[kd={i + 1}]" for i in range(methods))
     config = replace(Config(), scenarios=("resident/2-1/overlapped",), methods=names)
@@ -92,7 +92,7 @@ def sweep() -> dict[str, dict[str, tuple[Sequence[int], list[Cost]]]]:
     """For each panel the curves: positions and costs."""
     torch.set_num_threads(1)
     return {
-        "classes (2 pictures of 128 x 128)": {m: (CLASSES, [losses(m, c, 128) for c in CLASSES]) for m in METHODS},
+        "classes (2 images of 128 x 128)": {m: (CLASSES, [losses(m, c, 128) for c in CLASSES]) for m in METHODS},
         "pixels (21 classes)": {m: ([2 * s * s for s in SIDES], [losses(m, 21, s) for s in SIDES]) for m in METHODS},
         "index of the step (21 classes)": {m: (STEPS, [losses(m, 21, 128, t) for t in STEPS]) for m in METHODS},
         "cells of a plan": {

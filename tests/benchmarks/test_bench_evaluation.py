@@ -1,4 +1,4 @@
-"""An evaluation pass over pictures of two sizes, against the network's forward alone on the same batches."""
+"""An evaluation pass over images of two sizes, against the network's forward alone on the same batches."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ pytest.importorskip("pytest_benchmark")
 CLASSES, BATCH = 21, 4
 
 
-class Pictures:
+class Images:
     """Four lying and four standing ones, each size a batch."""
 
     def __init__(self, height: int, width: int) -> None:
@@ -42,14 +42,14 @@ class Pictures:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", pytest.param("resnet101", marks=pytest.mark.gpu)])
-def test_pass_over_full_pictures(against: Against, backbone: str) -> None:
+def test_pass_over_full_images(against: Against, backbone: str) -> None:
     """Target: 1.1 times the forward passes."""
     gpu = backbone == "resnet101"
     if gpu and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=not gpu)
-    pictures = Pictures(375, 500) if gpu else Pictures(192, 256)
+    pictures = Images(375, 500) if gpu else Images(192, 256)
     model = build_model(ModelConfig(backbone, weights="none"), [CLASSES]).eval().to(accelerator.device)
     seen = torch.ones(len(pictures), dtype=torch.bool)
     batches = [torch.stack([pictures[i + j][0] for j in range(BATCH)]) for i in (0, BATCH)]

@@ -1,4 +1,4 @@
-"""The suite's recipe on a GPU against the literature's: ResNet-101, output stride 16, 24 pictures of 512x512.
+"""The suite's recipe on a GPU against the literature's: ResNet-101, output stride 16, 24 images of 512x512.
 
 Samples a second of forward, cross entropy, backward and optimiser on a resident batch; peak memory; the share of what a
 large bf16 matrix product reaches in the same run. The literature's: float32, NCHW, eager; with TF32 off, with TF32 on
@@ -49,7 +49,7 @@ def resnet101() -> Any:
 
 @functools.cache
 def flops() -> float:
-    """Of one picture, forward and backward, counted without computing."""
+    """Of one image, forward and backward, counted without computing."""
     with FlopCounterMode(display=False) as counted:
         resnet101().to("meta")(torch.empty(2, 3, SIZE, SIZE, device="meta")).logits.sum().backward()
     return counted.get_total_flops() / 2

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from contseg.datasets.base import open_dataset
-from contseg.datasets.step_dataset import StepPictures, collate
+from contseg.datasets.step_dataset import StepImages, collate
 from contseg.datasets.transforms import TrainTransform, random_window
 from contseg.datasets.view import StepView
 from contseg.tests.benchmarks.ratios import Against
@@ -30,14 +30,14 @@ Sample = tuple[Tensor, Tensor]
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> StepPictures:
+def ours(tmp_path_factory: pytest.TempPathFactory) -> StepImages:
     data = open_dataset("voc", material("data", "voc_fullres_sample"), tmp_path_factory.mktemp("cache"))
     view = StepView(data.ids("train")[:N], TABLE, "")
-    return StepPictures(data, view, TrainTransform((SIZE, SIZE), SCALE))
+    return StepImages(data, view, TrainTransform((SIZE, SIZE), SCALE))
 
 
 @pytest.fixture(scope="module")
-def files(ours: StepPictures) -> list[tuple[Path, Path]]:
+def files(ours: StepImages) -> list[tuple[Path, Path]]:
     found = (ours.dataset.files(i, "train") for i in ours.view.ids)
     return [pair for pair in found if pair is not None]
 
@@ -78,7 +78,7 @@ def released_pipeline() -> Callable[[Path, Path], Sample]:
     return load
 
 
-def decoding_alone(ours: StepPictures) -> Callable[[], Any]:
+def decoding_alone(ours: StepImages) -> Callable[[], Any]:
     return lambda: [ours.dataset.load(i, "train") for i in ours.view.ids]
 
 
@@ -86,7 +86,7 @@ def decoding_alone(ours: StepPictures) -> Callable[[], Any]:
     ("name", "target"), [("torchvision v2", "2"), ("released relabelling", "16"), ("decoding alone", "")]
 )
 def test_samples_of_one_core(
-    against: Against, ours: StepPictures, files: list[tuple[Path, Path]], name: str, target: str
+    against: Against, ours: StepImages, files: list[tuple[Path, Path]], name: str, target: str
 ) -> None:
     torch.set_num_threads(1)
     epochs = itertools.count()
@@ -108,12 +108,12 @@ def test_samples_of_one_core(
     assert set(labels.unique().tolist()) <= set(range(16))
 
 
-def test_samples_kept_decoded(against: Against, ours: StepPictures) -> None:
-    """With pictures kept in shared memory only window, resizing and look-up remain."""
+def test_samples_kept_decoded(against: Against, ours: StepImages) -> None:
+    """With images kept in shared memory only window, resizing and look-up remain."""
     torch.set_num_threads(1)
-    kept = StepPictures(ours.dataset, ours.view, ours.transform, keep=True)
+    kept = StepImages(ours.dataset, ours.view, ours.transform, keep=True)
 
-    def samples(pictures: StepPictures) -> Sample:
+    def samples(pictures: StepImages) -> Sample:
         return collate([pictures[i] for i in range(N)])
 
     images, _ = against(

@@ -84,7 +84,7 @@ def test_plan_of_189_runs(benchmark: Any, words: list[object]) -> None:
     """Target: below 3 s, the whole process, once presence is known."""
     said = json.loads(whole_program(benchmark, "plan", "--json", *words, target=3))["totals"]
     benchmark.extra_info |= said
-    remark = f"{said['images_alone']:,} training pictures alone, {said['images_shared']:,} shared"
+    remark = f"{said['images_alone']:,} training images alone, {said['images_shared']:,} shared"
     ROWS.append(Row("sharing of 189 runs", "", "", f"{said['sharing_factor']:.2f}", "", remark))
     assert said["runs"] == 189
     assert said["sharing_factor"] >= 4.8

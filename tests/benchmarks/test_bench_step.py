@@ -25,7 +25,7 @@ TARGETS = {"FT": "1.05", "LwF": "1.05", "MiB+SDR": "1.10", "PLOP": "1.15"}
 
 def bare(trainer: StepTrainer, updates: int, distils: bool) -> Callable[[], None]:
     """The same modules and optimiser on one batch that stays on the device."""
-    images, labels = next(trainer.feed.updates(0, 1))
+    images, labels = next(trainer.step_batches.updates(0, 1))
 
     def run() -> None:
         for _ in range(updates):

@@ -1,4 +1,4 @@
-"""F-REMAP and F-FILTER: which labels and which pictures a step sees, against the released data set classes."""
+"""F-REMAP and F-FILTER: which labels and which images a step sees, against the released data set classes."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A grid small enough for a test: a few updates on drawn pictures, by the real command."""
+"""A grid small enough for a test: a few updates on drawn images, by the real command."""
 
 import json
 import os

@@ -47,7 +47,7 @@ def grid(*methods: str, scenario: str = "shapes/3-3/overlapped") -> list[str]:
 
 
 def voc_folder(root: Path, names: tuple[str, ...] = ("a", "b", "c", "d")) -> Path:
-    """A data set of one's own: 2 classes, pictures of 60 x 50."""
+    """A data set of one's own: 2 classes, images of 60 x 50."""
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True)
     (root / "class_names.txt").write_text("background\ncat\ndog\n")
@@ -85,7 +85,7 @@ def test_wrong_layout_says_what_was_looked_for(fails: Callable[..., str], tmp_pa
     assert "JPEGImages" in line and str(tmp_path / "empty") in line
 
 
-def test_truncated_picture_is_named(fails: Callable[..., str], tmp_path: Path) -> None:
+def test_truncated_image_is_named(fails: Callable[..., str], tmp_path: Path) -> None:
     root = voc_folder(tmp_path / "data")
     whole = (root / "JPEGImages/b.jpg").read_bytes()
     (root / "JPEGImages/b.jpg").write_bytes(whole[: len(whole) // 2])
@@ -94,7 +94,7 @@ def test_truncated_picture_is_named(fails: Callable[..., str], tmp_path: Path) -
 
 def test_unreadable_label_map_is_named(fails: Callable[..., str], tmp_path: Path) -> None:
     root = voc_folder(tmp_path / "data")
-    (root / "SegmentationClass/c.png").write_bytes(b"not a picture")
+    (root / "SegmentationClass/c.png").write_bytes(b"not an image")
     assert "c.png" in fails(*own(root))
 
 
@@ -339,7 +339,7 @@ def test_a_file_that_holds_no_weights(
 
 def test_an_empty_step_is_known_before_anything_is_trained(fails: Callable[..., str], tmp_path: Path) -> None:
     root = voc_folder(tmp_path / "data")
-    for name in "abcd":  # every picture holds both classes: none is left for step 0
+    for name in "abcd":  # every image holds both classes: none is left for step 0
         label = Image.new("L", (60, 50), 1)
         label.paste(2, (5, 5, 40, 40))
         label.save(root / f"SegmentationClass/{name}.png")

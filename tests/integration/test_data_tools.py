@@ -33,14 +33,14 @@ def run(capsys, *arguments):
 
 
 def readme_table(pack: Path) -> dict[int, tuple[list[int], list[float]]]:
-    """Label -> (training and validation pictures, training and validation share in percent), as the README prints."""
+    """Label -> (training and validation images, training and validation share in percent), as the README prints."""
     table = {}
     for line in (pack / "README.md").read_text().splitlines():
         cells = [c.strip() for c in line.strip("|").split("|")]
         if len(cells) == 6 and cells[0].isdigit():
             numbers = cells[2:]
-            pictures = [int(c) for c in numbers if "." not in c]
-            table[int(cells[0])] = pictures, [float(c) for c in numbers if "." in c]
+            images = [int(c) for c in numbers if "." not in c]
+            table[int(cells[0])] = images, [float(c) for c in numbers if "." in c]
     return table
 
 
@@ -55,14 +55,14 @@ def test_verify_a_folder(name, capsys):
     assert len(expected) >= 12
     if name == "voc_fullres_sample":
         return  # its README counts train_aug: below
-    for label, (pictures, shares) in expected.items():
-        for split, n, percent in zip(("train", "val"), pictures, shares, strict=True):
+    for label, (images, shares) in expected.items():
+        for split, n, percent in zip(("train", "val"), images, shares, strict=True):
             if label == 255:
                 assert splits[split]["with_void"] == n
                 assert round(100 * splits[split]["void_share"], 2) == pytest.approx(percent, abs=0.0101)
             else:
                 found = splits[split]["classes"][label]
-                assert found["pictures"] == n
+                assert found["images"] == n
                 assert round(100 * found["pixel_share"], 2) == pytest.approx(percent, abs=0.0101)
 
 
@@ -72,11 +72,11 @@ def test_verify_the_full_layout(capsys):
     code, out = run(capsys, "verify", "voc", "--root", pack, "--json")
     assert code == 1
     report = json.loads(out)
-    for label, (pictures, _) in readme_table(pack).items():
-        found = [report["splits"][s]["classes"][label]["pictures"] if label < 255 else 24 for s in ("train", "val")]
-        assert found == pictures
+    for label, (images, _) in readme_table(pack).items():
+        found = [report["splits"][s]["classes"][label]["images"] if label < 255 else 24 for s in ("train", "val")]
+        assert found == images
     what = " | ".join(d["what"] for d in report["deviations"])
-    assert "36 train pictures instead of 10582" in what
+    assert "36 train images instead of 10582" in what
     assert "24 training maps have void pixels instead of 1464" in what
     assert report["scenarios"]["15-1/overlapped"]["published"] == [9568, 487, 299, 491, 500, 548]
     expected = json.loads((pack / "expected_splits.json").read_text())["scenarios"]
@@ -88,11 +88,11 @@ def test_verify_the_full_layout(capsys):
 def test_verify_ade_layout(name, capsys):
     code, out = run(capsys, "verify", "ade", "--root", material("data", name))
     assert code == 1
-    assert "val pictures instead of 2000" in out
+    assert "val images instead of 2000" in out
     if name == "ade_sample":
         assert "images/training" in out
     else:
-        assert "13 train pictures instead of 20210" in out
+        assert "13 train images instead of 20210" in out
 
 
 SHOWN = [
@@ -110,7 +110,7 @@ def test_show(pack, name, task, setup, tmp_path, capsys):
     out = tmp_path / "sheet.png"
     code, text = run(capsys, "show", f"{name}/{task}/{setup}", "--root", material("data", pack), "--out", out)
     assert code == 0
-    sizes = [int(n) for n in re.findall(r"^step \d+: (\d+) pictures", text, re.MULTILINE)]
+    sizes = [int(n) for n in re.findall(r"^step \d+: (\d+) images", text, re.MULTILINE)]
     expected = material("data", pack, "README.md").with_name("expected_splits.json")
     if expected.exists() and name != "own":
         lists = json.loads(expected.read_text())["scenarios"][f"{task}/{setup.replace('sequential', 'disjoint')}"]
@@ -158,11 +158,11 @@ def test_the_walk_through_camvid(tmp_path, capsys):
     splits = json.loads(out)["splits"]
     original = verify(open_dataset("own", pack), progress=False).splits
     for split, facts in splits.items():
-        assert [c["pictures"] for c in facts["classes"]] == [c["pictures"] for c in original[split]["classes"]]
+        assert [c["images"] for c in facts["classes"]] == [c["images"] for c in original[split]["classes"]]
         assert facts["void_share"] == original[split]["void_share"]
     code, out = run(capsys, "show", "camvid/6-5/overlapped", "--root", tmp_path / "camvid")
     assert code == 0
-    assert "step 1: 364 pictures" in out
+    assert "step 1: 364 images" in out
 
 
 @pytest.mark.parametrize("pack", ["voc_small", "camvid_small", "voc_fullres_sample"])
@@ -268,7 +268,7 @@ def test_xml_labels_in_place_of_the_maps_are_noticed(voc):
     xml = Presence("voc", voc.class_names, {"train": (voc.ids("train"), present), "val": voc.splits["val"]})
     report = verify(xml, progress=False)
     what = " | ".join(d.what for d in report.deviations)
-    assert "other numbers of train pictures of 20 classes" in what
+    assert "other numbers of train images of 20 classes" in what
     assert "14 of 14 scenarios" in what
 
 
@@ -329,7 +329,7 @@ def test_lists_of_some_of_the_steps_are_recognised(voc, scenario, steps, left):
 
 
 def test_a_list_in_another_order_is_noticed(voc, tmp_path):
-    """MiB's files with a list that begins with VOC's own 1 464 pictures: other pictures, and it says so."""
+    """MiB's files with a list that begins with VOC's own 1 464 images: other images, and it says so."""
     lists = references("voc")["mib", "15-5s-ov"]
     for which, positions in lists.items():
         np.save(tmp_path / f"{which}.npy", positions)

@@ -2,7 +2,7 @@
 
 float64, frozen normalisation, one update of step 0 and of step 1, from a student that
 was moved away from its teacher: states after ``begin_step``, losses, gradients as DDP averages them (1e-9), states and
-weights at the end of the step. And evaluation counts every picture exactly once.
+weights at the end of the step. And evaluation counts every image exactly once.
 """
 
 from dataclasses import dataclass, replace
@@ -14,8 +14,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from contseg.benchmark.contract import toy_run as course_module
-from contseg.benchmark.contract.toy_run import Course, Parent, Pictures, Stage
+from contseg.benchmark.contract import toy_run as toy_run
+from contseg.benchmark.contract.toy_run import Images, Parent, Stage, ToyRun
 from contseg.benchmark.models.load import term_states
 from contseg.benchmark.train.distributed import over_processes
 from contseg.benchmark.train.evaluate import evaluate
@@ -26,17 +26,17 @@ from contseg.tests.integration.forked import call_together
 
 pytestmark = pytest.mark.numeric
 
-PICTURES = 6  # a batch that 2 and 3 processes can share
+IMAGES = 6  # a batch that 2 and 3 processes can share
 
 
 @dataclass(frozen=True)
-class Share(Course):
-    """What one process sees: every P-th picture of each batch, as the trainer shares it out."""
+class Share(ToyRun):
+    """What one process sees: every P-th image of each batch, as the trainer shares it out."""
 
     rank: int = 0
     world: int = 1
 
-    def pictures(self, step: Step, number: int) -> Pictures:
+    def pictures(self, step: Step, number: int) -> Images:
         images, labels = super().pictures(step, number)
         return images[self.rank :: self.world], labels[self.rank :: self.world]
 
@@ -76,9 +76,9 @@ def gradients(stage: Stage, split: bool) -> dict[str, Tensor]:
     return found
 
 
-def one_step(name: str, method_course: Course, share: Share, index: int, parent: Parent | None) -> Parent:
+def one_step(name: str, method_toy_run: ToyRun, share: Share, index: int, parent: Parent | None) -> Parent:
     whole, part = (
-        Stage.ready(c, lambda: build_method(name), index, parent, moved=index > 0) for c in (method_course, share)
+        Stage.ready(c, lambda: build_method(name), index, parent, moved=index > 0) for c in (method_toy_run, share)
     )
     part.context = part.context._replace(reduce=over_processes)
     for stage in (whole, part):
@@ -97,9 +97,9 @@ def every_method(names: list[str]) -> None:
     """In each process."""
     Accelerator(cpu=True)
     rank, world = dist.get_rank(), dist.get_world_size()
-    course_module.NETWORK = replace(course_module.NETWORK, norm="frozen")
-    whole = Course(sizes=(2, 1), batch=PICTURES, dtype=torch.float64)
-    share = Share(sizes=(2, 1), batch=PICTURES, dtype=torch.float64, rank=rank, world=world)
+    toy_run.NETWORK = replace(toy_run.NETWORK, norm="frozen")
+    whole = ToyRun(sizes=(2, 1), batch=IMAGES, dtype=torch.float64)
+    share = Share(sizes=(2, 1), batch=IMAGES, dtype=torch.float64, rank=rank, world=world)
     for name in names:
         parent = None
         for step in whole.steps(build_method(name)):
@@ -119,19 +119,19 @@ def test_every_method_trains_in_several_processes_what_it_trains_in_one(processe
 
 
 class Drawn:
-    """13 pictures of two sizes with labels of 4 classes and void; the number of each picture is its colour."""
+    """13 images of two sizes with labels of 4 classes and void; the number of each image is its colour."""
 
     def __len__(self) -> int:
         return 13
 
-    def __getitem__(self, i: int) -> Pictures:
+    def __getitem__(self, i: int) -> Images:
         height, width = ((4, 6), (5, 3))[i % 3 == 0]
         labels = torch.randint(5, (height, width), generator=torch.Generator().manual_seed(i))
         return torch.full((3, height, width), i, dtype=torch.uint8), torch.where(labels == 4, VOID, labels).byte()
 
 
 class Guess(torch.nn.Module):
-    """Predicts a class by the picture's number."""
+    """Predicts a class by the image's number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,5 +155,5 @@ def count_everything() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_evaluation_counts_every_picture_once(processes: int, tmp_path: Path) -> None:
+def test_evaluation_counts_every_image_once(processes: int, tmp_path: Path) -> None:
     call_together(processes, tmp_path / "log", count_everything)

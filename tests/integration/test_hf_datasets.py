@@ -74,7 +74,8 @@ def test_the_checkouts_program_hides_nothing(site: Path, tmp_path: Path) -> None
     """``python run_benchmark.py`` puts its own folder first on the path; it takes it off again."""
     plugin = tmp_path / "looks.py"
     plugin.write_text(
-        "import datasets\nfrom contseg.methods.base import Method\nfrom contseg.methods.registry import register_method\n"
+        "import datasets\nfrom contseg.methods.base import Method\n"
+        "from contseg.methods.registry import register_method\n"
         f"assert datasets.__file__ == {str(site / 'datasets/__init__.py')!r}, datasets.__file__\n\n\n"
         '@register_method("Looks")\ndef looks() -> Method:\n    return Method("Looks", {})\n'
     )

@@ -62,7 +62,7 @@ def test_every_format_is_written(synthetic: Path, capsys: pytest.CaptureFixture[
         assert "plop scoring, trained with void as background" in text
 
 
-def test_pictures_and_the_latent_space_of_stored_networks(finished: Path, tmp_path: Path) -> None:
+def test_images_and_the_latent_space_of_stored_networks(finished: Path, tmp_path: Path) -> None:
     words = ["--figures", str(tmp_path), "--predictions", "2", "--latent", "--format", "csv"]
     assert main(["report", "--out", str(finished), *words]) == 0
     names = sorted(p.name for p in (tmp_path / "shapes-3-3-overlapped-sdr").iterdir())
@@ -83,7 +83,7 @@ def test_networks_that_are_gone_are_named_and_the_rest_is_drawn(
 
 
 @pytest.mark.numeric
-def test_every_network_is_scored_again_and_whole_pictures_that_are_the_crop_change_no_count(
+def test_every_network_is_scored_again_and_whole_images_that_are_the_crop_change_no_count(
     finished: Path, tmp_path: Path
 ) -> None:
     """One loop: the counts of ``run``, but for pixels that are in doubt where the batch is another."""
@@ -95,7 +95,7 @@ def test_every_network_is_scored_again_and_whole_pictures_that_are_the_crop_chan
         assert len(again) == len(first) == 5
         for r in again:
             assert (r["protocol"]["eval_view"], r["protocol"]["name"]) == (view, name)
-            assert_same_counts(finished, first[r["run"], r["step"]], r)  # drawn pictures are 48x48, and so was the crop
+            assert_same_counts(finished, first[r["run"], r["step"]], r)  # drawn images are 48x48, and so was the crop
         if protocol == "strict":
             table = pd.read_csv(out / "leaderboard.csv")
             assert set(table["protocol"]) == {"strict scoring, trained with void as background"}

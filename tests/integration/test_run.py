@@ -30,7 +30,7 @@ def test_records_hold_what_the_protocol_needs(finished: Path) -> None:
     assert len(found) == 2 * 3 + 4 * 3 + 1
     for record in found.values():
         pixels = sum(map(sum, record["matrix"]["seen"])) + sum(map(sum, record["matrix"]["unseen"]))
-        assert pixels == 200 * 48 * 48  # every picture of the test set, counted once
+        assert pixels == 200 * 48 * 48  # every image of the test set, counted once
         assert record["channels"] == [0, *sum(record["groups"][: record["step"] + 1], [])]
         assert record["cost"]["updates"] == (4 if record["step"] == 0 else 3)
         assert record["versions"]["torch"] and record["protocol"]["name"] == "sdr"

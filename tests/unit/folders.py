@@ -1,4 +1,4 @@
-"""Small folders of pictures and label maps, whole and with every fault that users have brought."""
+"""Small folders of images and label maps, whole and with every fault that users have brought."""
 
 from pathlib import Path
 
@@ -26,17 +26,17 @@ def write_map(path: Path, *labels: int, size: tuple[int, int] = (8, 6), mode: st
     image.save(path)
 
 
-def write_picture(path: Path, colour: int = 100, size: tuple[int, int] = (8, 6)) -> None:
+def write_image(path: Path, colour: int = 100, size: tuple[int, int] = (8, 6)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (colour, 50, 200 - colour % 100)).save(path)
 
 
 def voc_layout(root: Path) -> Path:
-    """Four training and two validation pictures of three classes."""
+    """Four training and two validation images of three classes."""
     for split, labels in LABELS.items():
         ids = [f"{split}{k}" for k in range(len(labels))]
         for image_id, present in zip(ids, labels, strict=True):
-            write_picture(root / "JPEGImages" / f"{image_id}.jpg")
+            write_image(root / "JPEGImages" / f"{image_id}.jpg")
             write_map(root / "SegmentationClass" / f"{image_id}.png", *present)
         lists = root / "ImageSets" / "Segmentation"
         lists.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A method whose every ingredient has a name, pictures of four classes, and the plans of their grids."""
+"""A method whose every ingredient has a name, images of four classes, and the plans of their grids."""
 
 import itertools
 from collections.abc import Collection

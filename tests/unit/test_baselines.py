@@ -27,7 +27,7 @@ def test_what_trains_after_step_0(name: str, parts: set[str]) -> None:
     method = build_method(name)
     for t, expected in enumerate(({"encoder", "aspp", "classifier"}, parts)):
         model = taught(method, *STEPS[: t + 1])
-        groups = method.door("trainable", STEPS[t])(model, STEPS[t])
+        groups = method.hook("trainable", STEPS[t])(model, STEPS[t])
         trained = {id(p) for g in groups for p in g["params"]}
         names = {n for n, p in model.named_parameters() if id(p) in trained}
         assert names == {n for n, _ in model.named_parameters() if n.partition(".")[0] in expected}
@@ -56,7 +56,7 @@ def test_means_are_mean_directions_of_new_classes() -> None:
         small = shrink_labels(y, tuple(out.embedding.shape[2:])).flatten()
         directions = torch.nn.functional.normalize(out.embedding, dim=1).movedim(1, -1)
         for c in range(STEPS[t].n_old, STEPS[t].n_classes):
-            # the loader's second batch has the pictures in another order under the same labels
+            # the loader's second batch has the images in another order under the same labels
             both = [d.flatten(0, 2)[small == c] for d in (directions, directions.flip(0))]
             mean = torch.cat(both).sum(0)
             torch.testing.assert_close(term.means[c], mean / mean.norm(), rtol=1e-8, atol=1e-8)

@@ -19,13 +19,13 @@ from contseg.methods.lwf import Distillation
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def with_term(term: Callable[[], Term], **doors: Any) -> Callable[[], Method]:
+def with_term(term: Callable[[], Term], **hooks: Any) -> Callable[[], Method]:
     """Builds LwF with one more term at every step."""
 
     def build() -> Method:
         extra = term()
         first = {"ce": CrossEntropy(), "extra": extra}
-        return Method("Broken", {"ce": CrossEntropy(), "kd": Distillation(weight=10), "extra": extra}, first, **doors)
+        return Method("Broken", {"ce": CrossEntropy(), "kd": Distillation(weight=10), "extra": extra}, first, **hooks)
 
     return build
 

@@ -14,7 +14,7 @@ from PIL import Image
 from contseg.datasets.base import _REGISTRY, open_dataset
 from contseg.datasets.index import read_index
 from contseg.run_benchmark import main
-from contseg.tests.unit.folders import voc_layout, write_map, write_picture
+from contseg.tests.unit.folders import voc_layout, write_image, write_map
 from contseg.tests.unit.trees import voc_tree
 
 Refused = Callable[..., str]
@@ -58,7 +58,7 @@ class TestTargets:
         assert "give an image file" in refused(*show(own, "--out", tmp_path))
         assert "there is no folder" in refused(*show(own, "--out", tmp_path / "no/x.png"))
         for n in (0, -3, 10**6):
-            assert f"--pictures {n}" in refused(*show(own, "--out", tmp_path / "x.png", "--pictures", n))
+            assert f"--images {n}" in refused(*show(own, "--out", tmp_path / "x.png", "--images", n))
         assert not [*tmp_path.glob("*.png")]
 
     def test_a_sheet_that_its_format_cannot_hold(
@@ -106,7 +106,7 @@ class TestWhichDataSet:
     def test_voc_in_a_folder_called_voc(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         voc_tree(here / "voc", "ids")
         assert main(["data", "verify", "voc"]) == 1
-        assert "3 train pictures instead of 10582" in capsys.readouterr().out
+        assert "3 train images instead of 10582" in capsys.readouterr().out
 
     def test_a_name_that_is_neither(self, refused: Refused) -> None:
         assert "there is no folder vco, and unknown data set 'vco': did you mean 'voc'?" in refused("verify", "vco")
@@ -213,7 +213,7 @@ class TestFiles:
             assert "no regular file" in refused(*words)
         shutil.rmtree(own / "SegmentationClass")
         os.mkfifo(own / "coco.json")
-        assert "no pictures with label maps" in refused("init", own)
+        assert "no images with label maps" in refused("init", own)
 
     def test_a_jpeg_that_is_cut_short_behind_its_thumbnail(self, refused: Refused, own: Path) -> None:
         """The thumbnail in the header ends with the same marker as the image."""
@@ -255,7 +255,7 @@ class TestInit:
     def test_one_name_in_two_folders_of_a_split_is_two_images(self, tmp_path: Path) -> None:
         for folder in ("a", "b"):
             for k in range(20):
-                write_picture(tmp_path / "raw" / folder / "images" / f"{k}.png", colour=k)
+                write_image(tmp_path / "raw" / folder / "images" / f"{k}.png", colour=k)
                 write_map(tmp_path / "raw" / folder / "masks" / f"{k}.png", 0, 1 if folder == "a" else 2)
         assert main(["data", "init", str(tmp_path / "raw"), "--out", str(tmp_path / "new")]) == 0
         dataset = open_dataset("new", tmp_path / "new")
@@ -265,7 +265,7 @@ class TestInit:
     def test_lists_that_are_not_used_are_named(self, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (own / "ImageSets/Segmentation/val.txt").write_text("val0\nelsewhere\n")
         for k in range(10):
-            write_picture(own / "JPEGImages" / f"more{k}.jpg")
+            write_image(own / "JPEGImages" / f"more{k}.jpg")
             write_map(own / "SegmentationClass" / f"more{k}.png", 0, 1)
         main(["data", "init", str(own)])
         assert "Segmentation: 1 ids, as elsewhere, have no two files)" in capsys.readouterr().out
@@ -279,15 +279,15 @@ class TestInit:
 
     def test_what_does_not_fit(self, refused: Refused, tmp_path: Path) -> None:
         for k in range(3):
-            write_picture(tmp_path / "jpeg/images" / f"{k}.jpg")
-            write_picture(tmp_path / "jpeg/masks" / f"{k}.jpg")
-            write_picture(tmp_path / "named/images" / f"{k}.jpg")
+            write_image(tmp_path / "jpeg/images" / f"{k}.jpg")
+            write_image(tmp_path / "jpeg/masks" / f"{k}.jpg")
+            write_image(tmp_path / "named/images" / f"{k}.jpg")
             write_map(tmp_path / "named/masks" / f"{k}_mask.png", 0, 1)
         assert "JPEG does not keep labels" in refused("init", tmp_path / "jpeg")
         assert "images/0.jpg and masks/0_mask.png differ" in refused("init", tmp_path / "named")
 
     def test_too_few_to_hold_out(self, refused: Refused, tmp_path: Path) -> None:
-        write_picture(tmp_path / "one/images/a.jpg")
+        write_image(tmp_path / "one/images/a.jpg")
         write_map(tmp_path / "one/masks/a.png", 0, 1)
         assert "give a list or a folder for" in refused("init", tmp_path / "one")
 

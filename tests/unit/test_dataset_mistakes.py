@@ -9,7 +9,7 @@ from PIL import Image
 
 from contseg.datasets.base import open_dataset
 from contseg.datasets.errors import UserError
-from contseg.tests.unit.trees import ade_tree, folder_tree, voc_tree, write_label, write_list, write_picture
+from contseg.tests.unit.trees import ade_tree, folder_tree, voc_tree, write_image, write_label, write_list
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ class TestMistakes:
         self.says(lambda: open_dataset("ade", tmp_path).ids("train"), tmp_path / "images/training")
 
     @pytest.mark.parametrize(
-        ("part", "what"), [("JPEGImages/b.jpg", "picture"), ("SegmentationClass/b.png", "label map")]
+        ("part", "what"), [("JPEGImages/b.jpg", "image"), ("SegmentationClass/b.png", "label map")]
     )
     def test_listed_but_missing(self, folder, part, what):
         (folder / part).unlink()
@@ -66,7 +66,7 @@ class TestMistakes:
 
     def test_empty_list(self, folder):
         write_list(folder / "ImageSets/Segmentation/train.txt", ())
-        self.says(lambda: open_dataset("mine", folder).presence("train"), "mine", "no train pictures")
+        self.says(lambda: open_dataset("mine", folder).presence("train"), "mine", "no train images")
 
     @pytest.mark.parametrize("value", [4, 254])
     def test_label_out_of_range(self, folder, value):
@@ -79,22 +79,22 @@ class TestMistakes:
     @pytest.mark.parametrize("keep", [0, 20, 0.5, 0.95])
     @pytest.mark.parametrize("part", ["JPEGImages/b.jpg", "SegmentationClass/b.png"])
     def test_truncated(self, folder, part, keep):
-        write_picture(folder / "JPEGImages/b.jpg", folder / "SegmentationClass/b.png", 3, size=(60, 80))
+        write_image(folder / "JPEGImages/b.jpg", folder / "SegmentationClass/b.png", 3, size=(60, 80))
         content = (folder / part).read_bytes()
         (folder / part).write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
         dataset = open_dataset("mine", folder)
         self.says(lambda: dataset.presence("train"), "cannot read", folder / part)
         self.says(lambda: dataset.load("b", "train"), "cannot read", folder / part)
 
-    def test_not_a_picture(self, folder):
+    def test_not_an_image(self, folder):
         (folder / "JPEGImages/b.jpg").write_text("hello")
         self.says(lambda: open_dataset("mine", folder).presence("train"), folder / "JPEGImages/b.jpg")
 
     @pytest.mark.parametrize("mode", ["RGB", "I;16", "1", "LA"])
     def test_label_map_of_another_kind(self, folder, mode):
         label = folder / "SegmentationClass/b.png"
-        picture = Image.fromarray(np.zeros((10, 14), np.uint16)) if mode == "I;16" else Image.new(mode, (14, 10))
-        picture.save(label)
+        image = Image.fromarray(np.zeros((10, 14), np.uint16)) if mode == "I;16" else Image.new(mode, (14, 10))
+        image.save(label)
         dataset = open_dataset("mine", folder)
         self.says(lambda: dataset.presence("train"), label, mode, "8-bit")
         self.says(lambda: dataset.load("b", "train"), label, mode, "8-bit")

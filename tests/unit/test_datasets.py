@@ -17,7 +17,7 @@ from contseg.datasets.formats.ade20k import Ade
 from contseg.datasets.formats.folder import Folder
 from contseg.datasets.formats.voc import Voc
 from contseg.tests.material import ROOT, material
-from contseg.tests.unit.trees import TRAIN, VAL, ade_tree, folder_tree, voc_tree, write_label, write_list, write_picture
+from contseg.tests.unit.trees import TRAIN, VAL, ade_tree, folder_tree, voc_tree, write_image, write_label, write_list
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ class TestLayouts:
             dataset = open_dataset(pack, material("data", pack))
             assert (len(dataset.ids("train")), len(dataset.ids("val")), dataset.n_foreground) == numbers
 
-    def test_both_layouts_of_the_same_real_voc_pictures(self, tmp_path):
+    def test_both_layouts_of_the_same_real_voc_images(self, tmp_path):
         source = material("data", "voc_fullres_sample")
         for name, lists in (("devkit", "ImageSets"), ("pascal", "splits")):
             (tmp_path / name).mkdir()
@@ -98,7 +98,7 @@ class TestLayouts:
         np.testing.assert_array_equal(dataset.presence("val")[:, 1:151], published[rows, 1:])
 
 
-class TestPictures:
+class TestImages:
     def test_load_gives_rgb_and_raw_labels(self, folder):
         image, label = open_dataset("mine", folder).load("b", "train")
         np.testing.assert_array_equal(
@@ -109,7 +109,7 @@ class TestPictures:
             label.dtype
         ) == "torch.uint8"
 
-    def test_real_pictures_are_decoded_as_pillow_does(self):
+    def test_real_images_are_decoded_as_pillow_does(self):
         dataset = open_dataset("voc", material("data", "voc_fullres_sample"))
         for image_id in dataset.ids("train"):
             image, label = dataset.load(image_id, "train")
@@ -141,7 +141,7 @@ class TestPresence:
             expected = [[value in m for value in range(256)] for m in maps]
             np.testing.assert_array_equal(dataset.presence(split, progress=False), expected)
 
-    def test_counts_of_real_pictures(self):
+    def test_counts_of_real_images(self):
         """The table in voc_small's README."""
         presence = open_dataset("voc_small", material("data", "voc_small")).presence("train")
         counts = [192, 13, 11, 14, 10, 14, 12, 17, 14, 22, 10, 14, 10, 12, 13, 81, 12, 9, 12, 11, 16]
@@ -165,7 +165,7 @@ class TestPresence:
         assert fresh().sizes("train").tolist() == [[10, 14]] * 3
         assert read == []
 
-        write_picture(folder / "JPEGImages/b.jpg", folder / "SegmentationClass/b.png", seed=77)
+        write_image(folder / "JPEGImages/b.jpg", folder / "SegmentationClass/b.png", seed=77)
         changed = fresh()
         assert (changed.fingerprints("train") != prints).any(1).tolist() == [False, True, False]
         assert read == ["b"]  # only the changed one is read again

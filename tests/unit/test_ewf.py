@@ -48,7 +48,7 @@ def test_only_classifiers_of_earlier_steps_are_frozen() -> None:
     method = build_method("FT+EWF")
     for t, step in enumerate(steps):
         model = taught(method, *steps[: t + 1])
-        (group,) = method.door("trainable", step)(model, step)
+        (group,) = method.hook("trainable", step)(model, step)
         trained = {id(p) for p in group["params"]}
         frozen = {name for name, p in model.named_parameters() if id(p) not in trained}
         assert frozen == {f"classifier.blocks.{b}.{kind}" for b in range(t) for kind in ("weight", "bias")}

@@ -10,7 +10,7 @@ from contseg.benchmark.report.figures import classes, contest_rows, curves, file
 from contseg.benchmark.report.latent import separation
 from contseg.benchmark.report.predictions import palette
 from contseg.benchmark.report.reporter import leaderboard
-from contseg.benchmark.score.networks import telling_pictures
+from contseg.benchmark.score.networks import telling_images
 from contseg.benchmark.score.published import load_published, with_literature
 from contseg.tests.records import make_run
 from contseg.tests.unit.test_published import measured
@@ -82,13 +82,13 @@ def test_voc_colours_are_vocs_own_where_there_are_many_classes() -> None:
     assert len({tuple(c) for c in palette(151)[:151].tolist()}) == 151
 
 
-def test_pictures_that_show_old_and_later_classes_come_first() -> None:
+def test_images_that_show_old_and_later_classes_come_first() -> None:
     present = np.zeros((5, 5), dtype=bool)
     present[:, 0] = True
     for picture, labels in enumerate(([1], [1, 3], [3, 4], [2, 4], [2, 1])):
         present[picture, labels] = True
-    assert telling_pictures(present, ((1, 2), (3,), (4,)), 3) == [1, 3, 2]
-    assert telling_pictures(present, ((1, 2, 3, 4),), 9) == [1, 3, 2, 4, 0]
+    assert telling_images(present, ((1, 2), (3,), (4,)), 3) == [1, 3, 2]
+    assert telling_images(present, ((1, 2, 3, 4),), 9) == [1, 3, 2, 4, 0]
 
 
 def test_separation_is_variance_between_over_within() -> None:

@@ -28,7 +28,7 @@ IMAGENET = [name for name, backbone in BACKBONES.items() if backbone.imagenet]
 CASES = [(name, stride) for name, backbone in BACKBONES.items() for stride in backbone.rates]
 
 
-def pictures(*size: int, seed: int = 0) -> Tensor:
+def images(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -45,7 +45,7 @@ def test_shapes_at_an_odd_size(name: str, stride: int) -> None:
     model = build_model(ModelConfig(name, stride, "none"), [3, 2]).eval()
     assert isinstance(model, SegModel)
     with torch.no_grad():
-        out = model(pictures(1, 3, 67, 51))
+        out = model(images(1, 3, 67, 51))
     assert isinstance(out, SegOutput)
     size = (-(-67 // stride), -(-51 // stride))
     width = BACKBONES[name].aspp[1]
@@ -66,7 +66,7 @@ def test_resnet_is_torchvisions_bit_by_bit(name: str) -> None:
     theirs = get_model(name, weights=None).eval()
     ours = build_encoder(name, 32).eval()
     ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
-    x = pictures(2, 3, 65, 47)
+    x = images(2, 3, 65, 47)
     after: list[Tensor] = []
     for layer in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
         layer.register_forward_hook(lambda _module, _inputs, y: after.append(y))
@@ -81,7 +81,7 @@ def test_mobilenet_is_torchvisions() -> None:
     theirs = get_model("mobilenet_v3_small", weights=None).eval()
     ours = build_encoder("mobilenet_v3_small", 32).eval()
     ours.features.load_state_dict(theirs.features.state_dict())
-    x = pictures(1, 3, 64, 64)
+    x = images(1, 3, 64, 64)
     with torch.no_grad():
         features, stages = ours(x)
         assert torch.equal(features, theirs.features(x))
@@ -106,7 +106,7 @@ def test_a_denser_network_has_the_values_of_the_strided_one(name: str, stride: i
     # à trous: every 32 // stride-th cell of the dense map is a cell of the map at stride 32
     coarse, dense = (build_encoder(name, s).double().eval() for s in (32, stride))
     dense.load_state_dict(coarse.state_dict())
-    x = pictures(1, 3, 96, 64).double()
+    x = images(1, 3, 96, 64).double()
     step = 32 // stride
     with torch.no_grad():
         torch.testing.assert_close(dense(x)[0][..., ::step, ::step], coarse(x)[0], rtol=1e-9, atol=1e-9)
@@ -120,7 +120,7 @@ def test_output_stride_keeps_what_lies_below_it() -> None:
 
 def test_gradients_reach_every_parameter() -> None:
     model = build_model(TINY, [3, 2])
-    out = model(pictures(2, 3, 24, 32))
+    out = model(images(2, 3, 24, 32))
     out.logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
@@ -128,7 +128,7 @@ def test_gradients_reach_every_parameter() -> None:
 def test_heads_fill_extra() -> None:
     model = build_model(TINY, [3]).eval()
     model.heads["unknown"] = nn.Conv2d(48, 1, 1)
-    out = model(pictures(1, 3, 24, 32))
+    out = model(images(1, 3, 24, 32))
     assert torch.equal(out.extra["unknown"], model.heads["unknown"](out.embedding))
 
 
@@ -137,7 +137,7 @@ def test_heads_fill_extra() -> None:
 
 def test_growth_keeps_old_logits_bitwise() -> None:
     model = build_model(TINY, [3]).eval()
-    x = pictures(2, 3, 24, 32)
+    x = images(2, 3, 24, 32)
     with torch.no_grad():
         before = model(x).logits
         model.classifier.grow(2)
@@ -191,7 +191,7 @@ def windows(x: Tensor, side: int) -> Tensor:
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 7, 32])
 def test_sliding_mean_is_the_window_by_window_one(side: int) -> None:
-    x = pictures(2, 3, 9, 6).double()
+    x = images(2, 3, 9, 6).double()
     torch.testing.assert_close(sliding_mean(x, side), windows(x, side), rtol=1e-12, atol=1e-12)
 
 
@@ -199,7 +199,7 @@ def test_pooling_at_test_is_global_on_maps_no_larger_than_the_window() -> None:
     torch.manual_seed(0)  # other weights may leave nothing after the last activation
     local, whole = (ASPP(8, 4, 6, (2,), pooling).double().eval() for pooling in (5, 0))
     whole.load_state_dict(local.state_dict())
-    small, large = pictures(1, 8, 5, 4).double(), pictures(1, 8, 6, 5).double()
+    small, large = images(1, 8, 5, 4).double(), images(1, 8, 6, 5).double()
     torch.testing.assert_close(local(small), whole(small), rtol=1e-12, atol=1e-12)
     assert not torch.allclose(local(large), whole(large))
 
@@ -207,7 +207,7 @@ def test_pooling_at_test_is_global_on_maps_no_larger_than_the_window() -> None:
 def test_pooling_is_global_in_training() -> None:
     local, whole = (ASPP(8, 4, 6, (2,), pooling).double() for pooling in (2, 0))
     whole.load_state_dict(local.state_dict())
-    x = pictures(2, 8, 6, 5).double()
+    x = images(2, 8, 6, 5).double()
     assert torch.equal(local(x), whole(x))
 
 
@@ -216,10 +216,10 @@ def test_pooling_is_global_in_training() -> None:
 
 def test_frozen_norm_is_batch_norm_in_evaluation_for_good() -> None:
     batch = build_model(replace(TINY, norm="batch"), [3])
-    batch(pictures(4, 3, 24, 32))  # moves the running statistics
+    batch(images(4, 3, 24, 32))  # moves the running statistics
     frozen = build_model(replace(TINY, norm="frozen"), [3])
     frozen.load_state_dict({k: v for k, v in batch.state_dict().items() if not k.endswith("num_batches_tracked")})
-    x = pictures(2, 3, 32, 32, seed=1)
+    x = images(2, 3, 32, 32, seed=1)
     before = {k: v.clone() for k, v in frozen.state_dict().items()}
     torch.testing.assert_close(frozen.train()(x).logits, batch.eval()(x).logits, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in frozen.state_dict().items())
@@ -230,7 +230,7 @@ def test_frozen_norm_is_batch_norm_in_evaluation_for_good() -> None:
 def test_group_norm_has_no_statistics(name: str) -> None:
     model = build_model(ModelConfig(name, weights="none", norm="group"), [3])
     assert not list(model.buffers())
-    assert model(pictures(1, 3, 32, 32)).logits.shape[1] == 3  # a batch of one is no trouble
+    assert model(images(1, 3, 32, 32)).logits.shape[1] == 3  # a batch of one is no trouble
 
 
 def test_sync_is_batch_norm_in_one_process() -> None:
@@ -324,7 +324,7 @@ def test_weights_from_a_file(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("norm", ["frozen", "sync"])
 def test_statistics_are_loaded_too(norm: str, tmp_path: Path) -> None:
     source = build_encoder("tiny", 4)
-    source(pictures(4, 3, 24, 24))
+    source(images(4, 3, 24, 24))
     torch.save(source.state_dict(), tmp_path / "tiny.pth")
     model = build_model(ModelConfig("tiny", weights=str(tmp_path / "tiny.pth"), norm=norm), [3])
     assert torch.equal(model.encoder.stem[1].running_mean, source.stem[1].running_mean)

@@ -10,7 +10,7 @@ from contseg.datasets.base import open_dataset
 from contseg.datasets.errors import UserError
 from contseg.datasets.tools.own import Convention, look_at, usual_tasks, write
 from contseg.run_benchmark import main
-from contseg.tests.unit.folders import LABELS, voc_layout, write_map, write_picture
+from contseg.tests.unit.folders import LABELS, voc_layout, write_image, write_map
 
 
 def look(folder, work=None, **convention):
@@ -21,7 +21,7 @@ def camvid_layout(root, first=0):
     """``train`` + ``trainannot`` and so on; labels from 0 on, 3 is unlabelled."""
     for split, labels in LABELS.items():
         for k, _ in enumerate(labels):
-            write_picture(root / split / f"{split}_{k}.png")
+            write_image(root / split / f"{split}_{k}.png")
             write_map(root / f"{split}annot" / f"{split}_{k}.png", first + k % 3, 3, mode="L")
     return root
 
@@ -44,7 +44,7 @@ def test_empty_disjoint_steps_are_said(tmp_path):
         write_map(root / "SegmentationClass" / f"train{k}.png", 1, 2, 3)
     lines = look(root).tasks()
     assert [line.split() for line in lines[:2]] == [
-        ["2-1/overlapped", "4,", "4", "hardly:", "step", "0,", "1", "has", "fewer", "than", "8", "pictures"],
+        ["2-1/overlapped", "4,", "4", "hardly:", "step", "0,", "1", "has", "fewer", "than", "8", "images"],
         ["2-1/disjoint", "0,", "4", "NOT", "POSSIBLE:", "step", "0", "is", "empty"],
     ]
 
@@ -61,7 +61,7 @@ def test_folders_that_say_train_and_val(tmp_path):
 def test_ade_layout(tmp_path):
     for folder in ("training", "validation"):
         for k in range(3):
-            write_picture(tmp_path / "images" / folder / f"{folder}{k}.jpg")
+            write_image(tmp_path / "images" / folder / f"{folder}{k}.jpg")
             write_map(tmp_path / "annotations" / folder / f"{folder}{k}.png", 0, 1 + k, mode="L")
     (tmp_path / "objectInfo3.txt").write_text(
         "Idx\tRatio\tTrain\tVal\tName\n1\t.\t.\t.\twall\n2\t.\t.\t.\tsky, air\n3\t.\t.\t.\ttree\n"
@@ -73,7 +73,7 @@ def test_ade_layout(tmp_path):
 
 def test_one_folder_only_holds_out_a_fifth(tmp_path):
     for k in range(40):
-        write_picture(tmp_path / "photos" / f"p{k}.jpg")
+        write_image(tmp_path / "photos" / f"p{k}.jpg")
         write_map(tmp_path / "classes" / f"p{k}.png", 0, 1 + k % 2)  # known as maps by their palette
     own = look(tmp_path)
     assert len(own.pairs["train"]) + len(own.pairs["val"]) == 40
@@ -114,7 +114,7 @@ def test_written_and_opened(tmp_path):
 def test_one_name_in_both_splits(tmp_path):
     for split in ("train", "val"):
         for k in range(2):
-            write_picture(tmp_path / "raw" / split / "images" / f"{k}.png", colour=k)
+            write_image(tmp_path / "raw" / split / "images" / f"{k}.png", colour=k)
             write_map(tmp_path / "raw" / split / "masks" / f"{k}.png", 0, 1 + k)
     own = look(tmp_path / "raw")
     assert any("in train and in val" in n for n in own.notes)
@@ -134,7 +134,7 @@ def test_out_of_range_and_other_faults(tmp_path):
     assert "\n" not in text
     assert f"label 9 in {maps / 'train0.png'} is out of range" in text
     assert "train1.png has mode RGB" in text
-    assert "9x6 pixels, but its picture" in text
+    assert "9x6 pixels, but its image" in text
 
 
 def test_a_stray_label_without_names(tmp_path):
@@ -148,10 +148,10 @@ def test_a_stray_label_without_names(tmp_path):
     assert look(root, void=(255, 200)).faults == []
 
 
-def test_pictures_without_a_map(tmp_path):
+def test_images_without_a_map(tmp_path):
     root = camvid_layout(tmp_path)
-    write_picture(root / "train" / "extra.png")
-    assert any("1 pictures have no label map" in f and "extra.png" in f for f in look(root).faults)
+    write_image(root / "train" / "extra.png")
+    assert any("1 images have no label map" in f and "extra.png" in f for f in look(root).faults)
 
 
 def test_unusable(tmp_path, capsys):
@@ -163,9 +163,9 @@ def test_unusable(tmp_path, capsys):
 
     assert "no folder" in refused(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "no pictures with label maps" in refused(tmp_path / "empty")
-    write_picture(tmp_path / "photos" / "only" / "a.jpg")
-    assert "no pictures with label maps" in refused(tmp_path / "photos")
+    assert "no images with label maps" in refused(tmp_path / "empty")
+    write_image(tmp_path / "photos" / "only" / "a.jpg")
+    assert "no images with label maps" in refused(tmp_path / "photos")
     root = voc_layout(tmp_path / "void")
     for path in (root / "SegmentationClass").iterdir():
         write_map(path, 0, 255)
@@ -190,10 +190,10 @@ def test_usual_tasks():
 
 
 def coco(root):
-    """Two pictures, one with a big cat, a small dog in front of it, and a crowd."""
+    """Two images, one with a big cat, a small dog in front of it, and a crowd."""
     for k in range(2):
-        write_picture(root / "train2017" / f"{k}.jpg", size=(20, 10))
-        write_picture(root / "val2017" / f"{10 + k}.jpg", size=(20, 10))
+        write_image(root / "train2017" / f"{k}.jpg", size=(20, 10))
+        write_image(root / "val2017" / f"{10 + k}.jpg", size=(20, 10))
 
     def box(x, y, w, h):
         return [[x, y, x + w, y, x + w, y + h, x, y + h]]

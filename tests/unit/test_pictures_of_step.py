@@ -1,4 +1,4 @@
-"""What a loader reads: label channels, random numbers by (seed, step, epoch, id), pictures kept in memory."""
+"""What a loader reads: label channels, random numbers by (seed, step, epoch, id), images kept in memory."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,13 @@ from torch.utils.data import DataLoader
 
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.scenario import parse_scenario
-from contseg.datasets.step_dataset import StepPictures, collate, generator
+from contseg.datasets.step_dataset import StepImages, collate, generator
 from contseg.datasets.transforms import EvalTransform, TrainTransform
 from contseg.datasets.view import step_view, val_view
 
 
 class Noise(SegmentationDataset):
-    """Twelve pictures of different sizes, three classes; counts how often one is decoded."""
+    """Twelve images of different sizes, three classes; counts how often one is decoded."""
 
     class_names = ("background", "a", "b", "c")
 
@@ -47,7 +47,7 @@ def view(dataset):
 
 
 def test_labels_are_channels(dataset, view):
-    pictures = StepPictures(dataset, view, EvalTransform())
+    pictures = StepImages(dataset, view, EvalTransform())
     for i, image_id in enumerate(view.ids):
         image, label = pictures[i]
         raw_image, raw = dataset.load(image_id, "train")
@@ -58,16 +58,16 @@ def test_labels_are_channels(dataset, view):
 
 
 def test_validation_labels_are_raw(dataset):
-    pictures = StepPictures(dataset, val_view(dataset), EvalTransform())
+    pictures = StepImages(dataset, val_view(dataset), EvalTransform())
     assert len(pictures) == 12
     assert torch.equal(pictures[3][1], dataset.load("val03", "val")[1])
 
 
 def sample(dataset, view, key, **which):
-    return StepPictures(dataset, view, TrainTransform((16, 16)), **which)[key][0]
+    return StepImages(dataset, view, TrainTransform((16, 16)), **which)[key][0]
 
 
-def test_randomness_is_of_seed_step_epoch_and_picture(dataset, view):
+def test_randomness_is_of_seed_step_epoch_and_image(dataset, view):
     base = sample(dataset, view, (2, 5), seed=1, step=3)
     assert torch.equal(base, sample(dataset, view, (2, 5), seed=1, step=3))
     assert torch.equal(sample(dataset, view, (0, 5)), sample(dataset, view, 5))
@@ -76,14 +76,14 @@ def test_randomness_is_of_seed_step_epoch_and_picture(dataset, view):
 
 
 def test_randomness_is_not_of_the_position(dataset):
-    """The same picture in two views that list different pictures."""
+    """The same image in two views that list different images."""
     few, all_ = (
         step_view(dataset, parse_scenario("noise/[1|2,3]/overlapped", 3), 1, split=s) for s in ("tune", "train")
     )
     image_id = few.ids[-1]
     places = [v.ids.index(image_id) for v in (few, all_)]
     assert places[0] != places[1]
-    a, b = (StepPictures(dataset, v, TrainTransform((16, 16)))[p] for v, p in zip((few, all_), places, strict=True))
+    a, b = (StepImages(dataset, v, TrainTransform((16, 16)))[p] for v, p in zip((few, all_), places, strict=True))
     assert torch.equal(a[0], b[0])
     assert torch.equal(a[1], b[1])
 
@@ -97,9 +97,9 @@ def test_generators_are_apart():
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("keep", [False, True])
 def test_loader_processes_change_nothing(dataset, view, workers, keep):
-    pictures = StepPictures(dataset, view, TrainTransform((16, 24)), seed=4, keep=keep)
+    pictures = StepImages(dataset, view, TrainTransform((16, 24)), seed=4, keep=keep)
     batches = [[(0, 0), (0, 7), (0, 3)], [(1, 3), (1, 7), (2, 0)], [(2, 2), (2, 1), (3, 4)]]
-    expected = [[StepPictures(dataset, view, TrainTransform((16, 24)), seed=4)[k] for k in b] for b in batches]
+    expected = [[StepImages(dataset, view, TrainTransform((16, 24)), seed=4)[k] for k in b] for b in batches]
     loader = DataLoader(pictures, batch_sampler=batches, num_workers=workers, collate_fn=collate)
     for (images, labels), there in zip(loader, expected, strict=True):
         assert images.shape == (3, 3, 16, 24)
@@ -108,8 +108,8 @@ def test_loader_processes_change_nothing(dataset, view, workers, keep):
             assert torch.equal(labels[k], label)
 
 
-def test_kept_pictures_are_decoded_once(dataset, view):
-    pictures = StepPictures(dataset, view, EvalTransform(), keep=True)
+def test_kept_images_are_decoded_once(dataset, view):
+    pictures = StepImages(dataset, view, EvalTransform(), keep=True)
     dataset.loads = 0
     first = [pictures[i] for i in range(len(view.ids))]
     assert dataset.loads == len(view.ids)
@@ -123,7 +123,7 @@ def test_kept_pictures_are_decoded_once(dataset, view):
 def test_what_does_not_fit_is_decoded_each_time(dataset, view, monkeypatch):
     sizes = [dataset.load(i, "train")[1].numel() * 4 for i in view.ids]
     monkeypatch.setattr("contseg.datasets.step_dataset._room", lambda: sum(sizes[:5]))
-    pictures = StepPictures(dataset, view, EvalTransform(), keep=True)
+    pictures = StepImages(dataset, view, EvalTransform(), keep=True)
     for _ in range(2):
         dataset.loads = 0
         for i in range(len(view.ids)):
@@ -131,17 +131,17 @@ def test_what_does_not_fit_is_decoded_each_time(dataset, view, monkeypatch):
     assert dataset.loads == 2 * len(view.ids) - 5  # once here for the comparison, once for those that are not kept
 
 
-def test_transforms_leave_kept_pictures_alone(dataset, view):
-    pictures = StepPictures(dataset, view, TrainTransform((16, 16), flip="hv"), keep=True)
+def test_transforms_leave_kept_images_alone(dataset, view):
+    pictures = StepImages(dataset, view, TrainTransform((16, 16), flip="hv"), keep=True)
     for _ in range(3):
         for epoch in range(3):
             assert pictures[epoch, 2][0].shape == (3, 16, 16)
-    plain = StepPictures(dataset, view, TrainTransform((16, 16), flip="hv"))
+    plain = StepImages(dataset, view, TrainTransform((16, 16), flip="hv"))
     assert torch.equal(pictures[9, 2][0], plain[9, 2][0])
 
 
 def test_collate_stacks_channels_last(dataset, view):
-    pictures = StepPictures(dataset, view, TrainTransform((16, 24)))
+    pictures = StepImages(dataset, view, TrainTransform((16, 24)))
     images, labels = collate([pictures[i] for i in range(4)])
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images, torch.stack([pictures[i][0] for i in range(4)]))

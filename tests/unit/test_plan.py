@@ -102,7 +102,7 @@ def test_time_is_estimated_from_recorded_costs(store: Store) -> None:
     assert totals(plan, store)["hours_estimated"] == pytest.approx(1.0)  # two more steps of that size
     elsewhere = grid("train.updates=10", method="FT", seeds=(1,))
     assert totals(elsewhere, store)["hours_estimated"] == pytest.approx(1.5)  # steps that share none with those kept
-    assert totals(grid("train.crop=64", method="FT"), store)["hours_estimated"] is None  # another size of picture
+    assert totals(grid("train.crop=64", method="FT"), store)["hours_estimated"] is None  # another size of image
 
 
 def test_table_json_and_drawing_tell_the_same_plan(store: Store) -> None:

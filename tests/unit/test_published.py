@@ -184,8 +184,7 @@ def test_a_smaller_test_set_is_said() -> None:
     records = make_run("FT", **VOC, config={"train": {"crop": [10, 20]}, "eval": {"crop": []}, "model": {}})
     # 21 classes and void: 2107 pixels
     assert other_test_sets(records) == [
-        "voc: tested on 11 pictures, the literature on 1449: "
-        "differences to published numbers say nothing about a method"
+        "voc: tested on 11 images, the literature on 1449: differences to published numbers say nothing about a method"
     ]
     assert other_test_sets(make_run("FT")) == []
 

@@ -1,18 +1,18 @@
-"""Order of pictures: every picture once an epoch, independent of what other steps or seeds draw."""
+"""Order of images: every image once an epoch, independent of what other steps or seeds draw."""
 
 from contseg.benchmark.train.rng import Order, derive
 
 
-def test_an_epoch_visits_every_picture_at_most_once_and_drops_the_last_small_batch() -> None:
-    order = Order(pictures=10, batch=3, seed=0, step=1)
+def test_an_epoch_visits_every_image_at_most_once_and_drops_the_last_small_batch() -> None:
+    order = Order(images=10, batch=3, seed=0, step=1)
     epoch = [i for u in range(3) for _, i in order[u]]
     assert len(epoch) == 9 == len(set(epoch))
     assert {e for u in range(3) for e, _ in order[u]} == {0}
     assert order[3][0][0] == 1
 
 
-def test_fewer_pictures_than_a_batch_still_fill_it() -> None:
-    order = Order(pictures=3, batch=8, seed=0, step=0)
+def test_fewer_images_than_a_batch_still_fill_it() -> None:
+    order = Order(images=3, batch=8, seed=0, step=0)
     assert order.per_epoch == 1
     drawn = [i for _, i in order[0]]
     assert len(drawn) == 8

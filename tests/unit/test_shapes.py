@@ -14,7 +14,7 @@ pytestmark = pytest.mark.numeric
 
 @pytest.fixture(scope="module")
 def counts() -> np.ndarray:
-    """(800, 7): pixels of each label in each training picture."""
+    """(800, 7): pixels of each label in each training image."""
     return np.stack([np.bincount(draw_label(SEEDS["train"], i).ravel(), minlength=7) for i in range(COUNTS["train"])])
 
 

@@ -114,7 +114,7 @@ def literature(name: str, data: Told, **chosen: Any) -> Plan:
     return make_plan(replace(read_config(ROOT / f"benchmark/configs/{name}.toml"), **chosen), lambda _: data)
 
 
-def test_the_grid_of_sdrs_paper_needs_4_8_times_fewer_pictures(voc: Told) -> None:
+def test_the_grid_of_sdrs_paper_needs_4_8_times_fewer_images(voc: Told) -> None:
     plan = literature("sdr_paper", voc)
     assert len(plan.runs) == 7 * 3 * 3
     # by hand: step 0 of 15-5 serves 15-1; sequential and disjoint share it; all seven methods do

@@ -7,9 +7,9 @@ from PIL import Image
 from contseg.datasets.base import open_dataset
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import parse_scenario
-from contseg.datasets.tools.show import BAR, GAP, PALETTE, TILE, TITLE, contact_sheet, table, training_pictures
+from contseg.datasets.tools.show import BAR, GAP, PALETTE, TILE, TITLE, contact_sheet, table, training_images
 from contseg.run_benchmark import main
-from contseg.tests.unit.folders import voc_layout, write_map, write_picture
+from contseg.tests.unit.folders import voc_layout, write_image, write_map
 
 
 @pytest.fixture
@@ -18,28 +18,28 @@ def own(tmp_path):
 
 
 def shown(dataset, task, setup):
-    lines = table(dataset, parse_scenario(f"own/{task}/{setup}", 3), training_pictures(dataset)).splitlines()
+    lines = table(dataset, parse_scenario(f"own/{task}/{setup}", 3), training_images(dataset)).splitlines()
     return [" ".join(line.split()) for line in lines]
 
 
 def test_table(own):
-    """Four pictures of 48 pixels, in halves: 0 1 | 1 2 | 2 void | 0 3."""
+    """Four images of 48 pixels, in halves: 0 1 | 1 2 | 2 void | 0 3."""
     assert shown(own, "1-1", "overlapped")[2:] == [
-        "step 0: 2 pictures",
-        "1 cat 2 pictures 50.00%",
+        "step 0: 2 images",
+        "1 cat 2 images 50.00%",
         "background 25.00%",
         "labelled background: other classes 25.00%",
         "void 0.00%",
         "",
-        "step 1: 2 pictures",
-        "2 dog 2 pictures 50.00%",
+        "step 1: 2 images",
+        "2 dog 2 images 50.00%",
         "background 0.00%",
         "labelled background: old classes 25.00%",
         "labelled background: other classes 0.00%",
         "void 25.00%",
         "",
-        "step 2: 1 pictures",
-        "3 cow 1 pictures 50.00%",
+        "step 2: 1 images",
+        "3 cow 1 images 50.00%",
         "background 50.00%",
         "labelled background: old classes 0.00%",
         "void 0.00%",
@@ -48,8 +48,8 @@ def test_table(own):
 
 def test_sequential_keeps_old_labels(own):
     lines = shown(own, "1-1", "sequential")
-    assert lines[2] == "step 0: 1 pictures"
-    assert "1 cat 1 pictures 25.00%" in lines  # at step 1: one picture is half cat, the other half void
+    assert lines[2] == "step 0: 1 images"
+    assert "1 cat 1 images 25.00%" in lines  # at step 1: one image is half cat, the other half void
     assert not any("old classes" in line for line in lines)
 
 
@@ -57,17 +57,17 @@ def test_an_empty_step_is_named(tmp_path):
     root = voc_layout(tmp_path)
     write_map(root / "SegmentationClass" / "train0.png", 1, 2)
     lines = shown(open_dataset("own", root), "1-1", "disjoint")
-    assert "step 0: 0 pictures: EMPTY, cannot be trained" in lines
+    assert "step 0: 0 images: EMPTY, cannot be trained" in lines
 
 
 def test_contact_sheet_shows_the_shift(tmp_path):
-    """One picture, left half cat, right half dog: step 0 sees the cat, step 1 the dog; the rest turns black."""
+    """One image, left half cat, right half dog: step 0 sees the cat, step 1 the dog; the rest turns black."""
     root = voc_layout(tmp_path / "own")
     for k in range(4):
-        write_picture(root / "JPEGImages" / f"train{k}.jpg", size=TILE)
+        write_image(root / "JPEGImages" / f"train{k}.jpg", size=TILE)
         write_map(root / "SegmentationClass" / f"train{k}.png", *((1, 2) if k == 0 else (0, 3)), size=TILE)
     dataset = open_dataset("own", root)
-    sheet = np.array(contact_sheet(dataset, parse_scenario("own/1-1/overlapped", 3), training_pictures(dataset), 1))
+    sheet = np.array(contact_sheet(dataset, parse_scenario("own/1-1/overlapped", 3), training_images(dataset), 1))
     width, height = TILE
     cat, dog, black = PALETTE[1], PALETTE[2], PALETTE[0]
     for step, seen in ((0, (cat, black)), (1, (black, dog))):
@@ -81,8 +81,8 @@ def test_contact_sheet_shows_the_shift(tmp_path):
 def test_command(tmp_path, capsys):
     root = voc_layout(tmp_path / "own")
     out = tmp_path / "sheet.png"
-    assert main(["data", "show", "own/2-1/disjoint", "--root", str(root), "--out", str(out), "--pictures", "2"]) == 0
-    assert "step 1: 1 pictures" in capsys.readouterr().out
+    assert main(["data", "show", "own/2-1/disjoint", "--root", str(root), "--out", str(out), "--images", "2"]) == 0
+    assert "step 1: 1 images" in capsys.readouterr().out
     with Image.open(out) as image:
         assert image.mode == "RGB"
     assert main(["data", "show", "own/9-1/disjoint", "--root", str(root)]) == 2
@@ -93,11 +93,11 @@ def test_a_broken_file_stops_it(tmp_path):
     root = voc_layout(tmp_path)
     write_map(root / "SegmentationClass" / "train0.png", 1, 2, mode="RGB")
     with pytest.raises(UserError, match="mode RGB"):
-        training_pictures(open_dataset("own", root))
+        training_images(open_dataset("own", root))
 
 
 def test_drawn_data():
     dataset = open_dataset("shapes")
-    found = training_pictures(dataset)
+    found = training_images(dataset)
     assert len(found.ids) == len(dataset.ids("train"))
     assert np.array_equal(found.present, dataset.presence("train"))

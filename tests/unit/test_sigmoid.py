@@ -20,7 +20,7 @@ O, C = STEP.n_old, STEP.n_classes
 
 
 def batch(*labels: int, scale: float = 3.0, old: Tensor | None = None) -> Batch:
-    """Two pictures of 4 x 4 with logits at label size; labels are drawn from those given."""
+    """Two images of 4 x 4 with logits at label size; labels are drawn from those given."""
     g = torch.Generator().manual_seed(3)
     z = torch.randn(2, C, 4, 4, generator=g, dtype=torch.float64).mul(scale).requires_grad_()
     q = torch.randn(2, O, 4, 4, generator=g, dtype=torch.float64) * scale if old is None else old

@@ -17,7 +17,7 @@ VAL = tuple(f"2008_{k:06d}" for k in range(6))
 
 
 class Table(SegmentationDataset):
-    """Four classes; picture k holds class 1 + k % 4, and class 1 too if k < 6."""
+    """Four classes; image k holds class 1 + k % 4, and class 1 too if k < 6."""
 
     class_names = ("background", "a", "b", "c", "d")
 
@@ -77,7 +77,7 @@ def test_there_and_back(data, tmp_path, what):
 
 
 def test_positions_in_another_list(data, tmp_path):
-    """The same index file names other pictures when its list has another order."""
+    """The same index file names other images when its list has another order."""
     (tmp_path / "theirs.txt").write_text(
         "".join(f"/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png\n" for i in IDS[::-1])
     )
@@ -142,7 +142,7 @@ def test_an_empty_array_is_an_empty_step(data, tmp_path):
 
 
 def test_a_scenario_from_lists(data, tmp_path):
-    """The pictures are theirs, the labels go by the setup; the digest is that of ours only if the pictures are."""
+    """The images are theirs, the labels go by the setup; the digest is that of ours only if the images are."""
     lists = our_lists(data, scenario())
     lists["train"][1] = ids([2, 6])
     write_scenario(tmp_path / "theirs.json", scenario(), lists)
@@ -177,7 +177,7 @@ def test_lists_that_cannot_be_read(data, tmp_path):
     error_of(read("train-1.npy", np.array([-1, 2])), "list of 12 ids")
     error_of(read("train-2.npy", np.array([0.5])), "float64")
     error_of(read("train-3.npy", np.array([{}], object), allow_pickle=True), "train-3.npy")
-    error_of(read("train-4.txt", "2007_000001\n2099_000001\n"), "2099_000001", "no train picture of own")
+    error_of(read("train-4.txt", "2007_000001\n2099_000001\n"), "2099_000001", "no train image of own")
     error_of(read("numbers.txt", "1"), "numbers.txt", "which list")
     error_of(read("lists.json", "[1, 2]"), "lists.json")
     error_of(read("test-0.npy", np.array([0])), "no training list")
@@ -213,4 +213,4 @@ def test_files_that_are_no_lists(data, tmp_path):
     error_of(parse(tmp_path / "other.json"), "own/3-1/disjoint", "other steps")
     write_scenario(tmp_path / "foreign.json", scenario(), {"train": dict.fromkeys(range(3), ("elsewhere",))})
     foreign = parse_scenario(f"own/2-1/overlapped+{tmp_path / 'foreign.json'}", 4)
-    error_of(lambda: step_view(data, foreign, 0), "elsewhere", "no training picture")
+    error_of(lambda: step_view(data, foreign, 0), "elsewhere", "no training image")

@@ -17,12 +17,12 @@ from contseg.tests.unit.probe import Pull, Watch, grid, mini, moved
 
 pytestmark = pytest.mark.usefixtures("probe_is_known")
 
-# ids of which the hash holds out the pictures of classes 1 and 2, of 3 and 4, of 3 alone, of 4 alone
+# ids of which the hash holds out the images of classes 1 and 2, of 3 and 4, of 3 alone, of 4 alone
 NAMES = ("train000a", *(f"train{i:03d}" for i in range(1, 10)))
 
 
 def held(**changed: Any) -> Told:
-    """``mini`` with a held-out picture in every step."""
+    """``mini`` with a held-out image in every step."""
     return mini(names={"train": NAMES, "val": tuple(f"val{i:03d}" for i in range(10))}, **changed)
 
 
@@ -136,7 +136,7 @@ def test_100_and_100_0_are_one_value(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("image", "expected"),
     [
         ("train000", EVERYTHING),  # holds classes 1 and 2
         ("train008", LATER),  # class 3 alone
@@ -144,21 +144,21 @@ def test_100_and_100_0_are_one_value(monkeypatch: pytest.MonkeyPatch) -> None:
         ("val000", SCORES),
     ],
 )
-def test_the_content_of_a_picture_moves_what_sees_it(picture: str, expected: dict[str, list[int]]) -> None:
-    assert moved(grid(), grid(data=mini(contents={picture: 1}))) == expected
+def test_the_content_of_an_image_moves_what_sees_it(image: str, expected: dict[str, list[int]]) -> None:
+    assert moved(grid(), grid(data=mini(contents={image: 1}))) == expected
 
 
 @pytest.mark.parametrize(
-    ("picture", "steps"), [("train000a", [0, 1, 2]), ("train005", [1, 2]), ("train009", [2]), ("val000", [])]
+    ("image", "steps"), [("train000a", [0, 1, 2]), ("train005", [1, 2]), ("train009", [2]), ("val000", [])]
 )
-def test_the_content_of_a_held_out_picture_moves_the_scores_of_the_steps_from_its_own_on(
-    picture: str, steps: list[int]
+def test_the_content_of_a_held_out_image_moves_the_scores_of_the_steps_from_its_own_on(
+    image: str, steps: list[int]
 ) -> None:
-    before, after = (grid("eval.split=tune", data=held(contents={picture: v})) for v in (0, 1))
+    before, after = (grid("eval.split=tune", data=held(contents={image: v})) for v in (0, 1))
     assert moved(before, after) == {**NOTHING, "scores": steps}
 
 
-def test_one_training_of_two_setups_is_scored_on_the_held_out_pictures_of_each() -> None:
+def test_one_training_of_two_setups_is_scored_on_the_held_out_images_of_each() -> None:
     classes = {"train000a": (1, 2), "train001": (1, 2), "train002": (3,), "train005": (1, 3)}  # 0 and 5 are held out
     present = np.zeros((4, 256), bool)
     for row, labels in zip(present, classes.values(), strict=True):
@@ -174,7 +174,7 @@ def test_one_training_of_two_setups_is_scored_on_the_held_out_pictures_of_each()
     assert [known.tolist() for _, known in sets] == [[True, True], [True]]
 
 
-def test_a_picture_more_moves_what_sees_it() -> None:
+def test_an_image_more_moves_what_sees_it() -> None:
     data = mini()
     extra = np.zeros((1, 256), bool)
     extra[0, [0, 4]] = True

@@ -25,7 +25,7 @@ from contseg.datasets.errors import UserError
 
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor([3, 250]), "none": torch.zeros(0)}
 META = {"title": "shapes step 0", "progress": {"update": 20, "seconds": 1.5}}
-SCORE = {"matrix": {"seen": [[12, 3], [4, 50]]}, "pictures": 7}
+SCORE = {"matrix": {"seen": [[12, 3], [4, 50]]}, "images": 7}
 
 
 def same_tensors(path: Path) -> bool:

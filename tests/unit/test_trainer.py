@@ -47,7 +47,7 @@ def test_a_first_update_that_overflows_leaves_no_trace(uninitialised_is_nan: Non
     before = copy.deepcopy(dict(step.model.named_parameters()))
     step._train_mode()
     step._set_rate(0)
-    batches = step.feed.updates(0, 2)
+    batches = step.step_batches.updates(0, 2)
     step._update(batches)
     assert all(torch.equal(p, before[n]) for n, p in step.model.named_parameters())
     step._update(batches)
@@ -55,7 +55,7 @@ def test_a_first_update_that_overflows_leaves_no_trace(uninitialised_is_nan: Non
     other.terms["ce"].weight = LOUD
     other._train_mode()
     other._set_rate(0)
-    other._update(other.feed.updates(1, 2))
+    other._update(other.step_batches.updates(1, 2))
     theirs = dict(other.model.named_parameters())
     for name, p in step.model.named_parameters():
         torch.testing.assert_close(p, theirs[name], rtol=1e-4, atol=1e-6)
@@ -80,7 +80,7 @@ def test_terms_see_no_gradient_that_overflowed_and_all_others_unscaled(tmp_path:
     step.terms["ce"] = term
     step._train_mode()
     step._set_rate(0)
-    batches = step.feed.updates(0, 3)
+    batches = step.step_batches.updates(0, 3)
     for _ in range(3):
         step._update(batches)
     assert len(term.shown) == 2
@@ -100,7 +100,7 @@ def test_the_loss_scale_is_in_the_checkpoint(tmp_path: Path) -> None:
     step = overflowing(grid)
     step._train_mode()
     step._set_rate(0)
-    step._update(step.feed.updates(0, 1))
+    step._update(step.step_batches.updates(0, 1))
     checkpoint.save(step)
     again = grid.trainer()
     checkpoint.resume(again)
@@ -181,7 +181,7 @@ def test_the_feed_leaves_the_global_random_numbers_alone(tmp_path: Path) -> None
     """A resumed step makes its loader anew: what it drew from the global generator would be drawn twice."""
     step = Grid(tmp_path, ("FT",)).trainer()
     before = torch.get_rng_state()
-    assert len(list(step.feed.updates(0, 2))) == 2 and len(list(step.feed.whole_pass())) == 2
+    assert len(list(step.step_batches.updates(0, 2))) == 2 and len(list(step.step_batches.whole_pass())) == 2
     assert torch.equal(torch.get_rng_state(), before)
 
 

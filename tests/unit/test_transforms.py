@@ -23,7 +23,7 @@ def picture(height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch
 
 
 def positions(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture that says of every pixel where it is: red is the row, green the column; labels are rows + columns."""
+    """An image that says of every pixel where it is: red is the row, green the column; labels are rows + columns."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([rows, columns, torch.zeros_like(rows)], dim=2).to(torch.uint8).permute(2, 0, 1)
     return image, (rows + columns).to(torch.uint8)
@@ -68,7 +68,7 @@ def test_labels_are_never_mixed():
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (512, 512), (100, 101), (64, 300)])
 def test_crop_view_is_resize_and_center_crop(height, width):
-    """The literature's test pictures: shorter side to S, centre crop, labels too."""
+    """The literature's test images: shorter side to S, centre crop, labels too."""
     image, label = picture(height, width)
     got_image, got_label = EvalTransform((96, 96))(image, label)
     resize, crop = Resize(96), CenterCrop(96)
@@ -92,7 +92,7 @@ def test_cover_fills_any_size_and_keeps_the_middle(size, height, width):
         assert slope == pytest.approx(1 / scale, rel=0.1)  # one scale for both sides
 
 
-def test_full_view_is_the_picture():
+def test_full_view_is_the_image():
     image, label = picture(31, 29)
     got = EvalTransform()(image, label)
     assert got[0] is image
@@ -123,7 +123,7 @@ class TestRandomWindow:
             assert (np.abs(values[0].mean(0) - values[1].mean(0)) <= 4.5 * error + 1e-9).all()
 
     @pytest.mark.parametrize("full", [(375, 500), (300, 40), (1, 1), (2, 90)])
-    def test_never_leaves_the_picture(self, full):
+    def test_never_leaves_the_image(self, full):
         top, left, h, w = self.draw(full, (0.5, 2.0), 500).T
         assert (top >= 0).all()
         assert (left >= 0).all()
@@ -139,7 +139,7 @@ class TestRandomWindow:
         assert (w / h <= 4 / 3 + 0.01).all()
 
     def test_when_nothing_fits(self):
-        """Twice the area never fits: the middle, cut to the bound of the ratio; a picture within bounds is whole."""
+        """Twice the area never fits: the middle, cut to the bound of the ratio; an image within bounds is whole."""
         rng = np.random.default_rng(0)
         assert random_window((90, 100), (2.0, 3.0), RATIO, rng) == (0, 0, 90, 100)
         assert random_window((60, 200), (2.0, 3.0), RATIO, rng) == (0, 60, 60, 80)
@@ -165,13 +165,13 @@ class TestTrainTransform:
             assert max(abs(c - 200 / kinds) for c in used) < 5 * math.sqrt(200 * (1 / kinds) * (1 - 1 / kinds)) + 1
 
     def test_image_and_label_stay_together(self):
-        """Where the picture says (row, column), the label says row + column, up to the rounding of the resize."""
+        """Where the image says (row, column), the label says row + column, up to the rounding of the resize."""
         image, label = positions(100, 90)
         for seed in range(10):
             got_image, got_label = TrainTransform((160, 150), flip="hv")(image, label, np.random.default_rng(seed))
             assert (got_image[0].int() + got_image[1].int() - got_label.int()).abs().max() <= 2
 
-    def test_without_a_window_drawn_pictures_are_only_flipped(self):
+    def test_without_a_window_drawn_images_are_only_flipped(self):
         image, label = picture(24, 24)
         seen = set()
         for seed in range(30):

@@ -14,7 +14,7 @@ from contseg.datasets.tools.reference import ADE, REFERENCES, VOC, Reference
 from contseg.datasets.tools.scan import scan
 from contseg.datasets.tools.verify import ids_sha256, verify
 from contseg.run_benchmark import main
-from contseg.tests.unit.folders import LABELS, voc_layout, write_map, write_picture
+from contseg.tests.unit.folders import LABELS, voc_layout, write_image, write_map
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def test_nothing_to_complain_about(root, capsys):
     assert r.deviations == []
     assert "no deviation" in str(r)
     train = r.splits["train"]
-    assert train["pictures"] == 4
-    assert [c["pictures"] for c in train["classes"]] == [2, 2, 2, 1]
+    assert train["images"] == 4
+    assert [c["images"] for c in train["classes"]] == [2, 2, 2, 1]
     assert [c["pixel_share"] for c in train["classes"]] == [0.25, 0.25, 0.25, 0.125]
     assert train["void_share"] == 0.125
     assert train["with_void"] == 1
@@ -65,7 +65,7 @@ def test_json(root, capsys):
     (root / "JPEGImages" / "train0.jpg").unlink()
     assert main(["data", "verify", str(root), "--json"]) == 1
     content = json.loads(capsys.readouterr().out)
-    assert content["splits"]["train"]["pictures"] == 3
+    assert content["splits"]["train"]["images"] == 3
     assert "train0" in content["deviations"][0]["what"]
 
 
@@ -76,7 +76,7 @@ def test_missing_files(root):
     text = deviations(root, 2)
     assert "'train0' has no label map" in text
     assert "1 more train" in text
-    assert "'val1' has no picture" in text
+    assert "'val1' has no image" in text
 
 
 def test_maps_that_are_no_label_maps(root):
@@ -88,13 +88,13 @@ def test_maps_that_are_no_label_maps(root):
     text = deviations(root, 4)
     assert "train0.png has mode RGB" in text
     assert "train1.png has mode I" in text
-    assert "train2.png is 16x12 pixels, but its picture" in text
+    assert "train2.png is 16x12 pixels, but its image" in text
     assert "val0.png" in text
 
 
-def test_broken_pictures(root):
+def test_broken_images(root):
     path = root / "JPEGImages" / "train0.jpg"
-    write_picture(path, size=(640, 480))
+    write_image(path, size=(640, 480))
     write_map(root / "SegmentationClass" / "train0.png", 1, size=(640, 480))
     path.write_bytes(path.read_bytes()[:-200])
     text = deviations(root)
@@ -109,7 +109,7 @@ def test_labels_out_of_range(root):
     assert "label 254" in text
 
 
-def test_a_picture_in_both_splits(root):
+def test_an_image_in_both_splits(root):
     lists = root / "ImageSets" / "Segmentation"
     (lists / "val.txt").write_text("train2\nval0\nval1\n")
     assert "1 id (train2) in train and in val" in deviations(root)
@@ -155,8 +155,8 @@ def test_unusable(tmp_path, root, capsys):
 def reference() -> Reference:
     """Of the small folder."""
     return Reference(
-        pictures={"train": 4, "val": 2},
-        class_pictures={"train": (2, 2, 1), "val": (1, 1, 1)},
+        images={"train": 4, "val": 2},
+        class_images={"train": (2, 2, 1), "val": (1, 1, 1)},
         scenarios={"2-1/overlapped": (3, 1), "2-1/disjoint": (3, 1)},
         ids_sha256={s: ids_sha256(tuple(f"{s}{k}" for k in range(len(x)))) for s, x in LABELS.items()},
         with_void=1,
@@ -178,10 +178,10 @@ def test_a_published_data_set(root, monkeypatch):
 def test_each_number_is_compared(root, monkeypatch):
     others = reference().ids_sha256 | {"val": "0" * 64}
     for changes, says in (
-        ({"pictures": {"train": 5, "val": 2}}, "4 train pictures instead of 5"),
+        ({"images": {"train": 5, "val": 2}}, "4 train images instead of 5"),
         ({"ids_sha256": others}, "other val ids than the published ones"),
         ({"with_void": 0}, "1 training maps have void pixels instead of 0"),
-        ({"class_pictures": {"train": (2, 3, 1), "val": (1, 1, 1)}}, "train pictures of 1 class (dog)"),
+        ({"class_images": {"train": (2, 3, 1), "val": (1, 1, 1)}}, "train images of 1 class (dog)"),
         ({"scenarios": {"2-1/overlapped": (3, 1), "2-1/disjoint": (2, 1)}}, "1 of 2 scenarios"),
     ):
         r, text = compared(root, monkeypatch, **changes)
@@ -194,9 +194,9 @@ def test_the_references_fit_together():
     """Every table has a number for each class, split and step."""
     for name, reference_ in REFERENCES.items():
         n = {"voc": 20, "ade": 150}[name]
-        assert {len(v) for v in reference_.class_pictures.values()} == {n}
+        assert {len(v) for v in reference_.class_images.values()} == {n}
         for scenario, sizes in reference_.scenarios.items():
             assert len(parse_scenario(f"{name}/{scenario}", n).groups) == len(sizes)
-    assert (VOC.pictures, ADE.pictures) == ({"train": 10582, "val": 1449}, {"train": 20210, "val": 2000})
+    assert (VOC.images, ADE.images) == ({"train": 10582, "val": 1449}, {"train": 20210, "val": 2000})
     assert VOC.scenarios["15-1/overlapped"] == (9568, 487, 299, 491, 500, 548)
     assert ADE.scenarios["100-50/partitioned"] == (13452, 6744)

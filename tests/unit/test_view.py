@@ -1,4 +1,4 @@
-"""Which pictures and labels a step sees: against published lists, literal sizes and slow oracles."""
+"""Which images and labels a step sees: against published lists, literal sizes and slow oracles."""
 
 import json
 
@@ -128,13 +128,13 @@ class TestPublishedSizes:
         scenario = parse_scenario("voc/15-1/overlapped", 20)
         assert [len(seen_in(voc["val"], scenario, t)) for t in range(6)] == [1240, 1277, 1329, 1353, 1421, 1449]
 
-    def test_ade_pictures_without_a_class_and_with_future_ones(self, ade):
+    def test_ade_images_without_a_class_and_with_future_ones(self, ade):
         steps = partition(ade["train"], parse_scenario("ade/100-50/partitioned", 150))
         assert (steps == -1).sum() == 14
         assert ade["train"][steps == 0][:, 101:151].any(1).sum() == 2646
 
 
-# --- packs of real pictures ------------------------------------------------------------------------------------------
+# --- packs of real images ------------------------------------------------------------------------------------------
 
 PACKS = {
     "voc_small": {},
@@ -165,7 +165,7 @@ def test_packs_give_the_expected_lists(pack, tmp_path):
                     assert split in ("train", "train_aug")
                     assert list(step_view(dataset, scenario, t).ids) == ids
                 else:
-                    with pytest.raises(UserError, match=f"step {t} has no training picture in setup '{setup}'"):
+                    with pytest.raises(UserError, match=f"step {t} has no training image in setup '{setup}'"):
                         step_view(dataset, scenario, t)
     assert compared == {"voc_small": 63, "camvid_small": 22, "voc_fullres_sample": 42, "voc_animals": 24}[pack]
 
@@ -174,7 +174,7 @@ def test_packs_give_the_expected_lists(pack, tmp_path):
 
 
 class Drawn(SegmentationDataset):
-    """Pictures that exist as a presence table only."""
+    """Images that exist as a presence table only."""
 
     class_names = tuple(f"class {i}" for i in range(8))
 
@@ -198,10 +198,10 @@ def random_present(seed: int, n: int = 60, classes: int = 7, share: float = 0.25
 
 
 def slow_selection(present: np.ndarray, scenario: Scenario, index: int) -> list[int]:
-    """The sentences of the table in ``datasets/view.py``, picture by picture."""
+    """The sentences of the table in ``datasets/view.py``, image by image."""
     step, chosen = scenario.steps[index], []
-    for i, picture in enumerate(present):
-        classes = {c for c in range(1, 255) if picture[c]}
+    for i, image in enumerate(present):
+        classes = {c for c in range(1, 255) if image[c]}
         wanted = bool(classes & set(step.new_classes))
         if scenario.setup in ("sequential", "disjoint"):
             wanted = wanted and classes <= set(step.seen_classes)
@@ -217,9 +217,9 @@ def slow_partition(present: np.ndarray, groups: tuple[tuple[int, ...], ...]) -> 
     given = dict.fromkeys(step_of, 0)
     steps = [-1] * len(present)
     for c in sorted(step_of):
-        for i, picture in enumerate(present):
-            if picture[c] and steps[i] == -1:
-                classes = [k for k in sorted(step_of) if picture[k]]
+        for i, image in enumerate(present):
+            if image[c] and steps[i] == -1:
+                classes = [k for k in sorted(step_of) if image[k]]
                 scores = [120 * (1 - given[k] / total[k]) + sum(total[j] for j in classes) / total[k] for k in classes]
                 steps[i] = step_of[classes[scores.index(max(scores))]]
                 for k in classes:
@@ -247,7 +247,7 @@ def test_partition_is_the_rule_in_words(task, seed):
     assert partition(present, scenario).tolist() == slow_partition(present, scenario.groups)
 
 
-def test_partition_puts_every_picture_with_a_class_in_one_step():
+def test_partition_puts_every_image_with_a_class_in_one_step():
     present, scenario = random_present(5), parse_scenario("d/3-2/partitioned", 7)
     chosen = np.array([selection(present, scenario, t) for t in range(3)])
     np.testing.assert_array_equal(chosen.sum(0), present[:, 1:8].any(1))
@@ -331,7 +331,7 @@ def test_held_out_fifth():
     assert 0.18 < shares < 0.22  # five standard deviations
 
 
-def test_a_picture_is_held_out_in_every_step_or_in_none():
+def test_an_image_is_held_out_in_every_step_or_in_none():
     dataset, scenario = Drawn(random_present(2, n=300)), parse_scenario("d/2-1/overlapped", 7)
     held = set().union(*(step_view(dataset, scenario, t, split="tune").ids for t in range(6)))
     kept = set().union(*(step_view(dataset, scenario, t, split="tune-train").ids for t in range(6)))

@@ -8,7 +8,7 @@ from PIL import Image
 TRAIN, VAL = ("a", "b", "c"), ("d", "e")
 
 
-def write_picture(image: Path, label: Path, seed: int, classes: int = 3, size: tuple[int, int] = (10, 14)) -> None:
+def write_image(image: Path, label: Path, seed: int, classes: int = 3, size: tuple[int, int] = (10, 14)) -> None:
     """A JPEG of noise and a palette PNG with labels 0..classes and void."""
     rng = np.random.default_rng(seed)
     for path in (image, label):
@@ -29,9 +29,9 @@ def write_list(path: Path, lines: tuple[str, ...]) -> None:
 
 
 def folder_tree(root: Path) -> Path:
-    """Five pictures in VOC layout, three classes."""
+    """Five images in VOC layout, three classes."""
     for seed, i in enumerate(TRAIN + VAL):
-        write_picture(root / "JPEGImages" / f"{i}.jpg", root / "SegmentationClass" / f"{i}.png", seed)
+        write_image(root / "JPEGImages" / f"{i}.jpg", root / "SegmentationClass" / f"{i}.png", seed)
     write_list(root / "ImageSets/Segmentation/train.txt", TRAIN[::-1])
     write_list(root / "ImageSets/Segmentation/val.txt", VAL)
     write_list(root / "class_names.txt", ("background", "cat", "dog", "cow"))
@@ -41,7 +41,7 @@ def folder_tree(root: Path) -> Path:
 def voc_tree(root: Path, lists: str) -> Path:
     """The same five as VOC; ``lists``: "ids" (VOCdevkit), "paths" (PascalVOC12) or "none"."""
     for seed, i in enumerate(TRAIN + VAL):
-        write_picture(root / "JPEGImages" / f"{i}.jpg", root / "SegmentationClassAug" / f"{i}.png", seed, classes=20)
+        write_image(root / "JPEGImages" / f"{i}.jpg", root / "SegmentationClassAug" / f"{i}.png", seed, classes=20)
     for split, ids in (("train_aug", TRAIN), ("val", VAL)):
         if lists == "paths":
             lines = tuple(f"/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png" for i in ids)
@@ -54,5 +54,5 @@ def voc_tree(root: Path, lists: str) -> Path:
 def ade_tree(root: Path, n: int = 150) -> Path:
     for seed, i in enumerate(TRAIN + VAL):
         part = "training" if i in TRAIN else "validation"
-        write_picture(root / "images" / part / f"{i}.jpg", root / "annotations" / part / f"{i}.png", seed, classes=n)
+        write_image(root / "images" / part / f"{i}.jpg", root / "annotations" / part / f"{i}.png", seed, classes=n)
     return root
