@@ -50,4 +50,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:  ## remove the environment and what the tools cached; results stay
-	rm -rf $(VENV) build contseg.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist contseg.egg-info .pytest_cache .mypy_cache .ruff_cache

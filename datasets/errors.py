@@ -1,7 +1,10 @@
 """What goes wrong because of the user's input, said in one line."""
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
+
+EXTRAS = {"pycocotools": "coco", "submitit": "slurm", "tensorboard": "tensorboard"}  # package -> extra of contseg
 
 
 class UserError(Exception):
@@ -22,3 +25,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     hint = f"did you mean {lower[close[0]]!r}? " if close else ""
     return UserError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names) or 'none'}")
+
+
+def need(package: str, purpose: str) -> None:
+    """Raise ``UserError`` if a package that only ``purpose`` needs is not installed; nothing is imported."""
+    if importlib.util.find_spec(package) is None:
+        install = f"'contseg[{EXTRAS[package]}]'" if package in EXTRAS else package
+        raise UserError(f"{purpose} needs {package}, which is not installed: pip install {install}")

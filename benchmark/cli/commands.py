@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from contseg.benchmark.cli.arguments import places
 from contseg.benchmark.plan.config import Config, check_shares, read_config
 from contseg.benchmark.store.files import Store
-from contseg.datasets.errors import UserError, unknown
+from contseg.datasets.errors import UserError, need, unknown
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Train and score the grid, write the leaderboard, print its table."""
     config, store = _config(args), Store(args.out, args.trust_cache)
+    if args.launcher == "slurm":
+        need("submitit", "--launcher slurm")
     if args.launcher != "inline":
         return _launch(args, config, store)
     from contseg.benchmark.train.runner import Runner, make_accelerator

@@ -11,7 +11,6 @@ A field of ``train`` that is a tuple holds one value a step; the last one serves
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import tomllib
 import typing
 from collections.abc import Iterable
@@ -22,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from msgspec import Meta
 
 from contseg.benchmark.plan.model_config import ModelConfig
-from contseg.datasets.errors import UserError, unknown
+from contseg.datasets.errors import UserError, need, unknown
 from contseg.methods.ranges import Count, Number, Positive, Weight, admit, plain
 from contseg.methods.registry import coerce
 
@@ -213,8 +212,8 @@ def checked(config: Config) -> Config:
     if len(scale) == 1 or scale != tuple(sorted(scale)):
         shown = ",".join(f"{s:g}" for s in scale)
         raise UserError(f"train.scale must be empty or two ascending numbers such as 0.5,2, not {shown}")
-    if tracker != "none" and importlib.util.find_spec(tracker) is None:
-        raise UserError(f"run.tracker={tracker}: the package {tracker} is not installed (pip install {tracker})")
+    if tracker != "none":
+        need(tracker, f"run.tracker={tracker}")
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 import shlex
@@ -46,10 +47,16 @@ def provenance(accelerator: Accelerator) -> dict[str, Any]:
 
 @cache
 def commit() -> str:
-    """The checkout's commit, with ``+`` if files differ from it; empty outside a repository."""
+    """The checkout's commit, with ``+`` if files differ from it; empty for an installed contseg.
+
+    A repository that only holds the environment (``project/.venv``) is not contseg's, nor is the one of a Git hook.
+    """
+    if not (HOME / ".git").exists():
+        return ""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         call = ["git", "-C", str(HOME), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(call, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(call, capture_output=True, text=True, timeout=10, check=True, env=env).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -57,4 +64,4 @@ def commit() -> str:
 def command() -> str:
     """The command line; of absolute paths only the last part is kept, they name somebody's machine."""
     words = [re.sub(r"(^|=)[/~].*?([^/]+)/?$", r"\1\2", word) for word in sys.argv[1:]]
-    return shlex.join(["python", "run_benchmark.py", *words])
+    return shlex.join(["contseg", *words])

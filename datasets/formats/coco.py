@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from contseg.datasets.errors import UserError
+from contseg.datasets.errors import UserError, need
 from contseg.datasets.formats.paired import IMAGES
 from contseg.datasets.formats.pairs import Found, Pair, split_by_name
 from contseg.datasets.images import read_bytes
@@ -30,10 +30,9 @@ def annotation_files(folder: Path) -> list[Path]:
 
 def draw_maps(files: list[Path], folder: Path, work: Path) -> tuple[Found, list[str]]:
     """Images of ``folder`` with maps drawn into ``work``, and the class names; all files have the same categories."""
-    try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
-        raise UserError(f"{files[0]} needs pycocotools to be read: pip install pycocotools") from error
+    need("pycocotools", str(files[0]))
+    from pycocotools.coco import COCO
+
     pictures = {p.name: p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGES}
     groups: dict[str, list[Pair]] = {}
     missing: list[str] = []

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -335,6 +336,31 @@ def test_a_file_that_holds_no_weights(
         f"model.weights={tmp_path / name} cannot be read, {what}: it has to be a state dict of torch.save, or "
         ".safetensors"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "package", "said"),
+    [
+        (["--launcher", "slurm"], "submitit",
+         "--launcher slurm needs submitit, which is not installed: pip install 'contseg[slurm]'"),
+        (["--set", "run.tracker=tensorboard"], "tensorboard",
+         "run.tracker=tensorboard needs tensorboard, which is not installed: pip install 'contseg[tensorboard]'"),
+        (["--set", "run.tracker=clearml"], "clearml",
+         "run.tracker=clearml needs clearml, which is not installed: pip install clearml"),
+    ],
+    ids=lambda x: x if isinstance(x, str) and " " not in x else "",
+)  # fmt: skip
+def test_a_missing_extra_is_told_before_any_work(
+    fails: Callable[..., str],
+    words: list[str],
+    package: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    assert fails(*grid(), *words) == f"error: {said}"
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_step_is_known_before_anything_is_trained(fails: Callable[..., str], tmp_path: Path) -> None:

@@ -240,6 +240,6 @@ def test_coco(tmp_path):
 
 
 def test_coco_without_pycocotools(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pycocotools.coco", None)
-    with pytest.raises(UserError, match="pip install pycocotools"):
+    monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
+    with pytest.raises(UserError, match=r"needs pycocotools, which is not installed: pip install 'contseg\[coco\]'"):
         look(coco(tmp_path / "coco"), tmp_path / "work")
