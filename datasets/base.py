@@ -1,6 +1,6 @@
-"""What a data set is: images named by id, label maps, class names; and how one is opened by name.
+"""What a data set is: images named by id, label maps, class names.
 
-It knows nothing of steps (``view.py``). A data set of one's own is one class in one file::
+It knows nothing of steps (``view.py``). ``registry.py`` opens one by name. Your own data set is one class in one file::
 
     @register_dataset("mine")
     class Mine(SegmentationDataset):
@@ -13,21 +13,18 @@ It knows nothing of steps (``view.py``). A data set of one's own is one class in
 from __future__ import annotations
 
 import hashlib
-import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cache as once
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from contseg.datasets.errors import UserError, unknown
+from contseg.datasets.errors import UserError
 from contseg.datasets.images import decode_image, decode_label, read_bytes, same_size
 from contseg.datasets.index import Index, gather, read_index, row
 from contseg.datasets.scenario import VOID
-from contseg.datasets.strangers import check_names, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,9 +124,7 @@ class SegmentationDataset(ABC):
             )
 
 
-# --- opening by name ---------------------------------------------------------------------------------------------
-
-_REGISTRY: dict[str, type[SegmentationDataset]] = {}
+REGISTRY: dict[str, type[SegmentationDataset]] = {}
 C = TypeVar("C", bound=type[SegmentationDataset])
 
 
@@ -142,60 +137,10 @@ def register_dataset(name: str) -> Callable[[C], C]:
     def add(cls: C) -> C:
         if not isinstance(cls, type) or not issubclass(cls, SegmentationDataset):
             raise UserError(f"data set {name!r}: {cls!r} is no subclass of datasets.base.SegmentationDataset")
-        if name in _REGISTRY:
-            first = _REGISTRY[name]
+        if name in REGISTRY:
+            first = REGISTRY[name]
             raise ValueError(f"data set {name!r} is already {first.__module__}.{first.__qualname__}")
-        _REGISTRY[name] = cls
+        REGISTRY[name] = cls
         return cls
 
     return add
-
-
-@once
-def _built_in() -> None:
-    for module in ("ade20k", "folder", "shapes", "voc"):
-        importlib.import_module(f"contseg.datasets.formats.{module}")
-
-
-def known_datasets() -> dict[str, type[SegmentationDataset]]:
-    """The data sets that have a name of their own."""
-    _built_in()
-    return dict(sorted(_REGISTRY.items()))
-
-
-def open_dataset(name: str, root: Path | str | None = None, cache: Path | str | None = None) -> SegmentationDataset:
-    """``voc``, ``ade``, ``shapes``, a plugin's name, or any name with a folder in a known layout."""
-    known = known_datasets()
-    root, cache = (Path(p).expanduser() if p else None for p in (root, cache))
-    if root is not None and not root.is_dir():
-        raise UserError(f"data set {name!r}: there is no folder {root}")
-    if name in known:
-        return _opened(known[name], name, root, cache)
-    if root is None:
-        raise UserError(f"{unknown('data set', name, known)}; or give the folder of your own: --data {name}=/path")
-    return open_folder(name, root, cache)
-
-
-def open_folder(name: str, root: Path, cache: Path | None = None) -> SegmentationDataset:
-    """The data set in a folder, by its layout alone: ``name`` is what it is called, known or not."""
-    for cls in known_datasets().values():
-        if cls.found_in(root):
-            return _opened(cls, name, root, cache)
-    if (root / "JPEGImages").is_dir() and (root / "SegmentationClass").is_dir():
-        raise UserError(
-            f"data set {name!r}: {root} has no class_names.txt (line n is the name of label n): write one, or "
-            f"`data init {root} --out DIR` makes a data set of it; `data prepare voc --root DIR` gets VOC 2012 itself"
-        )
-    raise UserError(
-        f"data set {name!r}: {root} is in no known layout; looked for class_names.txt with JPEGImages/ and "
-        "SegmentationClass/ (VOC layout) and for images/ with annotations/ (ADE layout); "
-        f"`data init {root}` looks at any folder of images and maps"
-    )
-
-
-def _opened(cls: type[SegmentationDataset], name: str, root: Path | None, cache: Path | None) -> SegmentationDataset:
-    if cls.__module__.partition(".")[0] != __name__.partition(".")[0]:
-        return opened(cls, name, root, cache)
-    dataset = cls(name, root, cache)
-    check_names(dataset.class_names, f"data set {name!r}" + (f" in {root}" if root else ""))
-    return dataset

@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from contseg.datasets.atomic import replacing
 from contseg.datasets.errors import UserError
 from contseg.datasets.images import inspect, read_bytes
 
@@ -101,21 +102,14 @@ def _load(path: Path) -> dict[bytes, Row]:
 
 def _store(path: Path, keys: list[bytes], index: Index) -> None:
     """Keep the table; one that cannot be kept is read again the next time."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.savez(
-                file,
-                keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16),
-                present=np.packbits(index.present, axis=1),
-                sizes=index.sizes,
-                prints=index.prints,
-            )
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    with contextlib.suppress(UserError), replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16),
+            present=np.packbits(index.present, axis=1),
+            sizes=index.sizes,
+            prints=index.prints,
+        )
 
 
 def _cores() -> int:

@@ -32,6 +32,7 @@ class StepImages(Dataset[tuple[Tensor, Tensor]]):
         dataset: SegmentationDataset,
         view: StepView,
         transform: Transform,
+        *,
         seed: int = 0,
         step: int = 0,
         keep: float = 0.0,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from contseg.benchmark.models.load import load_step, normalise
-from contseg.datasets.base import open_dataset
+from contseg.datasets.registry import open_dataset
 from contseg.methods.base import full_precision, resize
 
 NEAR = 1e-5  # of the largest |logit|: far above the rounding of one network in float32, far below what a mistake moves

@@ -202,7 +202,7 @@ def _config(args: argparse.Namespace) -> Config:
 
 def _plan(config: Config, store: Store) -> Plan:
     from contseg.benchmark.plan.build import make_plan
-    from contseg.datasets.base import open_dataset
+    from contseg.datasets.registry import open_dataset
 
     opened: dict[str, SegmentationDataset] = {}
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contseg.datasets.atomic import writing
 from contseg.datasets.errors import UserError
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from contseg.datasets.base import known_datasets, open_dataset, open_folder
     from contseg.datasets.errors import unknown
+    from contseg.datasets.registry import known_datasets, open_dataset, open_folder
     from contseg.datasets.tools.verify import verify
 
     name, root, known = args.what, _root(args, args.what), known_datasets()
@@ -202,7 +203,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from contseg.datasets.base import open_dataset
+    from contseg.datasets.registry import open_dataset
     from contseg.datasets.scenario import parse_scenario
     from contseg.datasets.tools.splits import compare, read_lists, write_scenario
 
@@ -224,7 +225,7 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _scenario(args: argparse.Namespace) -> tuple[SegmentationDataset, Scenario]:
-    from contseg.datasets.base import open_dataset
+    from contseg.datasets.registry import open_dataset
     from contseg.datasets.scenario import parse_scenario
 
     name = args.scenario.split("/")[0]
@@ -247,7 +248,7 @@ def _root(args: argparse.Namespace, name: str) -> Path | None:
 
 def _name_of(args: argparse.Namespace) -> str:
     """Which data set lists belong to, where nothing but its folder is given."""
-    from contseg.datasets.base import open_dataset
+    from contseg.datasets.registry import open_dataset
 
     if args.data:
         return str(args.data.partition("=")[0])
@@ -266,9 +267,9 @@ def _kept() -> Path:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
+    """``UserError`` in one line for what cannot be written, by the disk or (Pillow's ``ValueError``) in this format."""
     try:
-        yield
-    except (OSError, ValueError) as error:  # Pillow's too, for what a format cannot hold
-        raise UserError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; choose another place with --out"
-        ) from error
+        with writing(path):
+            yield
+    except ValueError as error:
+        raise UserError(f"cannot write {path}: {error}; choose another format with --out") from error

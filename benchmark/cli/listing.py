@@ -32,7 +32,7 @@ def _entries(entries: dict[str, Entry], long: bool) -> list[str]:
 
 
 def _datasets(long: bool) -> str:
-    from contseg.datasets.base import known_datasets
+    from contseg.datasets.registry import known_datasets
 
     rows = [[f"  {name}", (cls.__doc__ or "").strip().partition("\n")[0]] for name, cls in known_datasets().items()]
     return (

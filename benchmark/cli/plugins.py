@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from contseg.datasets.base import known_datasets
 from contseg.datasets.errors import UserError
+from contseg.datasets.registry import known_datasets
 from contseg.methods.registry import addons, load_plugins, methods
 
 

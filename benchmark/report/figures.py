@@ -1,6 +1,6 @@
 """Figures of a leaderboard, PNG and PDF: one folder a contest, one file a question.
 
-Colours are those of Okabe and Ito, which the colour-blind can tell apart; lines differ in marker and dash too.
+Colours are those of ``datasets/palette.py``; lines differ in marker and dash too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from contseg.benchmark.report.tables import short_names, title
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
 from contseg.benchmark.score.metrics import mean, scored_counts
 from contseg.benchmark.score.scores import CONTEST, Scored
+from contseg.datasets.palette import COLOURS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 STYLE: Any = {
@@ -130,7 +130,8 @@ def classes(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
 
 def old_new(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
     """Old against new mIoU after the last step: the trade between keeping and learning; a point a seed."""
-    return _scatter(key, rows, lambda s: s.score.old(), lambda s: s.score.new(), "old mIoU (%)", "new mIoU (%)")
+    points = {m: [(s.score.old(), s.score.new()) for s in runs] for m, runs in rows}
+    return _scatter(title(key), points, "old mIoU (%)", "new mIoU (%)")
 
 
 def cost(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
@@ -139,20 +140,20 @@ def cost(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
     def minutes(s: Scored) -> float:
         return float(sum(r["cost"].get("seconds", 0.0) for r in s.run.records)) / 60
 
-    return _scatter(key, rows, minutes, lambda s: s.score.all(), "training time (min)", "all mIoU (%)")
+    points = {m: [(minutes(s), s.score.all()) for s in runs] for m, runs in rows}
+    return _scatter(title(key), points, "training time (min)", "all mIoU (%)")
 
 
-def _scatter(
-    key: Contest, rows: Rows, x: Callable[[Scored], float], y: Callable[[Scored], float], xlabel: str, ylabel: str
-) -> Figure | None:
-    points = {m: ([x(s) for s in runs], [y(s) for s in runs]) for m, runs in rows}
-    if np.isnan([v for pair in points.values() for values in pair for v in values]).all():
+def _scatter(about: str, points: dict[str, list[tuple[float, float]]], xlabel: str, ylabel: str) -> Figure | None:
+    """``points``: method -> (x, y) of each seed; ``None`` where no value is a number."""
+    if np.isnan([v for runs in points.values() for pair in runs for v in pair]).all():
         return None
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     ax = figure.subplots()
-    for k, (method, (xs, ys)) in enumerate(points.items()):
+    for k, (method, runs) in enumerate(points.items()):
+        xs, ys = zip(*runs, strict=True)
         ax.scatter(xs, ys, label=method, s=36, clip_on=False, **_look(k, line=False))
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=title(key))
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=about)
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")

@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from contseg.benchmark.report.figures import STYLE, contest_rows, file_name, save
-from contseg.benchmark.report.predictions import palette, steps_shown
+from contseg.benchmark.report.predictions import steps_shown
 from contseg.benchmark.report.tables import title
 from contseg.benchmark.score.leaderboard import Leaderboard
 from contseg.benchmark.score.networks import StoredNetworks, telling_images
 from contseg.benchmark.score.records import Record
 from contseg.benchmark.store.files import Store, read_tensors
 from contseg.datasets.errors import UserError
+from contseg.datasets.palette import label_colours
 from contseg.datasets.scenario import VOID
 from contseg.methods.base import shrink_labels
 
@@ -60,7 +61,7 @@ def features(stored: StoredNetworks, record: Record, ids: list[str]) -> tuple[Va
     model, _ = stored.network(record)
     found, labels = [], []
     for image_id in ids:
-        image, label = stored.picture(record, image_id)
+        image, label = stored.image(record, image_id)
         out = model(stored.batch(image).to(next(model.parameters()))).features[0]
         found.append(out.flatten(1).T.float().cpu().numpy())
         labels.append(shrink_labels(label[None], (out.shape[-2], out.shape[-1]))[0].flatten().numpy())
@@ -107,7 +108,7 @@ def draw(
     """Methods in rows, steps in columns; dots are pixels, stars the prototypes kept."""
     figure = Figure(figsize=(0.8 + 2.1 * len(steps), 0.9 + 2.0 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), len(steps), squeeze=False)
-    colours = palette(len(names)) / 255
+    colours = label_colours(len(names)) / 255
     for line, (method, row) in enumerate(panels.items()):
         centre, plane = principal_plane(np.concatenate([points for points, _, _ in row]))
         for step, (points, labels, kept) in enumerate(row):

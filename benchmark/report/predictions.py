@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from contseg.benchmark.report.figures import COLOURS, STYLE, contest_rows, file_name
+from contseg.benchmark.report.figures import STYLE, contest_rows, file_name
 from contseg.benchmark.report.tables import title
-from contseg.benchmark.score.leaderboard import Contest, Leaderboard
+from contseg.benchmark.score.leaderboard import Leaderboard
 from contseg.benchmark.score.networks import StoredNetworks, telling_images
 from contseg.benchmark.score.records import Record
 from contseg.benchmark.score.scores import Scored
 from contseg.datasets.errors import UserError
+from contseg.datasets.palette import label_colours
 from contseg.datasets.scenario import VOID
 
 PANEL = 1.35  # inches
@@ -34,18 +35,19 @@ def write_predictions(board: Leaderboard, stored: StoredNetworks, n: int, folder
         record, dataset = rows[0][1][0].run.last, stored.dataset(key[0])
         groups = rows[0][1][0].run.groups
         ids = [dataset.ids("val")[i] for i in telling_images(dataset.presence("val"), groups, n)]
-        seen: dict[tuple[str, int], dict[str, Image]] = {}
+        seen: dict[str, dict[int, dict[str, Image]]] = {method: {} for method, _ in rows}
         for method, runs in rows:
             for r, at in zip(runs[0].run.records, steps_shown(runs[0]), strict=True):
                 try:
-                    seen[method, at] = predictions(stored, r, ids)
+                    seen[method][at] = predictions(stored, r, ids)
                 except UserError as error:
                     missing[f"{method}, step {r['step']}: {error}"] = None
         for image_id in ids:
-            image, label = stored.picture(record, image_id)
-            panels = {place: maps[image_id] for place, maps in seen.items()}
+            image, label = (x.numpy() for x in stored.image(record, image_id))
+            panels = {m: {step: maps[image_id] for step, maps in steps.items()} for m, steps in seen.items()}
             with mpl.rc_context(STYLE):
-                figure = draw(key, image.permute(1, 2, 0).numpy(), label.numpy(), panels, rows, record["class_names"])
+                figure = draw(image.transpose(1, 2, 0), label, panels, len(groups), record["class_names"])
+                figure.suptitle(title(key), fontsize=9)
                 path = place / f"prediction-{file_name(image_id)}.png"
                 figure.savefig(path, metadata={"Software": None})
             written.append(path)
@@ -62,39 +64,20 @@ def predictions(stored: StoredNetworks, record: Record, ids: Sequence[str]) -> d
     """Raw labels (H, W) that a step's network gives to test images."""
     _, predict = stored.network(record)
     channels = np.array(record["channels"], dtype=np.uint8)
-    images = {i: stored.batch(stored.picture(record, i)[0]) for i in ids}
+    images = {i: stored.batch(stored.image(record, i)[0]) for i in ids}
     return {i: channels[predict(image)[0].cpu().numpy()] for i, image in images.items()}
 
 
-def palette(n_labels: int) -> Image:
-    """Colours (256, 3) of raw labels: black background, pale void; VOC's own colours where there are many classes."""
-    table = np.zeros((256, 3), dtype=np.uint8)
-    for label in range(1, n_labels):
-        if n_labels <= len(COLOURS):
-            table[label] = [int(COLOURS[label - 1][k : k + 2], 16) for k in (1, 3, 5)]
-            continue
-        for bit in range(8):  # VOC: bits 0, 1, 2 of the label become the high bits of red, green, blue, and so on
-            for channel in range(3):
-                table[label, channel] |= ((label >> (3 * bit + channel)) & 1) << (7 - bit)
-    table[VOID] = (224, 224, 192)
-    return table
+def draw(image: Image, label: Image, panels: dict[str, dict[int, Image]], n_steps: int, names: Sequence[str]) -> Figure:
+    """Image and label above a grid of methods (rows) and steps (columns).
 
-
-def draw(
-    key: Contest,
-    image: Image,
-    label: Image,
-    panels: dict[tuple[str, int], Image],
-    rows: Sequence[tuple[str, list[Scored]]],
-    names: Sequence[str],
-) -> Figure:
-    """Image and label above a grid of methods (rows) and steps (columns)."""
-    n_steps = len(rows[0][1][0].score.groups)
-    columns, lines = max(n_steps, 2), len(rows) + 1
+    ``image`` (H, W, 3) uint8; ``label`` and ``panels[method][step]`` (H, W) raw labels; ``names`` by label.
+    """
+    columns, lines = max(n_steps, 2), len(panels) + 1
     height = PANEL * image.shape[0] / image.shape[1]
     figure = Figure(figsize=(0.9 + PANEL * columns, 0.9 + (height + 0.12) * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
-    colours = palette(len(names))
+    colours = label_colours(len(names))
     for ax in axes.ravel():
         ax.set(xticks=[], yticks=[])
         ax.set_frame_on(False)
@@ -102,17 +85,17 @@ def draw(
     axes[0, 0].set_title("image", fontsize=8)
     axes[0, 1].imshow(colours[label], interpolation="nearest")
     axes[0, 1].set_title("label", fontsize=8)
-    for line, (method, _) in enumerate(rows, 1):
+    for line, (method, maps) in enumerate(panels.items(), 1):
         axes[line, 0].set_ylabel(method, fontsize=8)
         for step in range(n_steps):
-            if (method, step) in panels:
-                axes[line, step].imshow(colours[panels[method, step]], interpolation="nearest")
+            if step in maps:
+                axes[line, step].imshow(colours[maps[step]], interpolation="nearest")
             if line == 1:
                 axes[line, step].set_title(f"step {step}", fontsize=8)
-    shown = sorted({int(k) for m in (label, *panels.values()) for k in np.unique(m)} - {0})
+    every = (label, *(m for maps in panels.values() for m in maps.values()))
+    shown = sorted({int(k) for m in every for k in np.unique(m)} - {0})
     handles = [Patch(color=colours[k] / 255, label="void" if k == VOID else names[k]) for k in shown]
     longest = max((len(str(h.get_label())) for h in handles), default=0)
     fit = int(figure.get_figwidth() / (0.6 + 0.06 * longest))  # inches: the patch, a letter
     figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(len(handles), fit)), fontsize=7)
-    figure.suptitle(title(key), fontsize=9)
     return figure

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
 from contseg.benchmark.score.scores import CONTEST, COST, METRICS, WITH_STD, marked_name, plain_name, unmarked
-from contseg.benchmark.store.files import replacing
+from contseg.datasets.atomic import replacing
 
 # column -> title; mIoU in per cent
 TITLES = {

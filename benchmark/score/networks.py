@@ -14,8 +14,9 @@ from torch import Tensor
 from contseg.benchmark.models.load import load_step, normalise
 from contseg.benchmark.score.records import Record
 from contseg.benchmark.store.files import Store
-from contseg.datasets.base import SegmentationDataset, open_dataset
+from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
+from contseg.datasets.registry import open_dataset
 from contseg.datasets.transforms import EvalTransform
 
 
@@ -43,7 +44,7 @@ class StoredNetworks:
         """The network of a record's step, and its prediction: images (B, 3, H, W) -> channels (B, H, W)."""
         return load_step(self.out, step_key(record), record["method"], self.device)
 
-    def picture(self, record: Record, image_id: str) -> tuple[Tensor, Tensor]:
+    def image(self, record: Record, image_id: str) -> tuple[Tensor, Tensor]:
         """A test image (3, S, S') and its labels (S, S') as the record's step was evaluated, uint8."""
         return EvalTransform(eval_crop(record))(*self.dataset(record["dataset"]).load(image_id, "val"))
 

@@ -91,13 +91,13 @@ def reading(protocol: Protocol, dataset: str) -> str:
     return "yes" if protocol.background_in_mean == "yes" and protocol.counts_class0(dataset) else "no"
 
 
-def choose(table: pd.DataFrame, dataset: str, task: str, setup: str, background: str, source: str = "") -> pd.DataFrame:
-    """One row a method of ours, for one cell of the literature.
+def choose(table: pd.DataFrame, cell: Sequence[str], background: str, source: str = "") -> pd.DataFrame:
+    """One row for each method of the suite, for one cell (data set, task, setup) of the literature.
 
     In this order: the preferred ``source``; a known reading of background before an unknown one (the other reading is
     never taken); own > rerun > quoted > unknown; papers before repositories; whole triples before single numbers.
     """
-    here = (table["dataset"] == dataset) & (table["task"] == task) & (table["setup"] == setup)
+    here = (table[["dataset", "task", "setup"]] == list(cell)).all(axis=1)
     found = table[here & (table["ours"] != "") & table["includes_background"].isin([background, "unknown"])]
     keys = pd.DataFrame(
         {
@@ -128,7 +128,7 @@ def with_literature(
     for key, part in board.contests():
         if key[3] != board.protocol.name:  # trained or evaluated in another way
             continue
-        chosen = choose(table, *key[:3], reading(board.protocol, key[0]), source)
+        chosen = choose(table, key[:3], reading(board.protocol, key[0]), source)
         for cell in part.to_dict("records"):
             name = plain_name(cell["method"])
             if name not in chosen.index:

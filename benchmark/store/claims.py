@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contseg.benchmark.store.files import writing
+from contseg.datasets.atomic import writing
 
 HEARTBEAT = 5.0  # seconds
 STALE = 60.0

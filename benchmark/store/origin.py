@@ -27,7 +27,14 @@ BESIDE = frozenset(
         *("benchmark.plan.config", "benchmark.plan.build", "benchmark.plan.protocol"),
         *("benchmark.store.origin", "benchmark.store.files", "benchmark.store.claims"),
         *("benchmark.train.checkpoint", "benchmark.train.memory"),
-        *("datasets.base", "datasets.errors", "datasets.index", "datasets.scenario", "datasets.view"),
+        *(
+            "datasets.atomic",
+            "datasets.base",
+            "datasets.errors",
+            "datasets.index",
+            "datasets.scenario",
+            "datasets.view",
+        ),
         *("methods.code", "methods.faults", "methods.ranges", "methods.registry", "methods.visible"),
     )
 )

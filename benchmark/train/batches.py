@@ -36,7 +36,7 @@ class StepBatches:
         train, self.config, self.device, self.dtype = node.train, config, accelerator.device, dtype
         transform = TrainTransform(train.size, train.window_scale, flip=train.flip)
         keep = 1 / processes_here() if config.run.keep_decoded else 0.0
-        self.pictures = StepImages(dataset, node.view, transform, node.seed, node.step.index, keep)
+        self.pictures = StepImages(dataset, node.view, transform, seed=node.seed, step=node.step.index, keep=keep)
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.size, self.batch, self.parts = train.size, train.batch[0], train.accumulate
         self.order = Order(len(node.view.ids), self.batch, node.seed, node.step.index)

@@ -14,7 +14,7 @@ from pathlib import Path
 from contseg.datasets.base import register_dataset
 from contseg.datasets.errors import UserError
 from contseg.datasets.formats.paired import Listing, PairedFiles, read_lines
-from contseg.datasets.strangers import check_names
+from contseg.datasets.user_defined import check_names
 
 HOLDS = ("JPEGImages", "SegmentationClass")
 

@@ -46,17 +46,19 @@ class _BrokenOffError(Exception):
     """The transfer ended early; what has arrived is kept and asked for no second time."""
 
 
-def fetch(
-    source: Source,
-    folder: Path,
-    say: Callable[[str], None] = print,
-    timeout: float = 60.0,
-    retries: int = 4,
-    pause: float = 2.0,
-) -> Path:
+@dataclass(frozen=True)
+class Patience:
+    """When a transfer is given up: ``timeout`` seconds without a byte end an attempt; ``retries`` attempts in a row
+    without a byte end the transfer; the n-th of them is followed by ``n * pause`` seconds of waiting."""
+
+    timeout: float = 60.0
+    retries: int = 4
+    pause: float = 2.0
+
+
+def fetch(source: Source, folder: Path, say: Callable[[str], None] = print, patience: Patience = Patience()) -> Path:
     """The file in ``folder``: already there and right, or downloaded (``NAME.part`` until it is complete and checked).
 
-    ``retries`` counts attempts in a row that brought nothing; ``timeout`` is seconds without a single byte.
     Raises ``UserError`` with what to do by hand.
     """
     path = folder / source.filename
@@ -69,7 +71,7 @@ def fetch(
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     resumed = part.exists()
-    _transfer(source, part, say, timeout, retries, pause)
+    _transfer(source, part, say, patience)
     _refuse_web_page(part, source)
     if not matches(part, source.checksum):
         part.unlink()
@@ -79,7 +81,7 @@ def fetch(
                 f"removed): {source.by_hand(folder)}"
             )
         say(f"{source.filename}: the resumed parts do not fit together, starting again")
-        return fetch(source, folder, say, timeout, retries, pause)
+        return fetch(source, folder, say, patience)
     part.replace(path)
     return path
 
@@ -104,16 +106,14 @@ def _refuse_web_page(path: Path, source: Source) -> None:
         raise UserError(f"{source.filename} is a web page, not an archive (removed): {source.by_hand(path.parent)}")
 
 
-def _transfer(
-    source: Source, part: Path, say: Callable[[str], None], timeout: float, retries: int, pause: float
-) -> None:
+def _transfer(source: Source, part: Path, say: Callable[[str], None], patience: Patience) -> None:
     """Bytes into ``part`` until the server has no more, going on where the last attempt ended."""
     say(f"downloading {source.url}")
     failures = 0
     while True:
         before = _size(part)
         try:
-            _attempt(source, part, timeout)
+            _attempt(source, part, patience.timeout)
             return
         except urllib.error.HTTPError as e:
             if e.code < 500 and e.code not in (408, 429):
@@ -131,12 +131,12 @@ def _transfer(
         except OSError as e:
             raise no_space(e, part.parent) from e
         failures = 0 if _size(part) > before else failures + 1
-        if failures >= retries:
+        if failures >= patience.retries:
             raise UserError(
                 f"cannot get {source.url} ({reason}; {_size(part):,} bytes are kept): {source.by_hand(part.parent)}"
             )
         say(f"{source.filename}: {reason}; going on from byte {_size(part):,}")
-        time.sleep(pause * failures)
+        time.sleep(patience.pause * failures)
 
 
 def _attempt(source: Source, part: Path, timeout: float) -> None:

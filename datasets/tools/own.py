@@ -19,8 +19,8 @@ from contseg.datasets.formats.paired import read_lines
 from contseg.datasets.formats.pairs import Pair, find_pairs
 from contseg.datasets.index import in_parallel
 from contseg.datasets.scenario import VOID, parse_scenario
-from contseg.datasets.strangers import check_names
 from contseg.datasets.tools.scan import Look, fault_kind, look
+from contseg.datasets.user_defined import check_names
 from contseg.datasets.view import selection
 
 NAME_FILES = ("class_names.txt", "classes.txt", "labels.txt")

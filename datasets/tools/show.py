@@ -88,7 +88,7 @@ def contact_sheet(dataset: SegmentationDataset, scenario: Scenario, found: Scan,
     for step in scenario.steps:
         top = TITLE + step.index * row
         chosen = np.flatnonzero(_chosen(found, dataset, scenario, step.index))
-        _heading(draw, top, step, len(chosen), dataset.class_names, sheet.width)
+        _heading(draw, top, step, len(chosen), dataset.class_names)
         taught = label_table(step, "background") > 0
         taught[VOID] = True
         as_seen = np.where(taught, np.arange(256), BACKGROUND).astype(np.uint8)
@@ -119,7 +119,9 @@ def _telling(found: Scan, step: Step, chosen: np.ndarray) -> list[int]:
     return [int(i) for i in chosen[np.argsort(-score, kind="stable")]]
 
 
-def _heading(draw: ImageDraw.ImageDraw, top: int, step: Step, n: int, names: tuple[str, ...], width: int) -> None:
+def _heading(draw: ImageDraw.ImageDraw, top: int, step: Step, n: int, names: tuple[str, ...]) -> None:
+    """The line above a row: the step's images, and its new classes in their colours, as many as fit."""
+    width = draw.im.size[0]
     draw.text((GAP, top), f"step {step.index}: {n} images", INK)
     x = GAP
     for label in step.new_classes:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Iterator
 from itertools import compress
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from contseg.datasets.atomic import replacing
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
 from contseg.datasets.formats.paired import read_lines
@@ -84,9 +84,8 @@ def write_scenario(path: Path, scenario: Scenario, lists: Lists) -> None:
         "groups": scenario.groups,
         **{kind: [by_step[t] for t in sorted(by_step)] for kind, by_step in lists.items()},
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(content) + "\n", "utf-8")
-    part.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content) + "\n", "utf-8")
 
 
 def _write_lines(path: Path, lines: tuple[str, ...]) -> None:

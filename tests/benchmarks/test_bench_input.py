@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from contseg.datasets.base import open_dataset
+from contseg.datasets.registry import open_dataset
 from contseg.datasets.step_dataset import StepImages, collate
 from contseg.datasets.transforms import TrainTransform, random_window
 from contseg.datasets.view import StepView

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from contseg.datasets.base import SegmentationDataset, open_dataset
+from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.registry import open_dataset
 from contseg.datasets.scenario import parse_scenario
 from contseg.datasets.tools.splits import compare, our_lists, read_lists
 from contseg.datasets.tools.verify import verify

@@ -9,7 +9,7 @@ import pytest
 
 from contseg.benchmark.plan.build import make_plan
 from contseg.benchmark.plan.config import read_config
-from contseg.datasets.base import open_dataset
+from contseg.datasets.registry import open_dataset
 from contseg.tests.material import ROOT
 
 DEMO = ROOT / "benchmark" / "configs" / "demo.toml"

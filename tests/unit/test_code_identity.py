@@ -11,8 +11,8 @@ import pytest
 from contseg.benchmark.contract.rules import check_method, every_name
 from contseg.benchmark.plan.build import make_plan
 from contseg.benchmark.plan.config import read_config
-from contseg.datasets.base import open_dataset
 from contseg.datasets.errors import UserError
+from contseg.datasets.registry import open_dataset
 from contseg.methods import code, registry
 from contseg.methods.registry import build_method, load_plugins
 from contseg.methods.visible import check_visible

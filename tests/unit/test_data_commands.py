@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contseg.datasets.base import _REGISTRY, open_dataset
+from contseg.datasets.base import REGISTRY
 from contseg.datasets.index import read_index
+from contseg.datasets.registry import open_dataset
 from contseg.run_benchmark import main
 from contseg.tests.unit.folders import voc_layout, write_image, write_map
 from contseg.tests.unit.trees import voc_tree
@@ -310,7 +311,7 @@ class TestClassesOfOnesOwn:
     @pytest.fixture(autouse=True)
     def registry(self, monkeypatch: pytest.MonkeyPatch) -> None:
         open_dataset("shapes")
-        monkeypatch.setattr("contseg.datasets.base._REGISTRY", dict(_REGISTRY))
+        monkeypatch.setattr("contseg.datasets.base.REGISTRY", dict(REGISTRY))
 
     @pytest.fixture
     def plugin(self, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Path]:

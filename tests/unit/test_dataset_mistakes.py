@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contseg.datasets.base import open_dataset
 from contseg.datasets.errors import UserError
+from contseg.datasets.registry import open_dataset
 from contseg.tests.unit.trees import ade_tree, folder_tree, voc_tree, write_image, write_label, write_list
 
 

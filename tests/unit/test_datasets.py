@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from contseg.datasets import index as index_module
-from contseg.datasets.base import _REGISTRY, SegmentationDataset, known_datasets, open_dataset, register_dataset
+from contseg.datasets.base import REGISTRY, SegmentationDataset, register_dataset
 from contseg.datasets.formats.ade20k import Ade
 from contseg.datasets.formats.folder import Folder
 from contseg.datasets.formats.voc import Voc
+from contseg.datasets.registry import known_datasets, open_dataset
 from contseg.tests.material import ROOT, material
 from contseg.tests.unit.trees import TRAIN, VAL, ade_tree, folder_tree, voc_tree, write_image, write_label, write_list
 
@@ -223,7 +224,7 @@ class TestRegistry:
         assert set(known_datasets()) >= {"ade", "folder", "shapes", "voc"}
 
     def test_a_class_of_ones_own(self, monkeypatch):
-        monkeypatch.setattr("contseg.datasets.base._REGISTRY", dict(_REGISTRY))
+        monkeypatch.setattr("contseg.datasets.base.REGISTRY", dict(REGISTRY))
 
         @register_dataset("noise")
         class Noise(SegmentationDataset):
@@ -258,7 +259,7 @@ def test_planning_needs_neither_torch_nor_torchvision(folder, tmp_path):
     """Scenario, presence and view of files, with the table still to be read."""
     program = f"""
 import sys
-from contseg.datasets.base import open_dataset
+from contseg.datasets.registry import open_dataset
 from contseg.datasets.scenario import parse_scenario
 from contseg.datasets.view import step_view, val_view
 dataset = open_dataset("mine", {str(folder)!r}, {str(tmp_path / "cache")!r})

@@ -14,7 +14,7 @@ from torch import Tensor
 from contseg import run_benchmark
 from contseg.benchmark.plan.config import read_config
 from contseg.datasets import base
-from contseg.datasets.base import known_datasets, open_dataset
+from contseg.datasets.registry import known_datasets, open_dataset
 from contseg.datasets.scenario import Step
 from contseg.methods import registry
 from contseg.methods.base import Batch, SegOutput
@@ -77,7 +77,7 @@ def test_the_documented_plugin_does_not_move_a_copy_of_its_teacher(soft_kd: Modu
 
 
 def test_the_documented_data_set_reads_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_REGISTRY", known_datasets())
+    monkeypatch.setattr(base, "REGISTRY", known_datasets())
     for split, n in (("train", 2), ("val", 1)):
         (tmp_path / split).mkdir()
         for i in range(n):

@@ -10,7 +10,7 @@ import pytest
 
 from contseg.datasets.errors import UserError
 from contseg.datasets.tools import download
-from contseg.datasets.tools.download import Source, fetch
+from contseg.datasets.tools.download import Patience, Source, fetch
 from contseg.tests.unit.loopback import Site, serve
 
 CONTENT = bytes(range(256)) * 1200  # 300 kB
@@ -26,7 +26,7 @@ def source(site: Site, content: bytes = CONTENT) -> Source:
 
 
 def get(site: Site, folder: Path, content: bytes = CONTENT, timeout: float = 5.0) -> Path:
-    return fetch(source(site, content), folder, say=lambda line: None, timeout=timeout, retries=3, pause=0.0)
+    return fetch(source(site, content), folder, say=lambda line: None, patience=Patience(timeout, retries=3, pause=0.0))
 
 
 def one_line(error: pytest.ExceptionInfo[UserError], *parts: str) -> None:

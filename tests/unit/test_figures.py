@@ -8,10 +8,10 @@ import pytest
 from contseg.benchmark.plan.protocol import PROTOCOLS
 from contseg.benchmark.report.figures import classes, contest_rows, curves, file_name, published, write_figures
 from contseg.benchmark.report.latent import separation
-from contseg.benchmark.report.predictions import palette
 from contseg.benchmark.report.reporter import leaderboard
 from contseg.benchmark.score.networks import telling_images
 from contseg.benchmark.score.published import load_published, with_literature
+from contseg.datasets.palette import label_colours
 from contseg.tests.records import make_run
 from contseg.tests.unit.test_published import measured
 from contseg.tests.unit.test_reporter import grid
@@ -75,11 +75,11 @@ def test_file_names_are_safe() -> None:
 
 
 def test_voc_colours_are_vocs_own_where_there_are_many_classes() -> None:
-    table = palette(21)
+    table = label_colours(21)
     assert table[[1, 2, 3, 15, 20, 255]].tolist() == [
         [128, 0, 0], [0, 128, 0], [128, 128, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192],
     ]  # fmt: skip
-    assert len({tuple(c) for c in palette(151)[:151].tolist()}) == 151
+    assert len({tuple(c) for c in label_colours(151)[:151].tolist()}) == 151
 
 
 def test_images_that_show_old_and_later_classes_come_first() -> None:

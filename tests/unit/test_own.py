@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contseg.datasets.base import open_dataset
 from contseg.datasets.errors import UserError
+from contseg.datasets.registry import open_dataset
 from contseg.datasets.tools.own import Convention, look_at, usual_tasks, write
 from contseg.run_benchmark import main
 from contseg.tests.unit.folders import LABELS, voc_layout, write_image, write_map

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contseg.datasets.base import open_dataset
 from contseg.datasets.errors import UserError
 from contseg.datasets.palette import voc_palette
+from contseg.datasets.registry import open_dataset
 from contseg.datasets.tools import download, prepare
 from contseg.datasets.tools.download import Source
 from contseg.datasets.tools.prepare import prepare_ade, prepare_voc

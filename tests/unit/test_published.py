@@ -90,7 +90,7 @@ def test_a_wrong_reading_of_background_is_found() -> None:
 def chosen(
     task: str, setup: str, background: str, dataset: str = "voc", source: str = ""
 ) -> dict[str, tuple[str, float]]:
-    found = choose(TABLE, "voc", task, setup, background, source)
+    found = choose(TABLE, ("voc", task, setup), background, source)
     return {m: (r["source"], r["all"]) for m, r in found.to_dict("index").items()}
 
 
@@ -113,7 +113,7 @@ def test_a_preferred_source_comes_first() -> None:
 def test_no_other_reading_setup_or_kind_of_network_is_ever_taken() -> None:
     for background in ("yes", "no"):
         for task, setup in (("15-1", "overlapped"), ("15-5", "disjoint"), ("19-1", "sequential")):
-            found = choose(TABLE, "voc", task, setup, background)
+            found = choose(TABLE, ("voc", task, setup), background)
             assert set(found["includes_background"]) <= {background, "unknown"}
             assert set(found["setup"]) <= {setup}
             assert not found["backbone"].str.contains("SegFormer").any()
@@ -209,7 +209,7 @@ def test_a_table_of_ones_own_joins(tmp_path: Path) -> None:
     )
     table = load_published([path])
     assert len(table) == 725
-    assert choose(table, "voc", "15-1", "overlapped", "yes").loc["FT", "source"] == "mine2026"
+    assert choose(table, ("voc", "15-1", "overlapped"), "yes").loc["FT", "source"] == "mine2026"
 
 
 def test_required_columns_suffice(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contseg.datasets.base import open_dataset
 from contseg.datasets.errors import UserError
+from contseg.datasets.registry import open_dataset
 from contseg.datasets.scenario import parse_scenario
 from contseg.datasets.tools.show import BAR, GAP, PALETTE, TILE, TITLE, contact_sheet, table, training_images
 from contseg.run_benchmark import main

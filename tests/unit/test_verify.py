@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contseg.datasets.base import open_dataset
+from contseg.datasets.registry import open_dataset
 from contseg.datasets.scenario import parse_scenario
 from contseg.datasets.tools import verify as module
 from contseg.datasets.tools.reference import ADE, REFERENCES, VOC, Reference

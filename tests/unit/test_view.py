@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from contseg.datasets.base import SegmentationDataset, open_dataset
+from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
 from contseg.datasets.index import Index, gather, row
+from contseg.datasets.registry import open_dataset
 from contseg.datasets.scenario import VOID, Scenario, parse_scenario
 from contseg.datasets.view import held_out, label_table, partition, seen, selection, step_view, tune_view, val_view
 from contseg.tests.material import material

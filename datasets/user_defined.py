@@ -1,26 +1,26 @@
-"""A data set of the user's own class, looked at as it is opened: what it does not give is said in one line."""
+"""What a user-defined data set must give, checked when it is opened; what is missing or wrong is said in one line."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
-
-if TYPE_CHECKING:
-    from contseg.datasets.base import SegmentationDataset
 
 T = TypeVar("T")
 
 
-def opened(kind: type[SegmentationDataset], name: str, root: Path | None, cache: Path | None) -> SegmentationDataset:
+def open_checked(
+    kind: type[SegmentationDataset], name: str, root: Path | None, cache: Path | None
+) -> SegmentationDataset:
     """An object of the class, with ids and files as ``SegmentationDataset`` promises them; else ``UserError``."""
     where = f"data set {name!r} ({_file(kind)})"
     missing = sorted(kind.__abstractmethods__)
     if not missing:
-        dataset = _asked(f"{where} cannot be made", root, lambda: kind(name, root, cache))
+        dataset = _call(f"{where} cannot be made", root, lambda: kind(name, root, cache))
         if not hasattr(dataset, "_indices"):
             raise UserError(f"{where}: its __init__ must call super().__init__(name, root, cache)")
         missing = [] if hasattr(dataset, "class_names") else ["class_names"]
@@ -29,7 +29,7 @@ def opened(kind: type[SegmentationDataset], name: str, root: Path | None, cache:
     check_names(dataset.class_names, where)
     for split in ("train", "val"):
         call = f"{where}: ids({split!r})"
-        ids = _asked(f"{call} fails", root, lambda split=split: dataset.ids(split))  # type: ignore[misc]
+        ids = _call(f"{call} fails", root, lambda split=split: dataset.ids(split))  # type: ignore[misc]
         if not isinstance(ids, tuple) or not all(isinstance(i, str) for i in ids):
             raise UserError(f"{call} gives {_kind(ids)}: needed is a tuple of str, such as tuple(sorted(...))")
         if list(ids) != sorted(set(ids)):
@@ -40,11 +40,9 @@ def opened(kind: type[SegmentationDataset], name: str, root: Path | None, cache:
 
 
 def _check_files(call: str, dataset: SegmentationDataset, image_id: str, split: str) -> None:
-    from contseg.datasets.base import SegmentationDataset as Base
-
-    files = _asked(f"{call} fails", dataset.root, lambda: dataset.files(image_id, split))
+    files = _call(f"{call} fails", dataset.root, lambda: dataset.files(image_id, split))
     if files is None:
-        if type(dataset).load is Base.load:
+        if type(dataset).load is SegmentationDataset.load:
             raise UserError(f"{call} gives None, which is for drawn images: then load must be defined")
         _check_drawn(call.replace("files", "load"), dataset, image_id, split)
     elif not (isinstance(files, tuple) and len(files) == 2 and all(isinstance(f, Path) for f in files)):
@@ -54,7 +52,7 @@ def _check_files(call: str, dataset: SegmentationDataset, image_id: str, split: 
 def _check_drawn(call: str, dataset: SegmentationDataset, image_id: str, split: str) -> None:
     import torch
 
-    drawn = _asked(f"{call} fails", dataset.root, lambda: dataset.load(image_id, split))
+    drawn = _call(f"{call} fails", dataset.root, lambda: dataset.load(image_id, split))
     pair = drawn if isinstance(drawn, tuple) and len(drawn) == 2 else (None, None)
     image, label = ((x.dtype, tuple(x.shape)) if isinstance(x, torch.Tensor) else (None, ()) for x in pair)
     if image != (torch.uint8, (3, *label[1])) or label[0] != torch.uint8 or len(label[1]) != 2:
@@ -73,10 +71,10 @@ def check_names(names: Any, where: str) -> None:
             raise UserError(f"{where} calls labels {first[name]} and {label} both {name!r}: names must differ")
 
 
-def _asked(failure: str, root: Path | None, call: Callable[[], T]) -> T:
-    """What a stranger's code answers."""
+def _call(failure: str, root: Path | None, code: Callable[[], T]) -> T:
+    """The result of user code; any error of it becomes one line."""
     try:
-        return call()
+        return code()
     except UserError:
         raise
     except Exception as error:
