@@ -1,8 +1,8 @@
 """Three plain ways to leave most of the network as step 0 left it.
 
 Zhang et al., "Revisiting Continual Semantic Segmentation with Pre-trained Vision Models", arXiv 2508.04267, find that
-forgetting sits in the classifier rather than in the backbone, and that freezing matches many methods. Only its
-abstract was read: these are baselines in its spirit, not its DFT*.
+forgetting sits in the classifier rather than in the backbone. Their own method is ``DFTStar`` (``methods/dft.py``). Of
+the three here only one has a counterpart in their release: ``LinearProbe``.
 """
 
 from __future__ import annotations
@@ -29,18 +29,25 @@ from contseg.methods.base import (
 from contseg.methods.losses import class_sums, hot
 from contseg.methods.registry import register_method
 
-PAPER = "after Zhang et al., 2025, arXiv 2508.04267 (abstract)"
+PAPER = "after Zhang et al., 2025, arXiv 2508.04267"
 
 
 @register_method("FrozenBackbone", paper=PAPER)
 def frozen_backbone() -> Method:
-    """Fine-tuning of ASPP and classifier; the encoder stays as step 0 left it."""
+    """Fine-tuning of ASPP and classifier; the encoder stays as step 0 left it.
+
+    Not in the release of arXiv 2508.04267, which freezes ASPP wherever it freezes the encoder.
+    """
     return Method("FrozenBackbone", terms={"ce": CrossEntropy()}, trainable=train_head)
 
 
 @register_method("LinearProbe", paper=PAPER)
 def linear_probe() -> Method:
-    """Fine-tuning of the classifier alone, on the features of step 0."""
+    """Fine-tuning of the classifier alone, on the features of step 0: old rows and background's learn too.
+
+    It is what the release of arXiv 2508.04267 calls FixB. It is not DFT*, where old rows are frozen, and not that
+    paper's "probing", a measurement: there a new classifier is trained on all classes with all labels.
+    """
     return Method("LinearProbe", terms={"ce": CrossEntropy()}, trainable=train_classifier)
 
 

@@ -23,6 +23,7 @@ from contseg.tests.unit.probe import grid
 # A method whose numbers moved has a new `revision`, and a new line here; no other line changes.
 KEYS = """
 CIL a46e8a78c80620ce 646a1899d1ce3f85
+DFTStar fc47a8efb00cbf4a 5cd11a7be6fac3ec
 DKD 06aa7be09a4bbbf9 e9cc5bf15915f9dd
 EWC f15ccd2d567f631b 4323428246152b84
 FT 7b2f7215b657cdf0 5bb3687ceaf4170d

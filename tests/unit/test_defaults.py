@@ -11,6 +11,7 @@ from contseg.datasets.scenario import VOID
 from contseg.methods import registry
 from contseg.methods.base import Batch, CrossEntropy, Method, SegOutput, Term, held
 from contseg.methods.cil import LabelledCrossEntropy, UnlabelledDistillation
+from contseg.methods.dft import ReservedCrossEntropy
 from contseg.methods.dkd import Auxiliary, BinaryDistillation, EvidenceDistillation, MultiBCE
 from contseg.methods.ilt import FeatureDistillation
 from contseg.methods.lwf import Distillation
@@ -77,6 +78,7 @@ RECIPES = {
         "mbce: MultiBCE(positive_weight=1.0) + 5 kd: BinaryDistillation + 5 dkd+: EvidenceDistillation(part=for)"
         " + 5 dkd-: EvidenceDistillation(part=against) + ac: Auxiliary",
     ),
+    "DFTStar": (CE, CE),
     "EWC": (CE, f"{CE} + 500 {PENALTY}"),
     "FT": (CE, CE),
     "FrozenBackbone": (CE, CE),
@@ -112,6 +114,7 @@ OBSERVED = {
     "FT+SDR": "prototypes: Prototypes",
 }
 HOOKS = {
+    "DFTStar": ["trainable: train_rows_to_come"],
     "DKD": ["build: add_decomposition", "init: start_from_auxiliary", "trainable: SlowEncoder(lr_scale=0.1)",
             "predict: above_half"],
     "FrozenBackbone": ["trainable: train_head"],
@@ -152,6 +155,7 @@ def test_a_term_alone_has_the_defaults_of_its_method(name: str) -> None:
 _, STEP = make_steps(2, 2)
 SHEET = {
     "F-CE": [CrossEntropy()],
+    "F-DFT": [ReservedCrossEntropy()],
     "F-UNCE": [UnbiasedCrossEntropy(), ReleasedCrossEntropy()],
     "F-KD": [Distillation()],
     "F-UNKD": [UnbiasedDistillation()],
@@ -181,6 +185,7 @@ def images(n: int, void_from: int) -> Batch:
             "against": draw(classes - 1, 4),
             "auxiliary": draw(1, 4),
             "unknown": draw(1),
+            "reserve": torch.zeros(n, 2, 8, 8, dtype=torch.float64),
         }
         return SegOutput(draw(classes), draw(6, 4), draw(6, 4), (), extra)
 
