@@ -249,6 +249,19 @@ def _distribution(module: str, path: Path) -> dict[str, Path]:
     return {f.relative_to(top.parent).as_posix(): f for f in inside}
 
 
+def top(module: str) -> str:
+    """The folder of the package that a module is part of, or the file of a module in none; "" without a file."""
+    file = _file(module.partition(".")[0]) or _file(module)
+    return "" if file is None else f"{file.parent}{os.sep}" if file.name == "__init__.py" else str(file)
+
+
+def came_from(module: str) -> str:
+    """The installed package that a plugin's module is part of, with its version; or its file."""
+    packages = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
+    named = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in dict.fromkeys(packages))
+    return named or str(_file(module) or module)
+
+
 def forget() -> None:
     """What was read of files is to be read again: plugins were loaded."""
     for kept in (outside, essence, _imports, _origin):

@@ -15,6 +15,7 @@ SUITE = (
     *(str(HOME / "methods" / f"{name}.py") for name in CONTRACT),
     *(str(HOME / name) for name in (f"benchmark{os.sep}", f"datasets{os.sep}", "run_benchmark.py")),
 )
+AUTHORS: set[str] = set()  # files and folders of plugins, also of those that are installed among the libraries
 LIBRARIES = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib"))
 
 
@@ -54,7 +55,9 @@ def is_a_plugins(error: BaseException) -> bool:
 
 
 def foreign(file: str) -> bool:
-    """Whether a file is the suite's own or a library's."""
+    """Whether a file is the suite's own or a library's. The file of a method, built in or a plugin's, is neither."""
+    if file.startswith((f"{HOME / 'methods'}{os.sep}", *AUTHORS)):
+        return file.startswith(SUITE)
     return file.startswith(("<", *SUITE, *LIBRARIES)) or not {"site-packages", "dist-packages"}.isdisjoint(
         Path(file).parts
     )

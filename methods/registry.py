@@ -11,7 +11,7 @@ A method, or an add-on to one, is a decorated factory whose typed keyword argume
 
 A docstring line ``name: text`` says what a parameter is and where its default comes from; ``list methods --long``
 shows it. A type may have a range (``methods.ranges``). Built-ins are found because they lie in this folder, others
-through ``load_plugins`` or an installed package's entry point in the group ``contseg.methods``. Built-ins have exactly
+through ``load_plugins`` or an installed package's entry point in the group ``contseg.plugins``. Built-ins have exactly
 the form of a plugin.
 
 Grammar: ``part(+part)*``, ``part = name[key=value, ...]``; the first part is a method, the others are add-ons.
@@ -86,6 +86,7 @@ class Entry:
 
 _METHODS: dict[str, Entry] = {}
 _ADDONS: dict[str, Entry] = {}
+_NOT_LOADED: list[str] = []  # installed packages with a plugin that failed
 
 
 def register_method(name: str, paper: str = "") -> Callable[[F], F]:
@@ -168,20 +169,40 @@ def _register(table: dict[str, Entry], kind: str, name: str, paper: str) -> Call
             raise UserError(f"{kind} {name!r} of {origin}: a name is letters, digits, '-', '_' and '.'")
         if name in table:
             raise UserError(f"{kind} {name!r} of {origin} is already defined by {table[name].origin}: rename one")
+        if not code.is_ours(factory.__module__) and (top := code.top(factory.__module__)):
+            faults.AUTHORS.add(top)
         table[name] = Entry(name, kind, factory, paper, origin, _parameters(kind, name, factory))
         return factory
 
     return decorate
 
 
-@cache
 def _discover() -> None:
-    """Import every module of this folder, then every installed plugin."""
+    _built_in()
+    load_installed()
+
+
+@cache
+def load_installed() -> None:
+    """Import the plugins of installed packages, once. One that fails is a warning, for only its methods need it."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    if points:
+        _built_in()  # these names are taken first
+    for point in points:
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        try:
+            _guarded(f"plugin {point.name!r} of the installed package {package}", point.load)
+        except UserError as error:
+            _NOT_LOADED.append(package)
+            print(f"warning: {error}", file=sys.stderr)
+
+
+@cache
+def _built_in() -> None:
+    """Import every module of this folder."""
     package = __name__.rpartition(".")[0]
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{package}.{module.name}")
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        _guarded(f"installed plugin {point.value!r}", point.load)
 
 
 def _guarded(what: str, action: Callable[[], object]) -> None:
@@ -283,7 +304,8 @@ def _entry(name: str, first: bool) -> Entry:
         raise UserError(f"{name!r} is an add-on: put a method in front of it, for example 'FT+{name}'")
     if name in other:
         raise UserError(f"{name!r} is a method, only the first part can be one; add-ons: {', '.join(sorted(_ADDONS))}")
-    raise unknown("method" if first else "add-on", name, table)
+    error = unknown("method" if first else "add-on", name, table)
+    raise UserError(f"{error}; could not be loaded: {', '.join(_NOT_LOADED)}") if _NOT_LOADED else error
 
 
 def _values(entry: Entry, given: dict[str, str]) -> dict[str, Any]:

@@ -105,10 +105,12 @@ def _data(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run one tool; the exit code."""
-    if getattr(args, "plugin", None):
-        from contseg.methods.registry import load_plugins
+    if hasattr(args, "plugin"):
+        from contseg.methods.registry import load_installed, load_plugins
 
-        load_plugins(*args.plugin)
+        load_installed()
+        if args.plugin:
+            load_plugins(*args.plugin)
     tools: dict[str, Callable[[argparse.Namespace], int]] = {
         "prepare": _prepare,
         "verify": _verify,

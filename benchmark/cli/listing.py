@@ -9,6 +9,7 @@ from tabulate import tabulate
 from contseg.benchmark.plan.model_config import BACKBONES
 from contseg.benchmark.plan.protocol import PROTOCOLS
 from contseg.datasets.scenario import SETUPS, known_orders, known_tasks
+from contseg.methods.code import came_from, is_ours
 from contseg.methods.registry import REQUIRED, Entry, addons, methods
 
 
@@ -18,17 +19,23 @@ def _methods(long: bool) -> str:
 
 def _entries(entries: dict[str, Entry], long: bool) -> list[str]:
     if not long:
-        return [tabulate([[f"  {e.name}", e.summary] for e in entries.values()], tablefmt="plain")]
+        return [tabulate([[f"  {e.name}", e.summary, _source(e)] for e in entries.values()], tablefmt="plain")]
     lines = []
     for entry in entries.values():
         lines.append(f"  {entry.name}: {entry.summary}")
-        lines.append(f"    {entry.paper or 'no paper'}; {entry.origin}")
+        lines.append(f"    {entry.paper or 'no paper'}; {_source(entry) or entry.origin}")
         lines.extend(
             f"    {p.name} = {'(required)' if p.default is REQUIRED else p.default}   ({p.type_name})"
             + (f"   {p.source}" if p.source else "")
             for p in entry.parameters
         )
     return lines
+
+
+def _source(entry: Entry) -> str:
+    """Where a plugin's method comes from; "" for a built-in."""
+    module = entry.factory.__module__
+    return "" if is_ours(module) else came_from(module)
 
 
 def _datasets(long: bool) -> str:

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from contseg.datasets.errors import UserError
 from contseg.datasets.registry import known_datasets
-from contseg.methods.registry import addons, load_plugins, methods
+from contseg.methods.registry import addons, load_installed, load_plugins, methods
 
 
 def load(specs: Iterable[str]) -> None:
-    """Load them; one that is named twice is loaded once. Raises ``UserError`` for one that registers nothing."""
+    """Load those of installed packages, then these; one that is named twice is loaded once.
+
+    Raises ``UserError`` for one that registers nothing.
+    """
+    load_installed()
     for spec in dict.fromkeys(specs):
         name = Path(spec).stem if spec.endswith(".py") else spec
         new, before = name not in sys.modules, _registered()
