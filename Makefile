@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 # This folder has a `datasets` too: it must not stand in front of Hugging Face's on the path.
 export PYTHONSAFEPATH := 1
-.PHONY: help demo test numeric lint format bench install clean
+.PHONY: help demo test numeric lint format bench docs install clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ format: $(INSTALLED)  ## let ruff mend what it can
 bench: $(INSTALLED)  ## time the hot paths against their references; BENCH="--benchmark-json=bench.json" for a file
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds $(BENCH)
 
+docs: $(INSTALLED)  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 install: $(INSTALLED)  ## only the environment
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -50,4 +53,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:  ## remove the environment and what the tools cached; results stay
-	rm -rf $(VENV) build dist contseg.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site contseg.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -16,9 +16,22 @@ def code(page: str, holding: str) -> str:
     return str(found)
 
 
+COMMAND = re.compile(
+    r"(?:# )?\s*(?:(?P<by>python|accelerate launch .*|torchrun .*) run_benchmark\.py"
+    r"|contseg(?= (?:run|plan|list|check|report|data|cache|-\S+)\b)) (?P<arguments>.*)"
+)
+
+
 def commands(text: str) -> Iterator[tuple[list[str], bool]]:
-    """The arguments of every ``run_benchmark.py`` in a text, and whether a launcher starts it; "..." stays."""
+    """The arguments of every ``contseg`` and ``run_benchmark.py`` of a text, and whether a launcher starts it; "..." stays."""
     text = re.sub(r"\\+\n#? *", "", text)
     for line in text.splitlines():
-        if found := re.match(r"(?:# )?\s*(python|accelerate launch .*|torchrun .*) run_benchmark\.py (.*)", line):
-            yield shlex.split(re.split(" {3,}", found[2])[0], comments=True), found[1] != "python"
+        if found := COMMAND.match(line):
+            words = shlex.split(re.split(" {3,}", found["arguments"])[0], comments=True)
+            yield words, found["by"] not in (None, "python")
+
+
+def shell(text: str) -> Iterator[str]:
+    """The lines of a page's shell blocks, without their comments."""
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        yield from (line.partition(" #")[0].strip() for line in re.sub(r"\\+\n *", "", block).splitlines())

@@ -155,11 +155,11 @@ class RunScore:
         }
 
     def over_steps(self) -> dict[str, float]:
-        """What compares steps; NaN where the run has not the scenario's steps (Joint). With A[t][g] = ``by_group``:
+        """What compares steps; NaN where the run has not the scenario's steps (Joint). A is ``by_group``.
 
         ``avg``: mean of all mIoU over the steps. ``step0``: all mIoU after step 0. ``forgetting``: mean over the groups
-        before the last of max_t<T-1 A[t][g] - A[T-1][g] (Chaudhry et al. 2018). ``backward_transfer``: mean over the
-        same of A[T-1][g] - A[g][g] (Lopez-Paz and Ranzato 2017). ``plasticity``: mean of A[g][g] over g >= 1.
+        before the last of ``max_t<T-1 A[t][g] - A[T-1][g]`` (Chaudhry et al. 2018). ``backward_transfer``: mean over
+        the same of ``A[T-1][g] - A[g][g]`` (Lopez-Paz and Ranzato 2017). ``plasticity``: mean of ``A[g][g]``, g >= 1.
         """
         if not self.incremental:
             return dict.fromkeys(("avg", "step0", "forgetting", "backward_transfer", "plasticity"), NAN)

@@ -106,6 +106,7 @@ def here(word: str, place: Path) -> str:
     """A word of a page with the paths of the stand-ins."""
     places = {
         "voc=...": f"voc={place}/data",
+        "voc=/data/VOC2012": f"voc={place}/data/VOCdevkit/VOC2012",
         "DIR": "runs/voc",
         "MiB/data/voc/15-5s-ov": f"{place}/lists/15-5",
         "theirs/": f"{place}/lists/15-1",
@@ -129,12 +130,11 @@ def runnable(words: list[str], launched: bool, place: Path) -> list[str]:
                 del words[(at := words.index("--launcher")) : at + 2]
             methods = [] if "--config" in words else ["--methods", "FT"]
             return [*words, *methods, "--data", f"voc={place}/data"] if elided else words
-        return [
-            *words,
-            "--set",
-            *ONE_UPDATE,
-            *([] if "--config" in words else ["model.backbone=tiny", "train.crop=48"]),
-        ]
+        if "--config" not in words:
+            return [*words, "--set", *ONE_UPDATE, "model.backbone=tiny", "train.crop=48"]
+        words += ["--scenarios", "shapes/3-3/overlapped"] if "--scenarios" not in words else []
+        words += ["--methods", "FT", "MiB+SDR"] if "--methods" not in words else []
+        return [*words, "--set", *ONE_UPDATE]
     return words
 
 

@@ -19,7 +19,7 @@ from contseg.datasets.scenario import Step
 from contseg.methods import registry
 from contseg.methods.base import Batch, SegOutput
 from contseg.tests.material import ROOT
-from contseg.tests.pages import PAGES, code, commands
+from contseg.tests.pages import PAGES, code, commands, shell
 
 
 @pytest.fixture
@@ -123,6 +123,21 @@ def test_documented_commands_are_understood(page: Path) -> None:
 
 
 def test_the_reader_of_commands_sees_continued_lines_and_launchers() -> None:
-    text = "python run_benchmark.py run --out a \\\n  --seeds 0 1   that\naccelerate launch --x 2 run_benchmark.py plan"
-    expected = [(["run", "--out", "a", "--seeds", "0", "1"], False), (["plan", "..."], True)]
+    text = "contseg list\ncontseg lists much\npython run_benchmark.py run --out a \\\n  --seeds 0 1   that\n"
+    text += "accelerate launch --x 2 run_benchmark.py plan"
+    expected = [(["list"], False), (["run", "--out", "a", "--seeds", "0", "1"], False), (["plan", "..."], True)]
     assert list(commands(text + " ...")) == expected
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_other_commands_of_a_page_exist(page: Path) -> None:
+    """Targets of ``make``, modules of ``python -m contseg...``; nothing else is asked of a shell."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for line in shell(page.read_text(encoding="utf-8")):
+        first, _, rest = line.partition(" ")
+        if first == "make":
+            assert rest.split()[0] in targets, line
+        elif found := re.match(r"python -m contseg\.([\w.]+)", line):
+            assert (ROOT / found[1].replace(".", "/")).with_suffix(".py").exists(), line
+        elif line and not list(commands(line)):
+            assert re.match(r"source |(\.venv/bin/)?pip install |(python -m )?pip |git |cd ", line), line
