@@ -23,7 +23,7 @@ COMMAND = re.compile(
 
 
 def commands(text: str) -> Iterator[tuple[list[str], bool]]:
-    """The arguments of every ``contseg`` and ``run_benchmark.py`` of a text, and whether a launcher starts it; "..." stays."""
+    """The arguments of every ``contseg`` and ``run_benchmark.py``, and whether a launcher starts it; "..." stays."""
     text = re.sub(r"\\+\n#? *", "", text)
     for line in text.splitlines():
         if found := COMMAND.match(line):
