@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import VOID, Scenario, Step
-from contseg.methods.batch import Batch, Reduce, SegOutput, alone
+from contseg.methods.batch import Batch, Progress, Reduce, SegOutput, alone
 from contseg.methods.code import place, stamp
 from contseg.methods.faults import MethodError, not_a_loss
 from contseg.methods.losses import full_precision, resize, shrink_labels
@@ -33,6 +33,7 @@ __all__ = [
     "CrossEntropy",
     "Hook",
     "Method",
+    "Progress",
     "Reduce",
     "SegModel",
     "SegOutput",
@@ -124,7 +125,7 @@ class Term:
         """Before the first update, after the parent's state is loaded. Grow the state to the new classes here."""
 
     def __call__(self, batch: Batch) -> Tensor | None:
-        """The unweighted value (a scalar), or ``None`` if it only observes."""
+        """The unweighted value (a scalar), or ``None`` if it only observes. ``batch.progress``: where in the step."""
         return None
 
     def after_backward(self, model: Any) -> None:

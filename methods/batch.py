@@ -33,6 +33,18 @@ class SegOutput(NamedTuple):
     extra: dict[str, Tensor] = {}  # noqa: RUF012  (a NamedTuple's default; never written to)
 
 
+class Progress(NamedTuple):
+    """Where in a step a batch is: what ramps and averages of weights read.
+
+    ``update`` runs from 0 to ``total`` - 1, also where training was interrupted. ``epoch`` is the number of passes over
+    the step's images so far, with its fraction: 1.5 in the middle of the second pass.
+    """
+
+    update: int = 0
+    total: int = 1
+    epoch: float = 0.0
+
+
 class Reduce(Protocol):
     """Sums and maxima over processes, any shape, the result on every process."""
 
@@ -64,6 +76,7 @@ class Batch:
 
     ``images`` (B, 3, H, W); ``labels`` (B, H, W) int64 channels, 255 void; ``out`` and ``old`` the outputs of the
     current and of the previous model (``None`` at step 0, or if no term uses it).
+    ``progress`` says where in its step the batch is; all micro-batches of an update have the same.
     ``reduce`` is a differentiable sum over processes: whatever is a ratio, a maximum or not linear in the batch is
     formed from reduced sums, so that several processes have exactly the gradient of the one global batch.
     Terms must not write to any of these tensors.
@@ -76,11 +89,14 @@ class Batch:
         out: SegOutput,
         old: SegOutput | None,
         step: Step,
+        *,
         reduce: Reduce = alone,
         generator: torch.Generator | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.images, self.labels, self.out, self.step = images, labels, out, step
         self._old, self.reduce, self.generator = old, reduce, generator
+        self.progress = Progress() if progress is None else progress
         self._shared: dict[str, Any] = {}
 
     @property

@@ -114,7 +114,7 @@ FAULTS = [
     # the way through a step
     Fault("trainer.py", "old = copy.deepcopy(model).eval().requires_grad_(False)", "old = copy.deepcopy(model).train().requires_grad_(False)"),
     Fault("trainer.py", "decay = (1 - update / self.total) ** self.train.power", "decay = (1 - (update + 1) / self.total) ** self.train.power"),
-    Fault("trainer.py", "                for term in self.guests.values():\n                    term.end_step(self.context)\n", "                pass\n"),
+    Fault("trainer.py", "                for term in self.shared.values():\n                    term.end_step(self.context)\n", "                pass\n"),
     Fault("trainer.py", "            if term.observes:\n", "            if not term.observes:\n"),
     Fault("batches.py", "ends = [*starts[1:], n]", "ends = [*starts[1:], n - 1]"),
     Fault("rng.py", 'derive(self.seed, self.step, "order", epoch)', 'derive(self.seed, self.step, "order")'),

@@ -131,7 +131,7 @@ def check(args: argparse.Namespace) -> int:
         raise UserError("check what? Name methods, for example `check MiB`, or give --all alone")
     from tqdm import tqdm
 
-    from contseg.benchmark.contract.rules import check_method, every_name
+    from contseg.benchmark.contract.check import check_method, every_name
     from contseg.methods.registry import build_method, expand_methods
 
     names = every_name() if args.all else [name for text in args.methods for name in expand_methods(text)]

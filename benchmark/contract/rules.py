@@ -1,99 +1,34 @@
-"""The contract check: does a method behave, and which rule does it break first?
+"""The rules of the contract, each a function of what builds a method.
 
-::
-
-    run_benchmark.py check MiB "PLOP+SDR"            # or --all
-
-    from contseg.benchmark.contract.rules import assert_contract      # in tests of your own, after load_plugins
-    def test_contract(): assert_contract("MyMethod")
-
-A rule is a function of what is checked; it raises ``Broken`` with one line. A rule's docstring is its name in full.
-Rules run on a network of 145 thousand parameters and drawn images, a few seconds a method, on a CPU.
+A rule raises ``Broken`` with one line. The first line of its docstring is its name in a report. Rules run on a network
+of 145 thousand parameters and drawn images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from contseg.benchmark.contract.toy_run import Build, Stage, ToyRun, clones, second_step, steepest, tensors_of
+from contseg.benchmark.contract.toy_run import Build, ToyRun, ToyStep, clones, second_step, steepest, tensors_of
 from contseg.benchmark.contract.two_processes import compare_split
 from contseg.benchmark.contract.waits import WaitError, no_waits
 from contseg.benchmark.models.load import term_states
 from contseg.datasets.errors import UserError
 from contseg.methods.base import Method, held
 from contseg.methods.faults import place
-from contseg.methods.registry import addons, build_method, methods, reason
+from contseg.methods.registry import build_method
 from contseg.methods.visible import check_visible
 
 SETUPS = ("sequential", "disjoint", "overlapped")
-# what papers combine; every add-on is checked on FT as well
-COMPOSED = (
-    "LwF+SDR",
-    "ILT+SDR",
-    "MiB+SDR",
-    "PLOP+SDR",
-    "EWC+SDR",
-    "MiB+EWF",
-    "PLOP+EWF",
-    "MiB+UCD",
-    "PLOP+UCD",
-)
 
 
 class Broken(Exception):
     """A rule does not hold; the message says how."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What came out: ``rule`` and ``reason`` are empty if every rule holds."""
-
-    method: str
-    rules: int
-    rule: str = ""
-    reason: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return not self.rule
-
-    def __str__(self) -> str:
-        if self.passed:
-            return f"{self.method}: all {self.rules} rules hold"
-        return f"{self.method} breaks rule {self.rules}, {self.rule}: {self.reason}"
-
-
-def check_method(method: str | Build) -> Report:
-    """Check a method by name, or a function that builds it anew each time."""
-    build = method if callable(method) else lambda: build_method(method)
-    name = build().name
-    with torch.random.fork_rng(devices=[]):
-        for number, rule in enumerate(RULES, 1):
-            title = (rule.__doc__ or rule.__name__).partition("\n")[0].rstrip(".")
-            try:
-                rule(build)
-            except Broken as broken:
-                return Report(name, number, title, str(broken))
-            except Exception as error:
-                return Report(name, number, title, reason(error))
-    return Report(name, len(RULES))
-
-
-def every_name() -> list[str]:
-    """Every registered method, every add-on on FT, and the combinations that papers make."""
-    return [*methods(), *(f"FT+{name}" for name in addons()), *COMPOSED]
-
-
-def assert_contract(method: str | Build) -> None:
-    """For tests: an ``AssertionError`` that names the first broken rule."""
-    report = check_method(method)
-    assert report.passed, str(report)
 
 
 # --- rules ---------------------------------------------------------------------------------------------------------
@@ -135,7 +70,7 @@ def gradients_arrive(build: Build) -> None:
     """Gradients reach every parameter that the method trains."""
     toy, parent = ToyRun(), None
     for index in range(len(toy.steps(build()))):
-        stage = Stage.begin(toy, build, index, parent)
+        stage = ToyStep.begin(toy, build, index, parent)
         waiting = {n: p for n, p in stage.model.named_parameters() if p.requires_grad}
 
         def arrive(*_: object, waiting: dict[str, Any] = waiting) -> None:
@@ -162,7 +97,7 @@ def old_model_stays(build: Build) -> None:
         ("begin_step", stage.start),
         ("an update", lambda: stage.updates(range(2))),
         ("the end of the step", stage.end),
-        ("predict", lambda: stage.predict(stage.toy.pictures(stage.step, 0)[0])),
+        ("predict", lambda: stage.predict(stage.toy.draw(stage.step, 0)[0])),
     )
     for name, hook in hooks:
         hook()
@@ -172,7 +107,7 @@ def old_model_stays(build: Build) -> None:
 
 def nothing_is_written_to(build: Build) -> None:
     """Outputs and batch are not mutated."""
-    for make in (lambda: Stage.begin(ToyRun(), build, 0, None), lambda: _second(build)):
+    for make in (lambda: ToyStep.begin(ToyRun(), build, 0, None), lambda: _second(build)):
         stage = make()
         if stage is None or not stage.trains:
             continue
@@ -228,7 +163,7 @@ def observers_only_observe(build: Build) -> None:
 
     ends = []
     for maker in (build, bare):
-        stage = Stage.begin(ToyRun(), maker, 0, None).updates(range(3))
+        stage = ToyStep.begin(ToyRun(), maker, 0, None).updates(range(3))
         ends.append(
             _weights(stage) | {"random numbers": torch.get_rng_state(), "generator": stage.generator.get_state()}
         )
@@ -243,7 +178,7 @@ def _unread_observers(method: Method) -> set[str]:
 
 def terms_do_not_wait(build: Build) -> None:
     """No term waits for the device in an update."""
-    for make in (lambda: Stage.begin(ToyRun(), build, 0, None), lambda: _second(build)):
+    for make in (lambda: ToyStep.begin(ToyRun(), build, 0, None), lambda: _second(build)):
         stage = make()
         if stage is None or not stage.trains:
             continue
@@ -267,7 +202,7 @@ def signed_features(build: Build) -> None:
 
 def state_survives(build: Build) -> None:
     """State survives save and load."""
-    for make in (lambda: Stage.begin(ToyRun(), build, 0, None), second_step(ToyRun(), build)):
+    for make in (lambda: ToyStep.begin(ToyRun(), build, 0, None), second_step(ToyRun(), build)):
         if make is None:
             continue
         stage = make().updates(range(2))
@@ -279,7 +214,7 @@ def state_survives(build: Build) -> None:
 
 def interruption_is_harmless(build: Build) -> None:
     """Interrupted equals uninterrupted."""
-    for make in (lambda: Stage.begin(ToyRun(), build, 0, None), second_step(ToyRun(), build)):
+    for make in (lambda: ToyStep.begin(ToyRun(), build, 0, None), second_step(ToyRun(), build)):
         if make is None:
             continue
         whole = make().updates(range(3))
@@ -298,8 +233,8 @@ def future_is_unseen(build: Build) -> None:
     ends = []
     for sizes in ((2, 1, 2), (2, 1, 3, 1)):
         toy = ToyRun(sizes=sizes)
-        first = Stage.begin(toy, build, 0, None).updates(range(2)).end()
-        second = Stage.begin(toy, build, 1, first).updates(range(2)).end()
+        first = ToyStep.begin(toy, build, 0, None).updates(range(2)).end()
+        second = ToyStep.begin(toy, build, 1, first).updates(range(2)).end()
         ends.append(second.model | second.terms)
     if changed := _differing(*ends):
         raise Broken(f"{changed} at step 1 differs with what step 2 will be")
@@ -309,12 +244,12 @@ def processes_agree(build: Build) -> None:
     """One global batch equals its split over two processes."""
     toy, parent = ToyRun(dtype=torch.float64), None
     for index in range(min(2, len(toy.steps(build())))):
-        whole, *parts = (Stage(toy, build, index, parent, moved=index > 0) for _ in range(3))
+        whole, *parts = (ToyStep(toy, build, index, parent, moved=index > 0) for _ in range(3))
         if all(t.splits for t in whole.terms.values()):
             difference = compare_split(whole, parts)
             if difference:
                 raise Broken(f"{difference} differs at step {index}: form means from sums through `reduce`")
-        parent = Stage.begin(toy, build, index, parent).updates(range(2)).end()
+        parent = ToyStep.begin(toy, build, index, parent).updates(range(2)).end()
 
 
 def keys_see_all(build: Build) -> None:
@@ -354,7 +289,7 @@ def _lead(toy: ToyRun, build: Build) -> None:
     """Through all steps, two updates each: finite losses and weights, class maps of seen classes."""
     parent = None
     for index in range(len(toy.steps(build()))):
-        stage = Stage.begin(toy, build, index, parent)
+        stage = ToyStep.begin(toy, build, index, parent)
         where = f"{toy.setup} step {index}"
         for number in range(2):
             for name, value in stage.update(number).items():
@@ -364,7 +299,7 @@ def _lead(toy: ToyRun, build: Build) -> None:
         for name, weight in parent.model.items():
             if not weight.isfinite().all():
                 raise Broken(f"{name} is not finite after {where}")
-        images, labels = toy.pictures(stage.step, 0)
+        images, labels = toy.draw(stage.step, 0)
         prediction = stage.predict(images)
         if prediction.shape != labels.shape or prediction.is_floating_point():
             raise Broken(f"`predict` gives {prediction.dtype} {tuple(prediction.shape)}, not a class map")
@@ -376,9 +311,9 @@ def _perturbed(build: Build) -> tuple[dict[str, Tensor], Tensor]:
     """Weights and a class map after all steps, five updates each, every later student moved."""
     toy, parent = ToyRun(), None
     for index in range(len(toy.steps(build()))):
-        stage = Stage.begin(toy, build, index, parent, moved=index > 0).updates(range(5))
+        stage = ToyStep.begin(toy, build, index, parent, moved=index > 0).updates(range(5))
         parent = stage.end()
-    return _weights(stage), stage.predict(toy.pictures(stage.step, 0)[0])
+    return _weights(stage), stage.predict(toy.draw(stage.step, 0)[0])
 
 
 @cache
@@ -387,12 +322,12 @@ def _fine_tuned() -> tuple[dict[str, Tensor], Tensor]:
     return _perturbed(lambda: build_method("FT"))
 
 
-def _second(build: Build) -> Stage | None:
+def _second(build: Build) -> ToyStep | None:
     make = second_step(ToyRun(), build)
     return make() if make is not None else None
 
 
-def _weights(stage: Stage) -> dict[str, Tensor]:
+def _weights(stage: ToyStep) -> dict[str, Tensor]:
     return clones(stage.model.state_dict())
 
 

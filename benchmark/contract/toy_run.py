@@ -20,7 +20,6 @@ from contseg.benchmark.models.load import term_states
 from contseg.benchmark.plan.build import StepNode
 from contseg.benchmark.plan.config import Config, TrainConfig
 from contseg.benchmark.plan.model_config import ModelConfig
-from contseg.benchmark.train import checkpoint
 from contseg.benchmark.train.trainer import StepTrainer
 from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step
 from contseg.datasets.view import StepView
@@ -29,7 +28,7 @@ from contseg.methods.base import Batch, Method, SegOutput
 NETWORK = ModelConfig("tiny", norm="batch")
 CPU = torch.device("cpu")
 Build: TypeAlias = Callable[[], Method]
-Images: TypeAlias = tuple[Tensor, Tensor]
+ImagesLabels: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class ToyRun:
         scenario: Scenario = method.scenario(Scenario("drawn", "-".join(map(str, self.sizes)), self.setup, groups))
         return scenario
 
-    def pictures(self, step: Step, number: int) -> Images:
+    def draw(self, step: Step, number: int) -> ImagesLabels:
         """Noise, coloured by class, and labels in blocks of 8 x 8: the same for the same number."""
         g = torch.Generator().manual_seed(1000 * step.index + number)
         kept = range(1, step.n_old) if step.setup == "sequential" else ()
@@ -90,7 +89,7 @@ class Parent:
     terms: dict[str, Tensor]
 
 
-class Shelf:
+class ToyStore:
     """What the trainer asks of a ``Store``: what the parent left, and a place for a checkpoint."""
 
     def __init__(self, parent: Parent | None) -> None:
@@ -112,7 +111,7 @@ class Shelf:
         return tempfile.TemporaryDirectory()
 
 
-class OneProcess:
+class ToyAccelerator:
     """What the trainer asks of an ``Accelerator``, for one process on a CPU."""
 
     device, process_index, num_processes, is_main_process = CPU, 0, 1, True
@@ -121,7 +120,7 @@ class OneProcess:
         self.toy = toy
 
     def prepare_model(self, model: Any, evaluation_mode: bool = False) -> Callable[[Tensor], SegOutput]:
-        """The network, in bfloat16 if the course says so."""
+        """The network, in bfloat16 if the toy run says so."""
 
         def forward(images: Tensor) -> SegOutput:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.toy.autocast):
@@ -134,24 +133,24 @@ class OneProcess:
         """There is nobody else."""
 
 
-class Drawn:
-    """What the trainer asks of a ``Feed``."""
+class ToyBatches:
+    """What the trainer asks of ``StepBatches``."""
 
     def __init__(self, node: StepNode, config: Config, toy: ToyRun, *_: Any) -> None:
         self.step, self.toy = node.step, toy
 
-    def whole_pass(self) -> Iterator[Images]:
+    def whole_pass(self) -> Iterator[ImagesLabels]:
         """Three batches, the same at every call."""
-        return (self.toy.pictures(self.step, 100 + i) for i in range(3))
+        return (self.toy.draw(self.step, 100 + i) for i in range(3))
 
 
-class Stage(StepTrainer):
+class ToyStep(StepTrainer):
     """One step under way: the trainer's own, in pieces."""
 
-    feeds = Drawn
+    batches = ToyBatches
 
     @classmethod
-    def begin(cls, toy: ToyRun, build: Build, index: int, parent: Parent | None = None, moved: bool = False) -> Stage:
+    def begin(cls, toy: ToyRun, build: Build, index: int, parent: Parent | None = None, moved: bool = False) -> ToyStep:
         """The step before its first update; ``moved``: the student is not where its teacher is."""
         return cls(toy, build, index, parent, moved).start()
 
@@ -162,29 +161,29 @@ class Stage(StepTrainer):
         self.toy, method = toy, build()
         scenario = toy.scenario(method)
         view = StepView((), np.zeros(256, np.uint8), "")
-        node = StepNode("drawn", None, scenario, index, method.name, 0, toy.train, view)
+
+        def node(t: int, before: StepNode | None) -> StepNode:
+            return StepNode(f"step {t}", before, scenario, t, method.name, 0, toy.train, view)
+
         init = then(method.init, move) if moved else method.init
         hook = then(method.build, without_activation) if toy.signed else method.build
-        shelf: Any = Shelf(parent)
+        store: Any = ToyStore(parent)
+        accelerator: Any = ToyAccelerator(toy)
         dataset: Any = toy
-        process: Any = OneProcess(toy)
-        config = Config(model=NETWORK)
         super().__init__(
-            node,
+            node(index, node(index - 1, None) if parent else None),
             replace(method, init=init, build=hook),
             {},
-            {},
-            config,
-            dataset,
-            shelf,
-            process,
-            "parent" if parent else None,
+            config=Config(model=NETWORK),
+            dataset=dataset,
+            store=store,
+            accelerator=accelerator,
         )
 
     def _begin(self) -> None:
         """Not yet."""
 
-    def start(self) -> Stage:
+    def start(self) -> ToyStep:
         """Let the terms begin, and make the optimiser."""
         super()._begin()
         if not self.trains:
@@ -200,9 +199,9 @@ class Stage(StepTrainer):
     def batch(self, number: int) -> Batch:
         """Images and both networks' outputs, as a term gets them."""
         self._train_mode()
-        return self._batch(*self.toy.pictures(self.step, number))
+        return self._batch(*self.toy.draw(self.step, number))
 
-    def updates(self, numbers: Iterable[int]) -> Stage:
+    def updates(self, numbers: Iterable[int]) -> ToyStep:
         """Several updates, if the step has any; returns the stage."""
         for number in numbers:
             self.update(number)
@@ -213,7 +212,7 @@ class Stage(StepTrainer):
         if not self.trains:
             return {}
         self._train_mode()
-        return self._update(iter([self.toy.pictures(self.step, number)]))
+        return self._update(iter([self.toy.draw(self.step, number)]))
 
     def end(self) -> Parent:
         """After the last update."""
@@ -230,23 +229,23 @@ class Stage(StepTrainer):
     def save(self) -> Any:
         """Write a checkpoint, as every step with an update can; where it lies."""
         if self.trains:
-            checkpoint.save(self)
+            self.save_checkpoint()
         return self.store
 
-    def resume(self, store: Any) -> Stage:
+    def resume(self, store: Any) -> ToyStep:
         """Go on from a checkpoint."""
         self.store = store
-        checkpoint.resume(self)
+        self.load_checkpoint()
         return self
 
 
 @lru_cache(maxsize=2)
 def first_step(toy: ToyRun, build: Build) -> Parent:
     """What a first step of three updates leaves; found once for all rules that begin at the second."""
-    return Stage.begin(toy, build, 0, None).updates(range(3)).end()
+    return ToyStep.begin(toy, build, 0, None).updates(range(3)).end()
 
 
-def second_step(toy: ToyRun, build: Build) -> Callable[..., Stage] | None:
+def second_step(toy: ToyRun, build: Build) -> Callable[..., ToyStep] | None:
     """Makes the second step, its student moved, after a trained first one: the same every time.
 
     ``begin=False``: its terms have not begun. None if the method asks for a scenario with one step.
@@ -255,8 +254,8 @@ def second_step(toy: ToyRun, build: Build) -> Callable[..., Stage] | None:
         return None
     parent = first_step(toy, build)
 
-    def make(begin: bool = True) -> Stage:
-        stage = Stage(toy, build, 1, parent, moved=True)
+    def make(begin: bool = True) -> ToyStep:
+        stage = ToyStep(toy, build, 1, parent, moved=True)
         return stage.start() if begin else stage
 
     return make
@@ -264,7 +263,7 @@ def second_step(toy: ToyRun, build: Build) -> Callable[..., Stage] | None:
 
 def steepest(toy: ToyRun, build: Build) -> dict[str, float]:
     """The largest gradient of each loss with respect to the network's output, over four batches of one step."""
-    make = second_step(toy, build) or (lambda: Stage.begin(toy, build, 0, None))
+    make = second_step(toy, build) or (lambda: ToyStep.begin(toy, build, 0, None))
     stage = make()
     found: dict[str, float] = {}
     for number in range(4 if stage.trains else 0):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contseg.benchmark.contract.toy_run import Images, Stage, clones, map_output, tensors_of
+from contseg.benchmark.contract.toy_run import ImagesLabels, ToyStep, clones, map_output, tensors_of
 from contseg.benchmark.models.load import term_states
 from contseg.methods.base import Batch, Reduce, SegOutput
 
@@ -86,7 +86,7 @@ def on_both(work: Callable[[Rank], Any]) -> list[Any]:
     return results
 
 
-def compare_split(whole: Stage, parts: list[Stage]) -> str:
+def compare_split(whole: ToyStep, parts: list[ToyStep]) -> str:
     """What differs between one process and two; "" if nothing does. The stages are ready, not started.
 
     Compared are the states after ``begin_step``, the losses of a batch and their gradients with respect to the
@@ -99,14 +99,23 @@ def compare_split(whole: Stage, parts: list[Stage]) -> str:
     leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors_of(batch.out)]
     draws = whole.generator.get_state()
 
-    def results(stage: Stage, rows: slice, reduce: Reduce) -> dict[str, Tensor]:
+    def results(stage: ToyStep, rows: slice, reduce: Reduce) -> dict[str, Tensor]:
         found = {f"state {k} after begin_step": v for k, v in clones(term_states(stage.terms)).items()}
         generator = torch.Generator()
         generator.set_state(draws)
         cut = iter([leaf[rows] for leaf in leaves])
         out = map_output(batch.out, lambda _: next(cut))
         old: SegOutput | None = map_output(batch.old, lambda t: t[rows]) if batch.has_old else None
-        mine = own_batch()(batch.images[rows], batch.labels[rows], out, old, stage.step, reduce, generator)
+        mine = own_batch()(
+            batch.images[rows],
+            batch.labels[rows],
+            out,
+            old,
+            stage.step,
+            reduce=reduce,
+            generator=generator,
+            progress=batch.progress,
+        )
         found |= {f"loss {k!r}": v for k, v in stage.method.losses(mine).items()}
         found |= {f"state {k} after a batch": v for k, v in clones(term_states(stage.terms)).items()}
         stage.model.eval()
@@ -118,10 +127,10 @@ def compare_split(whole: Stage, parts: list[Stage]) -> str:
         stage = parts[rank.rank]
         all_images = stage.context.loader
 
-        def pictures() -> Iterator[Images]:
+        def rows_of_pass() -> Iterator[ImagesLabels]:
             return ((images[rank.rows], labels[rank.rows]) for images, labels in all_images())
 
-        stage.context = stage.context._replace(reduce=rank, loader=pictures)
+        stage.context = stage.context._replace(reduce=rank, loader=rows_of_pass)
         return results(stage.start(), rank.rows, rank)
 
     one = results(whole, slice(None), whole.context.reduce)

@@ -7,7 +7,7 @@ trained once. Observers (terms that change no weight) have keys of their own and
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,7 @@ class _Builder:
             active = method.active(step)
             read = needed[step.index] | {id(h) for t in active.values() for h in held(t)}
             shared = {name: t for name, t in active.items() if t.observes and id(t) in read}
-            key = original = self._step_key(step, method, seed, view, parent, states)
+            key = original = self._step_key(step, method, seed=seed, view=view, parent=parent, states=states)
             before, states = states, _observed(key, step, active, states)
             while any(states[id(t)] in self.branches for t in shared.values()):
                 key = digest({"branch": key})
@@ -294,7 +294,14 @@ class _Builder:
         return self._views[scenario, index]
 
     def _step_key(
-        self, step: Step, method: Method, seed: int, view: StepView, parent: StepNode | None, states: dict[int, str]
+        self,
+        step: Step,
+        method: Method,
+        *,
+        seed: int,
+        view: StepView,
+        parent: StepNode | None,
+        states: dict[int, str],
     ) -> str:
         terms = {n: t for n, t in method.active(step).items() if not t.observes}
         hooks = {name: method.hook(name, step) for name in ("build", "trainable", *(("init",) if step.index else ()))}
@@ -337,15 +344,16 @@ class _Builder:
 
 def _with_paths(scenario: Scenario, method: str, seed: int, cells: list[Cell]) -> Run:
     key = digest([c.score for c in cells])
-    placed = tuple(
-        Cell(
-            c.node,
-            c.score,
-            cell_path(scenario.dataset, scenario.task, scenario.order, scenario.setup, method, key, seed, t),
-            c.reads,
-        )
-        for t, c in enumerate(cells)
-    )
+    place: dict[str, Any] = {
+        "dataset": scenario.dataset,
+        "task": scenario.task,
+        "order": scenario.order,
+        "setup": scenario.setup,
+        "method": method,
+        "run": key,
+        "seed": seed,
+    }
+    placed = tuple(replace(c, path=cell_path(**place, step=t)) for t, c in enumerate(cells))
     return Run(scenario, method, seed, placed, key, plugins_of(method))
 
 

@@ -116,10 +116,10 @@ class Rescorer:
             method.predict,
             images,
             known,
-            len(dataset.class_names),
-            len(record["channels"]),
-            self.stored.device,
-            record["config"]["train"].get("precision", "no"),
+            n_labels=len(dataset.class_names),
+            n_channels=len(record["channels"]),
+            device=self.stored.device,
+            precision=record["config"]["train"].get("precision", "no"),
             title=f"{record['method']}, step {record['step']}: evaluation",
         )
 

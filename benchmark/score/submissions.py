@@ -221,4 +221,5 @@ def merge(run: Run, records: Path) -> list[str]:
 
 def record_path(record: Record) -> Path:
     """Where a record stands below ``records``."""
-    return cell_path(*(record[k] for k in ("dataset", "task", "order", "setup", "method", "run", "seed", "step")))
+    keys = ("dataset", "task", "order", "setup", "method", "run", "seed", "step")
+    return cell_path(**{k: record[k] for k in keys})

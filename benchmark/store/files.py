@@ -311,7 +311,7 @@ class Store:
         shutil.rmtree(self.step(key), ignore_errors=True)
 
 
-def cell_path(dataset: str, task: str, order: str, setup: str, method: str, run: str, seed: int, step: int) -> Path:
+def cell_path(*, dataset: str, task: str, order: str, setup: str, method: str, run: str, seed: int, step: int) -> Path:
     """``voc/15-1/overlapped/MiB[kd=100]+SDR/3f9a1c2e/seed0/step2.json``: readable; the key inside is the identity."""
     name = re.sub(r"[^\w\[\]=+.,()|@-]", "_", method)
     return Path(dataset, task + (f"@{order}" if order else ""), setup, name, run[:8], f"seed{seed}", f"step{step}.json")

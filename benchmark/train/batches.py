@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -36,14 +37,14 @@ class StepBatches:
         train, self.config, self.device, self.dtype = node.train, config, accelerator.device, dtype
         transform = TrainTransform(train.size, train.window_scale, flip=train.flip)
         keep = 1 / processes_here() if config.run.keep_decoded else 0.0
-        self.pictures = StepImages(dataset, node.view, transform, seed=node.seed, step=node.step.index, keep=keep)
+        self.images = StepImages(dataset, node.view, transform, seed=node.seed, step=node.step.index, keep=keep)
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.size, self.batch, self.parts = train.size, train.batch[0], train.accumulate
         self.order = Order(len(node.view.ids), self.batch, node.seed, node.step.index)
 
     def updates(self, start: int, total: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every micro-batch from update ``start`` on: images (B, 3, H, W) normalised, labels (B, H, W) int64."""
-        return self._load(_Shares(self.order, range(start, total), self.parts, self.batch, self.rank, self.world))
+        return self._load(_Shares(self.order, range(start, total), self.parts, self.rank, self.world))
 
     def whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass over all images of the step, with training augmentation and random numbers of its own.
@@ -51,7 +52,7 @@ class StepBatches:
         Every process gets the same number of batches; the last one holds what is left over as well. Where a step has
         fewer images than there are processes, some get a batch without an image.
         """
-        n = len(self.pictures)
+        n = len(self.images)
         starts = [i * self.batch for i in range(max(1, n // self.batch))]
         ends = [*starts[1:], n]
         return self._load(
@@ -61,7 +62,7 @@ class StepBatches:
     def _load(self, batches: Iterable[list[tuple[int, int]]]) -> Iterator[tuple[Tensor, Tensor]]:
         workers = self.config.run.workers
         loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-            self.pictures,
+            self.images,
             batch_sampler=batches,  # type: ignore[arg-type]  # its indices are (epoch, position)
             collate_fn=self._collate,
             generator=torch.Generator(),  # else it draws its workers' seed from the global one
@@ -86,18 +87,22 @@ def processes_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get("CONTSEG_WORKERS", 1))
 
 
+@dataclass(frozen=True)
 class _Shares:
     """This process's share of every micro-batch: every P-th image of it."""
 
-    def __init__(self, order: Order, updates: range, parts: int, batch: int, rank: int, world: int) -> None:
-        self.order, self.updates, self.parts, self.rank, self.world = order, updates, parts, rank, world
-        self.size = batch // parts
+    order: Order
+    updates: range
+    parts: int  # micro-batches of an update
+    rank: int
+    world: int
 
     def __len__(self) -> int:
         return len(self.updates) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        size = self.order.batch // self.parts
         for update in self.updates:
             batch = self.order[update]
             for part in range(self.parts):
-                yield batch[part * self.size : (part + 1) * self.size][self.rank :: self.world]
+                yield batch[part * size : (part + 1) * size][self.rank :: self.world]

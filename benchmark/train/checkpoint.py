@@ -1,90 +1,123 @@
-"""The state of a step under way: everything that the rest of its training depends on, in one safetensors file."""
+"""The checkpoint of a step: everything that the rest of its training depends on, in one safetensors file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contseg.benchmark.models.load import load_terms, term_states
 from contseg.benchmark.store.files import read_tensors, write_tensors
 from contseg.benchmark.train.distributed import gather
+from contseg.methods.base import Term
 
-if TYPE_CHECKING:
-    from contseg.benchmark.train.trainer import StepTrainer
-
-LAYOUT = 2  # of this file: a checkpoint of another layout is not resumed
+LAYOUT = 3  # of this file: a checkpoint of another layout is not resumed
+PARTS = ("begin", "loop", "end")  # of a step: networks and ``begin_step``; the updates; fusion and ``end_step``
 
 
-def save(trainer: StepTrainer) -> None:
-    """Write the network, momenta, loss scale, terms, what every process has of its own, and the progress.
+@dataclass
+class StepProgress:
+    """How far a step is: updates done, and what the record says of them.
 
-    Called by all processes.
+    ``seconds`` by part of the step; "observer" is the time that shared observers took of it. ``losses`` are the means
+    that were displayed, by name. ``resumed`` counts how often the step was resumed.
     """
-    processes = gather(_own(trainer))
-    if trainer.accelerator.is_main_process:
-        tensors = {f"model/{k}": v for k, v in trainer.model.state_dict().items()}
-        tensors |= {f"momentum/{name}": buffer for name, buffer in _momenta(trainer).items()}
-        tensors |= {f"terms/{k}": v for k, v in term_states(trainer.terms).items()}
-        tensors |= {f"guests/{k}": v for k, v in term_states(trainer.guests).items()}
+
+    update: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*PARTS, "observer"), 0.0))
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    resumed: int = 0
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What changes while a step trains. ``terms`` by name; ``shared`` are the shared observers, by key.
+
+    ``observers`` are the keys of all observers of the training, the method's own included: a checkpoint of other
+    observers is not resumed.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    generator: torch.Generator
+    terms: dict[str, Term]
+    shared: dict[str, Term]
+    observers: tuple[str, ...]
+    progress: StepProgress
+
+    @property
+    def device(self) -> torch.device:
+        return self.generator.device
+
+
+def save(state: StepState, path: Path, accelerator: Any) -> None:
+    """Write the state, with the random numbers and buffers of every process. Called by all processes."""
+    processes = gather(_own(state))
+    if accelerator.is_main_process:
+        tensors = {f"model/{k}": v for k, v in state.model.state_dict().items()}
+        tensors |= {f"momentum/{name}": buffer for name, buffer in _momenta(state).items()}
+        tensors |= {f"terms/{k}": v for k, v in term_states(state.terms).items()}
+        tensors |= {f"shared/{k}": v for k, v in term_states(state.shared).items()}
         tensors |= {f"process/{rank}/{k}": v for rank, own in enumerate(processes) for k, v in own.items()}
         meta = {
             "layout": LAYOUT,
-            "progress": vars(trainer.progress),
-            "scaler": trainer.scaler.state_dict(),
-            "observers": sorted(trainer.observers),
+            "progress": vars(state.progress),
+            "scaler": state.scaler.state_dict(),
+            "observers": sorted(state.observers),
         }
-        write_tensors(trainer.store.checkpoint(trainer.node.key), tensors, meta)
-    trainer.accelerator.wait_for_everyone()
+        write_tensors(path, tensors, meta)
+    accelerator.wait_for_everyone()
 
 
-def resume(trainer: StepTrainer) -> None:
-    """Put everything back, if there is a sound checkpoint that the same observers rode on."""
-    path = trainer.store.checkpoint(trainer.node.key)
-    loaded = read_tensors(path) if path.exists() and trainer.total else None
+def resume(state: StepState, path: Path, accelerator: Any) -> None:
+    """Put the state back, if there is an intact checkpoint of the same observers; else leave it as it is."""
+    loaded = read_tensors(path) if path.exists() else None
     if loaded is None:
         return
     tensors, meta = loaded
-    if meta.get("layout") != LAYOUT or meta["observers"] != sorted(trainer.observers):
+    if meta.get("layout") != LAYOUT or meta["observers"] != sorted(state.observers):
         return
-    trainer.model.load_state_dict(_part(tensors, "model"))
-    momenta = _momenta(trainer)
+    state.model.load_state_dict(_part(tensors, "model"))
+    momenta = _momenta(state)
     for name, buffer in _part(tensors, "momentum").items():
         momenta[name].copy_(buffer)
-    load_terms(trainer.terms, _part(tensors, "terms"), trainer.device)
-    load_terms(trainer.guests, _part(tensors, "guests"), trainer.device)
-    own = _part(tensors, f"process/{trainer.accelerator.process_index}")
+    load_terms(state.terms, _part(tensors, "terms"), state.device)
+    load_terms(state.shared, _part(tensors, "shared"), state.device)
+    own = _part(tensors, f"process/{accelerator.process_index}")
     if own:  # else there are more processes than before
-        trainer.model.load_state_dict(_part(own, "buffer"), strict=False)
+        state.model.load_state_dict(_part(own, "buffer"), strict=False)
         torch.set_rng_state(own["rng"])
-        trainer.generator.set_state(own["generator"])
-        if trainer.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda_rng"], trainer.device)
+        state.generator.set_state(own["generator"])
+        if state.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda_rng"], state.device)
     if meta["scaler"]:
-        trainer.scaler.load_state_dict(meta["scaler"])
-    spent = trainer.progress.seconds  # to begin once more
-    vars(trainer.progress).update(meta["progress"])
+        state.scaler.load_state_dict(meta["scaler"])
+    progress = state.progress
+    spent = progress.seconds  # by this process, before it resumed
+    vars(progress).update(meta["progress"])
     for part, seconds in spent.items():
-        trainer.progress.seconds[part] += seconds
-    trainer.progress.resumed += 1
+        progress.seconds[part] += seconds
+    progress.resumed += 1
 
 
-def _own(trainer: StepTrainer) -> dict[str, Tensor]:
+def _own(state: StepState) -> dict[str, Tensor]:
     """What differs between processes: random states, and the statistics of batch normalisations."""
-    own = {"rng": torch.get_rng_state(), "generator": trainer.generator.get_state()}
-    if trainer.device.type == "cuda":
-        own["cuda_rng"] = torch.cuda.get_rng_state(trainer.device)
-    kept = trainer.model.state_dict().keys()
-    return own | {f"buffer/{n}": b.cpu() for n, b in trainer.model.named_buffers() if n in kept}
+    own = {"rng": torch.get_rng_state(), "generator": state.generator.get_state()}
+    if state.device.type == "cuda":
+        own["cuda_rng"] = torch.cuda.get_rng_state(state.device)
+    kept = state.model.state_dict().keys()
+    return own | {f"buffer/{n}": b.cpu() for n, b in state.model.named_buffers() if n in kept}
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
 
 
-def _momenta(trainer: StepTrainer) -> dict[str, Tensor]:
+def _momenta(state: StepState) -> dict[str, Tensor]:
     """The optimiser's momenta by the parameter's name; none if it has no momentum."""
-    state = trainer.optimizer.state
-    names = trainer.model.named_parameters()
-    return {name: state[p]["momentum_buffer"] for name, p in names if p in state}
+    momenta = state.optimizer.state
+    return {name: momenta[p]["momentum_buffer"] for name, p in state.model.named_parameters() if p in momenta}

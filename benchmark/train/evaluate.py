@@ -25,8 +25,9 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def evaluate(
     model: Callable[[Tensor], Any],
     predict: Callable[..., Tensor],
-    pictures: Any,
+    images: Any,
     seen: Tensor,
+    *,
     n_labels: int,
     n_channels: int,
     device: torch.device,
@@ -45,21 +46,21 @@ def evaluate(
     ``stop`` says so in one of them.
     """
     rank, processes = (dist.get_rank(), dist.get_world_size()) if several() else (0, 1)
-    own = range(rank, len(pictures), processes)
+    own = range(rank, len(images), processes)
     counts = torch.zeros(2, n_labels + 1, n_channels, dtype=torch.int64, device=device)
     loader: Iterable[tuple[int, Tensor, Tensor]] = DataLoader(
-        _Numbered(pictures, own), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
+        _Numbered(images, own), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
     )
     bar = tqdm(loader, total=len(own), desc=title, leave=False, disable=rank > 0)
-    for positions, images, labels in _equal_sizes(bar, batch):
+    for positions, pixels, labels in _equal_sizes(bar, batch):
         if stop():
             break  # the others go on to the end of their share
-        images = normalise(images.to(device, non_blocking=True)).to(_dtype(model))
+        x = normalise(pixels.to(device, non_blocking=True)).to(_dtype(model))
         if device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=torch.channels_last)
         labels = labels.to(device, non_blocking=True)
         with torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF):
-            out = model(images)
+            out = model(x)
         prediction = predict(out, (labels.shape[-2], labels.shape[-1]))
         group = seen[positions].to(device, non_blocking=True)
         # the two groups of images are two blocks of rows: those of the second come after the first's void
@@ -74,23 +75,23 @@ def evaluate(
 class _Numbered(Dataset[tuple[int, Tensor, Tensor]]):
     """The images of this process with their positions."""
 
-    def __init__(self, pictures: Any, positions: range) -> None:
-        self.pictures, self.positions = pictures, positions
+    def __init__(self, images: Any, positions: range) -> None:
+        self.images, self.positions = images, positions
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, i: int) -> tuple[int, Tensor, Tensor]:
-        image, label = self.pictures[self.positions[i]]
+        image, label = self.images[self.positions[i]]
         return self.positions[i], image, label
 
 
 def _equal_sizes(
-    pictures: Iterable[tuple[int, Tensor, Tensor]], batch: int
+    images: Iterable[tuple[int, Tensor, Tensor]], batch: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Batches of images of one size, in order of arrival; what is left over comes at the end."""
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor, Tensor]]] = {}
-    for item in pictures:
+    for item in images:
         group = waiting.setdefault(tuple(item[1].shape), [])
         group.append(item)
         if len(group) == batch:

@@ -1,4 +1,4 @@
-"""Walk the plan: train what is missing, score what is not scored, write the records. Nothing is trained twice."""
+"""Walk a plan: train what is missing, score what is not scored, write the records. Nothing is trained twice."""
 
 from __future__ import annotations
 
@@ -7,48 +7,22 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
-from torch import Tensor
 
-from contseg.benchmark.models.load import load_terms, load_weights, on_device, skeleton, term_states
-from contseg.benchmark.plan.build import Cell, Plan, Run, StepNode
+from contseg.benchmark.plan.build import Plan, Run, StepNode
 from contseg.benchmark.plan.config import Config
 from contseg.benchmark.store.claims import Claim
-from contseg.benchmark.store.files import (
-    LostStateError,
-    Store,
-    digest,
-    read_sealed,
-    tensors_digest,
-    write_json,
-    write_sealed,
-    write_tensors,
-)
-from contseg.benchmark.store.provenance import provenance
+from contseg.benchmark.store.files import LostStateError, Store, read_sealed, write_sealed
 from contseg.benchmark.train.distributed import InterruptedStepError, gather, heed
-from contseg.benchmark.train.evaluate import evaluate
-from contseg.benchmark.train.step_record import describe_step, make_record
-from contseg.benchmark.train.test_set import test_set
-from contseg.benchmark.train.trainer import NonFiniteLossError, StepTrainer
+from contseg.benchmark.train.step_record import make_record
+from contseg.benchmark.train.step_runner import Outcome, StepRunner
+from contseg.benchmark.train.trainer import NonFiniteLossError
 from contseg.datasets.errors import UserError
-from contseg.methods.base import Method, Term, describe
 from contseg.methods.faults import is_a_plugins
-from contseg.methods.registry import build_method, reason
-
-
-@dataclass
-class Outcome:
-    """What a walk did: trained and scored steps, and what failed, by title with its reason in one line."""
-
-    trained: int = 0
-    scored: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    branched: bool = False  # a replay gave other weights: the grid is to be planned again
-    interrupted: int = 0  # the signal that was heeded
+from contseg.methods.registry import reason
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -74,12 +48,11 @@ class Runner:
 
     def __init__(self, plan: Plan, store: Store, accelerator: Accelerator, say: Callable[[str], None] = print) -> None:
         self.plan, self.store, self.accelerator, self.say = plan, store, accelerator, say
-        self.outcome = Outcome()
+        self.steps = StepRunner(plan, store, accelerator, say=say, stop=self._stop)
+        self.outcome: Outcome = self.steps.outcome
         self._signal: int | None = None
         self._failed_keys: set[str] = set()
-        self._trained: set[str] = set()
         self._said = ""
-        self._run_of = {c.score: r for r in plan.runs for c in r.cells}
         self._places: dict[str, list[tuple[Run, int]]] = {key: [] for key in plan.nodes}  # runs through a step
         for run in plan.runs:
             for t, cell in enumerate(run.cells):
@@ -123,9 +96,8 @@ class Runner:
                 continue
             key, work, left = choice
             try:
-                self._guarded(
-                    self.plan.nodes[key], f"[{left} left]", self._train if work == "train" else self._score_kept
-                )
+                do = self.steps.train if work == "train" else self.steps.score
+                self._guarded(self.plan.nodes[key], f"[{left} left]", do)
                 self._write_records([key])
             finally:
                 if self.accelerator.is_main_process:
@@ -160,8 +132,8 @@ class Runner:
 
     def _refuse_undone(self, node: StepNode) -> None:
         """``UserError`` if a step that was trained here is another program's by now, which runs other code."""
-        origins = self.plan.origins
-        if node.key in self._trained and origins.kept(node.key, self.store) and origins.differs(node.key, self.store):
+        key, origins = node.key, self.plan.origins
+        if key in self.steps.trained and origins.kept(key, self.store) and origins.differs(key, self.store):
             raise UserError(
                 f"{node.title} was trained here, and again by another program with other code: let one of them end, "
                 "or give each a folder of its own with --out"
@@ -212,165 +184,6 @@ class Runner:
         self._failed_keys.add(node.key)
         self.say(f"failed: {node.title}: {reason}")
 
-    def _train(self, node: StepNode) -> None:
-        plan, store, config = self.plan, self.store, self.plan.config
-        method = build_method(node.method)
-        observers, states = self._observers(node, method)
-        parent = node.parent.key if node.parent else None
-        self._begin(node)
-        dataset = plan.datasets[node.scenario.dataset]
-        trainer = StepTrainer(
-            node,
-            method,
-            observers,
-            states,
-            config,
-            dataset,
-            store,
-            self.accelerator,
-            parent,
-            self._stop,
-        )
-        cost = trainer.run()
-        weights = trainer.model.state_dict()
-        if not gather(self._agrees(node, weights))[0]:
-            self._branch(node)
-            return
-        terms = term_states(_active(method, node))
-        code = plan.origins.now(node.key, {}, store)
-        meta = describe_step(plan, node, cost, trainer.progress.losses, bool(terms), self.accelerator, code)
-        if self.accelerator.is_main_process:
-            self._keep(node, weights, terms, observers, meta)
-        self.accelerator.wait_for_everyone()
-        self.outcome.trained += 1
-        self._trained.add(node.key)
-        for cell in self._unscored(node):
-            own = self._run_of[cell.score].method == node.method
-            self._score(cell, trainer.model, method if own else self._method_of(cell))
-
-    def _begin(self, node: StepNode) -> None:
-        """Keep a checkpoint only if the code that wrote it is that of today."""
-        store, origins = self.store, self.plan.origins
-        if self.accelerator.is_main_process:
-            keys = [node.key, *sorted(node.observers)]
-            code = digest([origins.known[k].files for k in keys] + [origins.now(node.key, {}, store)["on"]])
-            begun = read_sealed(store.begun(node.key)) or {}
-            if begun.get("code") != code:
-                if store.checkpoint(node.key).exists():
-                    self.say(f"{node.title}: its checkpoint was written by other code; it begins again")
-                store.drop_checkpoint(node.key)
-                write_sealed(store.begun(node.key), {"code": code})
-        self.accelerator.wait_for_everyone()
-
-    def _observers(self, node: StepNode, method: Method) -> tuple[dict[str, Term], dict[str, dict[str, Tensor]]]:
-        """The observers that ride along, by key, and the states in which the parent left them."""
-        built = {node.method: method}
-        observers: dict[str, Term] = {}
-        states: dict[str, dict[str, Tensor]] = {}
-        for key, shared in node.observers.items():
-            owner = built.setdefault(shared.method, build_method(shared.method))
-            observers[key] = owner.active(node.step)[shared.term]
-            if node.parent is not None and shared.before is not None:
-                states[key] = self.store.read_observer(node.parent.key, shared.before)
-        return observers, states
-
-    def _keep(
-        self,
-        node: StepNode,
-        weights: dict[str, Tensor],
-        terms: dict[str, Tensor],
-        observers: dict[str, Term],
-        meta: dict[str, Any],
-    ) -> None:
-        store, key = self.store, node.key
-        origins = self.plan.origins
-        again = origins.current(key, store)  # for an observer that came late
-        made = {key: origins.stored(key, store) if again else meta["code"]}
-        if terms:
-            write_tensors(store.terms(key), terms, {})
-        for observer, term in observers.items():
-            what = {"term": node.observers[observer].term, "is": describe(term)}
-            what["code"] = origins.now(observer, made, store)
-            write_tensors(store.observer(key, observer), term.state_dict(), what)
-        if not again:
-            write_tensors(store.model(key), weights, meta)  # last: its presence says that the step is trained
-        store.drop_checkpoint(key)
-
-    def _agrees(self, node: StepNode, weights: dict[str, Tensor]) -> bool:
-        """Whether these weights, trained again for an observer that came late, are those kept, if any are."""
-        if not self.plan.trained(self.store, node.key):
-            return True
-        try:
-            return bool(self.store.meta(node.key)["sha256"] == tensors_digest(weights))
-        except LostStateError:
-            return True
-
-    def _branch(self, node: StepNode) -> None:
-        """Give the observers that came late a branch of their own, which the next plan takes."""
-        self.outcome.branched = True
-        if self.accelerator.is_main_process:
-            for observer, shared in node.observers.items():
-                if not self.store.observer(node.key, observer).exists():
-                    what = {"step": node.key, "title": node.title, "method": shared.method, "term": shared.term}
-                    write_json(self.store.branch(observer), what | {"provenance": provenance(self.accelerator)})
-            self.store.drop_checkpoint(node.key)
-            self.say(
-                f"{node.title}: trained again for an observer that came late, it gave other weights than those kept "
-                "(another machine, or another number of threads or processes?); it goes on as a branch of its own"
-            )
-
-    # --- scores ---------------------------------------------------------------------------------------------------
-
-    def _unscored(self, node: StepNode) -> list[Cell]:
-        cells = [c for c in self.plan.missing_scores(self.store) if c.node.key == node.key]
-        return [c for c in cells if not self.plan.scored(self.store, c)]
-
-    def _score_kept(self, node: StepNode) -> None:
-        """Score a step whose weights are in the cache."""
-        model = skeleton(self.plan.config.model, node.scenario.steps[: node.index + 1], build_method(node.method), 0)
-        load_weights(model, self.store.read_model(node.key)[0])
-        model = on_device(model, self.accelerator.device)
-        for cell in self._unscored(node):
-            self._score(cell, model, self._method_of(cell))
-
-    def _method_of(self, cell: Cell) -> Method:
-        """The method whose prediction rule scores this cell, its terms in their kept states."""
-        key, device = cell.node.key, self.accelerator.device
-        method = build_method(self._run_of[cell.score].method)
-        terms = method.active(cell.node.step)
-        load_terms(terms, self.store.read_terms(key), device)
-        for name, observer in cell.reads.items():
-            state = self.store.read_observer(key, observer)
-            terms[name].load_state_dict({k: v.to(device) for k, v in state.items()})
-        return method
-
-    def _score(self, cell: Cell, model: Any, method: Method) -> None:
-        node, plan = cell.node, self.plan
-        dataset = plan.datasets[node.scenario.dataset]
-        images, known = test_set(plan, self._run_of[cell.score].scenario, node.index)
-        model.eval()
-        began = time.perf_counter()
-        matrix = evaluate(
-            model,
-            method.predict,
-            images,
-            known,
-            len(dataset.class_names),
-            node.step.n_classes,
-            self.accelerator.device,
-            plan.config.train.precision,
-            plan.config.run.eval_batch,
-            plan.config.run.workers,
-            f"{node.title}: evaluation",
-            self._stop,
-        )
-        if self.accelerator.is_main_process:
-            score = {"matrix": matrix, "seconds": round(time.perf_counter() - began, 3), "images": len(images)}
-            score["code"] = plan.origins.now(cell.score, {}, self.store)
-            write_sealed(self.store.score(node.key, cell.score), score)
-        self.accelerator.wait_for_everyone()
-        self.outcome.scored += 1
-
     # --- records --------------------------------------------------------------------------------------------------
 
     def _write_records(self, keys: Iterable[str]) -> bool:
@@ -407,8 +220,3 @@ class Runner:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self._signal = self._signal or number
-
-
-def _active(method: Method, node: StepNode) -> dict[str, Term]:
-    """The terms whose state belongs to the weights: observers have files of their own."""
-    return {n: t for n, t in method.active(node.step).items() if not t.observes}

@@ -18,6 +18,7 @@ UNKNOWN = "unknown code"  # of what was stored before this was written down
 def describe_step(
     plan: Plan,
     node: StepNode,
+    *,
     cost: dict[str, Any],
     losses: dict[str, list[float]],
     terms: bool,

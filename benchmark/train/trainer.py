@@ -9,8 +9,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -23,13 +22,13 @@ from contseg.benchmark.plan.config import Config
 from contseg.benchmark.store.files import Store
 from contseg.benchmark.train import checkpoint
 from contseg.benchmark.train.batches import StepBatches
+from contseg.benchmark.train.checkpoint import PARTS, StepProgress, StepState
 from contseg.benchmark.train.distributed import InterruptedStepError, average, gather, heed, over_processes
 from contseg.benchmark.train.memory import peak_memory, watch_memory
 from contseg.benchmark.train.rng import derive
 from contseg.datasets.base import SegmentationDataset
-from contseg.methods.base import Batch, Method, StepContext, Term
+from contseg.methods.base import Batch, Method, Progress, StepContext, Term
 
-PARTS = ("begin", "loop", "end")  # of a step: networks made and ``begin_step``; the updates; fusion and ``end_step``
 LOOK = 10  # updates between two looks at the device: losses shown, non-finite values noticed, signals heeded
 
 
@@ -37,75 +36,71 @@ class NonFiniteLossError(Exception):
     """A loss that is not a number: names its term and the update."""
 
 
-@dataclass
-class Progress:
-    """How far a step is, beside its tensors: written into every checkpoint.
+class Observer(NamedTuple):
+    """A term that observes a training, and the state in which the step before left it; ``None`` if it begins here."""
 
-    ``seconds`` by part; "observer": what shared observers took of these.
-    """
-
-    update: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*PARTS, "observer"), 0.0))
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    resumed: int = 0
+    term: Term
+    state: dict[str, Tensor] | None = None
 
 
 class StepTrainer:
     """One step of one method on one data set; ``run`` trains it and returns what it cost.
 
-    ``observers`` are the terms that ride along by key: the method's own (the very objects that its terms hold) and
-    those of other methods that share this training. The contract check lives the same step, by hand (``course.Stage``).
+    ``observers`` by key: the method's own (the very objects that its terms hold) and the shared observers, those of
+    other methods with the same training. ``node.parent`` must be trained, and in the store. ``stop`` says whether to
+    write a checkpoint and leave. The contract check trains its steps with this class too (``toy_run.ToyStep``).
     """
 
-    feeds: ClassVar[Any] = StepBatches  # what gives a step its images
+    batches: ClassVar[Any] = StepBatches  # what gives a step its images
 
     def __init__(
         self,
         node: StepNode,
         method: Method,
-        observers: dict[str, Term],
-        parent_states: dict[str, dict[str, Tensor]],
+        observers: dict[str, Observer],
+        *,
         config: Config,
         dataset: SegmentationDataset,
         store: Store,
         accelerator: Accelerator,
-        parent_key: str | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.node, self.method, self.observers, self.config = node, method, observers, config
+        self.node, self.method, self.config = node, method, config
         self.store, self.accelerator, self.stop = store, accelerator, stop
         self.step, self.train = node.step, node.train
         self.device = accelerator.device
         self.dtype = torch.float64 if self.train.precision == "double" else torch.float32
-        self.step_batches = self.feeds(node, config, dataset, accelerator, self.dtype)
+        self.step_batches = self.batches(node, config, dataset, accelerator, self.dtype)
         self.terms = method.active(self.step)
         mine = {id(t) for t in self.terms.values()}
-        self.guests = {k: t for k, t in observers.items() if id(t) not in mine}
-        self.progress = Progress()
+        self.observers = {k: o.term for k, o in observers.items()}
+        self.shared = {k: t for k, t in self.observers.items() if id(t) not in mine}
+        self.progress = StepProgress()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
         watch_memory(self.device)
         with self._timed("begin"):
-            self._build(parent_key, parent_states)
+            self._build(observers)
             self._begin()
 
     # --- before the first update ----------------------------------------------------------------------------------
 
-    def _build(self, parent_key: str | None, parent_states: dict[str, dict[str, Tensor]]) -> None:
-        t, steps, method = self.step.index, self.node.scenario.steps, self.method
+    def _build(self, observers: dict[str, Observer]) -> None:
+        """Make the networks, and put back the states that the parent left."""
+        t, steps, method, parent = self.step.index, self.node.scenario.steps, self.method, self.node.parent
         seed = derive(self.node.seed, "init")
-        if parent_key is None:
+        if parent is None:
             model = fresh(self.config.model, steps[0], method, seed)
             old = None
         else:
             model = skeleton(self.config.model, steps[:t], method, seed)
-            load_weights(model, self.store.read_model(parent_key)[0])
+            load_weights(model, self.store.read_model(parent.key)[0])
             old = copy.deepcopy(model).eval().requires_grad_(False) if t > 0 else None
             grow(model, self.step, method)
             method.init(model, self.step)
-            load_terms(self.terms, self.store.read_terms(parent_key), self.device)
-        for key, term in self.observers.items():
-            if key in parent_states:
-                term.load_state_dict({k: v.to(self.device) for k, v in parent_states[key].items()})
+            load_terms(self.terms, self.store.read_terms(parent.key), self.device)
+        for term, state in observers.values():
+            if state is not None:
+                term.load_state_dict({k: v.to(self.device) for k, v in state.items()})
         self.model = on_device(model.to(self.dtype), self.device)
         self.old = None if old is None else on_device(old, self.device)
         self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, t, "terms"))
@@ -116,7 +111,7 @@ class StepTrainer:
         for term in self.terms.values():
             term.begin_step(self.context)
         with self._timed("observer"):
-            for term in self.guests.values():
+            for term in self.shared.values():
                 term.begin_step(self.context)
         self._optimiser()
 
@@ -126,7 +121,9 @@ class StepTrainer:
         for p in self.model.parameters():
             p.requires_grad_(id(p) in trained)
         self.fixed = [m for m in self.model.modules() if _is_fixed_norm(m)]
-        self.total = self.train.plan_updates(len(self.node.view.ids)) if groups else 0
+        images = len(self.node.view.ids)
+        self.epoch_updates = self.train.epoch_updates(images)
+        self.total = self.train.plan_updates(images) if groups else 0
         if not groups:
             return
         base = self.train.lr[0]
@@ -159,7 +156,7 @@ class StepTrainer:
         checkpoint).
         """
         torch.manual_seed(derive(self.node.seed, self.step.index, "train", self.accelerator.process_index))
-        checkpoint.resume(self)
+        self.load_checkpoint()
         if self.progress.update < self.total:
             self._loop()
         with self._timed("end"):
@@ -167,6 +164,28 @@ class StepTrainer:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         return self._cost()
+
+    def save_checkpoint(self) -> None:
+        """Write what the rest of the training depends on. Called by all processes."""
+        checkpoint.save(self._state, self.store.checkpoint(self.node.key), self.accelerator)
+
+    def load_checkpoint(self) -> None:
+        """Go on from the checkpoint, if there is one of this training. A step without an update has none."""
+        if self.total:
+            checkpoint.resume(self._state, self.store.checkpoint(self.node.key), self.accelerator)
+
+    @property
+    def _state(self) -> StepState:
+        return StepState(
+            model=self.model,
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            generator=self.generator,
+            terms=self.terms,
+            shared=self.shared,
+            observers=tuple(self.observers),
+            progress=self.progress,
+        )
 
     def _finish(self) -> None:
         """After the last update: fusion, and the end of every term."""
@@ -177,7 +196,7 @@ class StepTrainer:
         for term in self.terms.values():
             term.end_step(self.context)
         with self._timed("observer"):
-            for term in self.guests.values():
+            for term in self.shared.values():
                 term.end_step(self.context)
 
     def _loop(self) -> None:
@@ -203,8 +222,7 @@ class StepTrainer:
                     window, bad = (torch.zeros(len(names), device=self.device) for _ in range(2))
                 losses = torch.stack([v.float() for v in values.values()])
                 window += losses
-                bad = torch.where((bad == 0) & ~losses.isfinite(), p.update + 1.0, bad)
-                p.update += 1
+                bad = torch.where((bad == 0) & ~losses.isfinite(), float(p.update), bad)
                 bar.update()
                 if p.update % LOOK and p.update < self.total:
                     continue
@@ -218,11 +236,11 @@ class StepTrainer:
                 late = now - saved > 60 * self.config.run.checkpoint_minutes
                 stopped, late = map(any, zip(*gather((self.stop(), late)), strict=True))
                 if stopped:
-                    checkpoint.save(self)
+                    self.save_checkpoint()
                     raise InterruptedStepError
                 every = self.config.run.checkpoint_updates
                 if p.update < self.total and (late or (every and p.update % every < LOOK)):
-                    checkpoint.save(self)
+                    self.save_checkpoint()
                     saved = time.perf_counter()
 
     def _update(self, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -236,7 +254,7 @@ class StepTrainer:
                 batch = self._batch(images, labels)
                 losses = self.method.losses(batch)
                 with self._timed("observer"), torch.no_grad():
-                    for term in self.guests.values():
+                    for term in self.shared.values():
                         term(batch)
                 self.scaler.scale(torch.stack(list(losses.values())).sum() / parts).backward()
             for name, value in losses.items():
@@ -248,6 +266,7 @@ class StepTrainer:
         self.scaler.step(self.optimizer)  # leaves out an update whose gradients overflowed in fp16
         self.scaler.update()
         self.optimizer.zero_grad()
+        self.progress.update += 1
         return sums
 
     def _batch(self, images: Tensor, labels: Tensor) -> Batch:
@@ -257,13 +276,16 @@ class StepTrainer:
         if self.method.uses_old(self.step):
             with torch.no_grad():
                 old = self.prepared_old(images)
-        return Batch(images, labels, out, old, self.step, over_processes, self.generator)
+        where = Progress(self.progress.update, max(1, self.total), self.progress.update / self.epoch_updates)
+        return Batch(
+            images, labels, out, old, self.step, reduce=over_processes, generator=self.generator, progress=where
+        )
 
     def _after_backward(self) -> None:
         """What terms do with the gradients; nothing if these overflowed in fp16."""
         mine = [t for t in self.terms.values() if _reads_gradients(t)]
-        guests = [t for t in self.guests.values() if _reads_gradients(t)]
-        if (mine or guests) and self.scaler.is_enabled():
+        shared = [t for t in self.shared.values() if _reads_gradients(t)]
+        if (mine or shared) and self.scaler.is_enabled():
             gradients = [p.grad for p in parameters(self.optimizer) if p.grad is not None]
             if not torch.stack([g.isfinite().all() for g in gradients]).all():
                 return
@@ -271,7 +293,7 @@ class StepTrainer:
             if term.observes:
                 term.after_backward(self.model)
         with self._timed("observer"):
-            for term in guests:
+            for term in shared:
                 term.after_backward(self.model)
         for term in mine:
             if not term.observes:

@@ -73,13 +73,7 @@ class Grid:
 
     def trainer(self, method: str) -> StepTrainer:
         node = self.node(method)
-        built = build_method(node.method)
-        observers, states = self.runner._observers(node, built)
-        assert node.parent is not None
-        data = self.plan.datasets["resident"]
-        return StepTrainer(
-            node, built, observers, states, self.plan.config, data, self.store, self.runner.accelerator, node.parent.key
-        )
+        return self.runner.steps.trainer(node, build_method(node.method))
 
 
 def train(trainer: StepTrainer, updates: int) -> None:

@@ -49,24 +49,33 @@ def test_pass_over_full_images(against: Against, backbone: str) -> None:
         pytest.skip("no CUDA device")
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=not gpu)
-    pictures = Images(375, 500) if gpu else Images(192, 256)
+    images = Images(375, 500) if gpu else Images(192, 256)
     model = build_model(ModelConfig(backbone, weights="none"), [CLASSES]).eval().to(accelerator.device)
-    seen = torch.ones(len(pictures), dtype=torch.bool)
-    batches = [torch.stack([pictures[i + j][0] for j in range(BATCH)]) for i in (0, BATCH)]
-    images = [normalise(b.to(accelerator.device)) for b in batches]
+    seen = torch.ones(len(images), dtype=torch.bool)
+    batches = [torch.stack([images[i + j][0] for j in range(BATCH)]) for i in (0, BATCH)]
+    inputs = [normalise(b.to(accelerator.device)) for b in batches]
 
     @torch.inference_mode()
     def forward() -> None:
-        for batch in images:
+        for batch in inputs:
             model(batch)
         _wait(accelerator)
 
     def suite() -> Any:
-        return evaluate(model, argmax, pictures, seen, CLASSES, CLASSES, accelerator.device, batch=BATCH)
+        return evaluate(
+            model,
+            argmax,
+            images,
+            seen,
+            n_labels=CLASSES,
+            n_channels=CLASSES,
+            device=accelerator.device,
+            batch=BATCH,
+        )
 
     what = f"evaluation / forward, {backbone}"
-    matrix = against(what, suite, forward, "1.10", faster=False, rounds=4, per=len(pictures))
-    assert np.sum(matrix["seen"]) == sum(label.numel() for _, label in pictures.pairs)
+    matrix = against(what, suite, forward, "1.10", faster=False, rounds=4, per=len(images))
+    assert np.sum(matrix["seen"]) == sum(label.numel() for _, label in images.pairs)
 
 
 def _wait(accelerator: Accelerator) -> None:

@@ -22,7 +22,7 @@ from contseg.benchmark.plan.build import make_plan
 from contseg.benchmark.plan.config import Config, RunConfig, TrainConfig
 from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.benchmark.store.files import Store
-from contseg.benchmark.train import runner, trainer
+from contseg.benchmark.train import runner, step_runner, trainer
 from contseg.datasets.base import SegmentationDataset
 from contseg.methods.mib import UnbiasedCrossEntropy
 
@@ -148,7 +148,7 @@ def replay(run: str, names: Collection[str], folder: Path) -> dict[str, list[Tra
     data, log = Mosaics(), dict[str, Trained]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "build_model", network)
-        patch.setattr(runner, "StepTrainer", _recorder(log))
+        patch.setattr(step_runner, "StepTrainer", _recorder(log))
         if asked.fold:
             patch.setattr(UnbiasedCrossEntropy, "keeps_old", False)
         plan = make_plan(config, lambda name: data)
@@ -161,9 +161,9 @@ def _recorder(log: dict[str, Trained]) -> type[trainer.StepTrainer]:
     """The step trainer, which writes down every update."""
 
     class Recorded(trainer.StepTrainer):
-        def __init__(self, node: Any, *arguments: Any) -> None:
+        def __init__(self, node: Any, *arguments: Any, **named: Any) -> None:
             self.trained = log[node.key] = Trained()
-            super().__init__(node, *arguments)
+            super().__init__(node, *arguments, **named)
 
         def _update(self, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
             self.trained.rates.append(self.optimizer.param_groups[0]["lr"])

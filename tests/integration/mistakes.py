@@ -107,7 +107,7 @@ def reference(patch: pytest.MonkeyPatch) -> None:
 
     def call(self: LocalPod, batch: Batch) -> torch.Tensor:
         out, old = (x._replace(stages=x.stages[:-1]) for x in (batch.out, batch.old))
-        return plain(self, Batch(batch.images, batch.labels, out, old, batch.step, batch.reduce))
+        return plain(self, Batch(batch.images, batch.labels, out, old, batch.step, reduce=batch.reduce))
 
     patch.setattr(LocalPod, "__call__", call)
 

@@ -309,7 +309,7 @@ def test_a_grid_of_which_every_cell_fails(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("contseg.benchmark.train.runner.Runner._train", broken)
+    monkeypatch.setattr("contseg.benchmark.train.step_runner.StepRunner.train", broken)
     assert main([*grid(), "--out", str(tmp_path)]) == 1
     told = capsys.readouterr()
     assert told.err.endswith("failed: shapes/3-3/overlapped step 1 FT seed 0: not trained, as shapes/3-3/overlapped "

@@ -2,7 +2,7 @@
 
 import pytest
 
-from contseg.benchmark.contract.rules import assert_contract, every_name
+from contseg.benchmark.contract.check import assert_contract, every_name
 
 
 @pytest.mark.parametrize("name", every_name())

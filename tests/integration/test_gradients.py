@@ -14,8 +14,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from contseg.benchmark.contract import toy_run as toy_run
-from contseg.benchmark.contract.toy_run import Images, Parent, Stage, ToyRun
+from contseg.benchmark.contract import toy_run
+from contseg.benchmark.contract.toy_run import ImagesLabels, Parent, ToyRun, ToyStep
 from contseg.benchmark.models.load import term_states
 from contseg.benchmark.train.distributed import over_processes
 from contseg.benchmark.train.evaluate import evaluate
@@ -36,8 +36,8 @@ class Share(ToyRun):
     rank: int = 0
     world: int = 1
 
-    def pictures(self, step: Step, number: int) -> Images:
-        images, labels = super().pictures(step, number)
+    def draw(self, step: Step, number: int) -> ImagesLabels:
+        images, labels = super().draw(step, number)
         return images[self.rank :: self.world], labels[self.rank :: self.world]
 
 
@@ -52,7 +52,7 @@ def same(name: str, what: str, one: dict[str, Tensor], share: dict[str, Tensor])
         )
 
 
-def gradients(stage: Stage, split: bool) -> dict[str, Tensor]:
+def gradients(stage: ToyStep, split: bool) -> dict[str, Tensor]:
     """Of a batch; averaged over the processes as DDP does it, and handed to the terms."""
     batch = stage.batch(0)
     if split:
@@ -78,14 +78,14 @@ def gradients(stage: Stage, split: bool) -> dict[str, Tensor]:
 
 def one_step(name: str, method_toy_run: ToyRun, share: Share, index: int, parent: Parent | None) -> Parent:
     whole, part = (
-        Stage.ready(c, lambda: build_method(name), index, parent, moved=index > 0) for c in (method_toy_run, share)
+        ToyStep(c, lambda: build_method(name), index, parent, moved=index > 0) for c in (method_toy_run, share)
     )
     part.context = part.context._replace(reduce=over_processes)
     for stage in (whole, part):
         stage.start()
     where = f"step {index}"
     same(name, f"state after begin_step of {where}", term_states(whole.terms), term_states(part.terms))
-    if whole.optimizer is not None:
+    if whole.trains:
         same(name, where, gradients(whole, split=False), gradients(part, split=True))
     one, other = whole.end(), part.end()
     same(name, f"state after {where}", one.terms, other.terms)
@@ -124,7 +124,7 @@ class Drawn:
     def __len__(self) -> int:
         return 13
 
-    def __getitem__(self, i: int) -> Images:
+    def __getitem__(self, i: int) -> ImagesLabels:
         height, width = ((4, 6), (5, 3))[i % 3 == 0]
         labels = torch.randint(5, (height, width), generator=torch.Generator().manual_seed(i))
         return torch.full((3, height, width), i, dtype=torch.uint8), torch.where(labels == 4, VOID, labels).byte()
@@ -146,7 +146,9 @@ class Guess(torch.nn.Module):
 def count_everything() -> None:
     """In each process: against counts by hand."""
     seen = torch.arange(13) % 2 == 0
-    matrix = evaluate(Guess(), argmax, Drawn(), seen, 4, 3, Accelerator(cpu=True).device, batch=2)
+    matrix = evaluate(
+        Guess(), argmax, Drawn(), seen, n_labels=4, n_channels=3, device=Accelerator(cpu=True).device, batch=2
+    )
     expected = torch.zeros(2, 5, 3, dtype=torch.int64)
     for i in range(13):
         for label in Drawn()[i][1].flatten().tolist():

@@ -135,7 +135,7 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(checkout: Path) -> None:
     program.wait()
     append(checkout / "benchmark/train/trainer.py")
     said = call(checkout, *grid)
-    assert "step 0 FT seed 0: its checkpoint was written by other code; it begins again" in said
+    assert "step 0 FT seed 0: its checkpoint was written by other code; the step starts again" in said
     assert all(r["cost"]["resumed"] == 0 for r in records(checkout / "out").values())
 
 

@@ -80,7 +80,7 @@ def test_check_names_each_and_its_exit_code_counts_all(plugin: Path, capsys: pyt
 
 
 def test_a_report_is_shown_as_soon_as_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    from contseg.benchmark.contract import rules as check
+    from contseg.benchmark.contract import check
 
     class Stop(BaseException):
         pass

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from contseg.benchmark.train import runner
+from contseg.benchmark.train import step_runner
 from contseg.run_benchmark import main
 from contseg.tests.integration.grid import call, numbers, records, small, weights
 
@@ -102,12 +102,12 @@ def test_a_cell_that_diverges_is_named_and_the_others_finish(tmp_path: Path) -> 
 def test_a_finished_step_leaves_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks = []
 
-    class Watched(runner.StepTrainer):
+    class Watched(step_runner.StepTrainer):
         def run(self) -> dict[str, Any]:
             networks.extend(weakref.ref(m) for m in (self.model, self.old) if m is not None)
             return super().run()
 
-    monkeypatch.setattr(runner, "StepTrainer", Watched)
+    monkeypatch.setattr(step_runner, "StepTrainer", Watched)
     assert main(["run", *map(str, small(tmp_path, "FT", "LwF"))]) == 0
     gc.collect()
     assert len(networks) == 5  # step 0, and two later steps with the previous network beside

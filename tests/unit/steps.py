@@ -78,13 +78,9 @@ class Grid:
     def trainer(self, index: int = 0, method: str = "") -> StepTrainer:
         """That step, about to train; earlier ones are trained."""
         runner, node = self.runner(), self.node(index, method)
-        built = build_method(node.method)
         if node.parent is not None:
             self.run(node.parent.key)
-        observers, states = runner._observers(node, built)
-        parent = node.parent.key if node.parent else None
-        config, data = runner.plan.config, self.data
-        return StepTrainer(node, built, observers, states, config, data, self.store, runner.accelerator, parent)
+        return runner.steps.trainer(node, build_method(node.method))
 
     def matrices(self) -> dict[tuple[str, int], Any]:
         """Confusion matrices by method and step."""

@@ -59,7 +59,7 @@ class Data:
         images = torch.zeros(len(self.labels), 3, 6, 10)
         out = SegOutput(self.logits, self.features, self.features)
         old = SegOutput(self.old_logits, self.old_features, self.old_features)
-        return Batch(images, self.labels, out, old, self.step, reduce)
+        return Batch(images, self.labels, out, old, self.step, reduce=reduce)
 
     def held(self, kind: type[Prototypes] = Prototypes) -> Prototypes:
         term = kind()

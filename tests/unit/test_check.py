@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contseg.benchmark.contract import rules as check
-from contseg.benchmark.contract.rules import Broken, assert_contract, check_method
+from contseg.benchmark.contract import check, rules
+from contseg.benchmark.contract.check import assert_contract, check_method
+from contseg.benchmark.contract.rules import Broken
+from contseg.benchmark.contract.toy_run import ToyRun, ToyStep
 from contseg.datasets.scenario import VOID, Scenario, Step
-from contseg.methods.base import Batch, CrossEntropy, Method, SegOutput, StepContext, Term
+from contseg.methods.base import Batch, CrossEntropy, Method, Progress, SegOutput, StepContext, Term
 from contseg.methods.lwf import Distillation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,7 +248,7 @@ CASES: list[tuple[str, Callable[[], Method], str]] = [
 @pytest.mark.parametrize(("rule", "build", "reason"), CASES, ids=[f"{c[0]}-{k}" for k, c in enumerate(CASES)])
 def test_each_rule_catches_what_breaks_it(rule: str, build: Callable[[], Method], reason: str) -> None:
     with pytest.raises((Broken, RuntimeError, TypeError)) as caught:
-        getattr(check, rule)(build)
+        getattr(rules, rule)(build)
     assert reason in str(caught.value)
 
 
@@ -310,25 +312,25 @@ def test_a_loss_of_step_0_may_read_an_observer() -> None:
 
 
 def test_helper_for_third_parties_passes_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "RULES", (check.old_model_stays, check.differs_from_fine_tuning))
+    monkeypatch.setattr(check, "RULES", (rules.old_model_stays, rules.differs_from_fine_tuning))
     assert_contract("LwF")
     with pytest.raises(AssertionError, match="Nothing breaks rule 2"):
         assert_contract(nothing)
 
 
 def test_the_check_leaves_no_trace_in_the_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "RULES", (check.old_model_stays,))
+    monkeypatch.setattr(check, "RULES", (rules.old_model_stays,))
     before = torch.get_rng_state()
     check_method("LwF")
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_fine_tuning_by_its_own_name_may_be_fine_tuning() -> None:
-    check.differs_from_fine_tuning(lambda: Method("FT", terms={"ce": CrossEntropy()}))
+    rules.differs_from_fine_tuning(lambda: Method("FT", terms={"ce": CrossEntropy()}))
 
 
 def test_a_term_of_weight_zero_is_the_users_wish() -> None:
-    check.terms_matter(lambda: Method("LwF[kd=0]", {"ce": CrossEntropy(), "kd": Distillation(weight=0)}))
+    rules.terms_matter(lambda: Method("LwF[kd=0]", {"ce": CrossEntropy(), "kd": Distillation(weight=0)}))
 
 
 def test_a_term_that_does_not_split_is_not_asked_to() -> None:
@@ -339,4 +341,19 @@ def test_a_term_that_does_not_split_is_not_asked_to() -> None:
         def __call__(self, batch: Batch) -> Tensor:
             return local_mean(batch)
 
-    check.processes_agree(with_term(Pairs))
+    rules.processes_agree(with_term(Pairs))
+
+
+def test_a_term_knows_where_it_is_also_after_an_interruption() -> None:
+    heard: list[Progress] = []
+
+    def note(batch: Batch) -> Tensor:
+        heard.append(batch.progress)
+        return batch.progress.update * batch.logits.mean()
+
+    build = with_loss(note)
+    saved = ToyStep.begin(ToyRun(), build, 0).updates(range(3)).save()
+    ToyStep.begin(ToyRun(), build, 0).resume(saved).updates(range(3, 6))
+    assert heard == [Progress(update, 6, float(update)) for update in range(6)]
+    rules.interruption_is_harmless(build)
+    rules.processes_agree(build)

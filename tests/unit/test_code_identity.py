@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from contseg.benchmark.contract.rules import check_method, every_name
+from contseg.benchmark.contract.check import check_method, every_name
 from contseg.benchmark.plan.build import make_plan
 from contseg.benchmark.plan.config import read_config
 from contseg.datasets.errors import UserError

@@ -52,7 +52,9 @@ def test_every_pixel_is_counted_where_it_belongs(n_labels: int) -> None:
         image, label = images[i]
         for truth, red in zip(label.flatten().tolist(), image[0].flatten().tolist(), strict=True):
             expected[int(not seen[i]), n_labels if truth == VOID else truth, red % CHANNELS] += 1
-    matrix = evaluate(Hue(), argmax, images, seen, n_labels, CHANNELS, torch.device("cpu"), batch=2)
+    matrix = evaluate(
+        Hue(), argmax, images, seen, n_labels=n_labels, n_channels=CHANNELS, device=torch.device("cpu"), batch=2
+    )
     assert matrix == {"seen": expected[0].tolist(), "unseen": expected[1].tolist()}
 
 
@@ -66,6 +68,14 @@ def test_the_forward_pass_runs_in_the_precision_of_training() -> None:
 
     for precision in ("no", "bf16", "double"):
         evaluate(
-            Watched(), argmax, Images(4), torch.ones(11) > 0, 4, CHANNELS, torch.device("cpu"), precision, batch=11
+            Watched(),
+            argmax,
+            Images(4),
+            torch.ones(11) > 0,
+            n_labels=4,
+            n_channels=CHANNELS,
+            device=torch.device("cpu"),
+            precision=precision,
+            batch=11,
         )
     assert list(dict.fromkeys(passed)) == [torch.float32, torch.bfloat16]

@@ -26,8 +26,8 @@ def shares(tmp_path: Path, images: int, processes: int) -> list[list[tuple[torch
     node, config = grid.node(0), grid.plan.config
     device = torch.device("cpu")
     ranks = [SimpleNamespace(device=device, process_index=r, num_processes=processes) for r in range(processes)]
-    feeds: list[Any] = [step_batches.StepBatches(node, config, grid.data, r) for r in ranks]  # type: ignore[arg-type]
-    return [list(f.whole_pass()) for f in feeds]
+    shares: list[Any] = [step_batches.StepBatches(node, config, grid.data, r) for r in ranks]  # type: ignore[arg-type]
+    return [list(s.whole_pass()) for s in shares]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -83,10 +83,10 @@ def test_processes_on_one_machine_share_its_memory(
     monkeypatch.setattr("contseg.datasets.step_dataset._room", lambda: 8 * each)
     monkeypatch.setattr(Images, "sizes", lambda self, split: torch.full((16, 2), 32).numpy())
     grid = Grid(tmp_path, ("FT",), ("run.keep_decoded=true",), data=Images(16))
-    kept = grid.trainer().step_batches.pictures._kept
+    kept = grid.trainer().step_batches.images._kept
     assert kept is not None and kept.n == 8 // processes
 
 
 def test_nothing_is_kept_unless_asked_for(tmp_path: Path) -> None:
-    pictures = Grid(tmp_path, ("FT",)).trainer().step_batches.pictures
-    assert isinstance(pictures, StepImages) and pictures._kept is None
+    images = Grid(tmp_path, ("FT",)).trainer().step_batches.images
+    assert isinstance(images, StepImages) and images._kept is None

@@ -13,7 +13,7 @@ from torch import Tensor
 from contseg.benchmark.models.load import load_step
 from contseg.benchmark.plan.config import read_config
 from contseg.benchmark.store.files import write_tensors
-from contseg.benchmark.train import runner
+from contseg.benchmark.train import step_runner
 from contseg.benchmark.train.runner import make_accelerator
 from contseg.datasets.errors import UserError
 from contseg.methods import registry
@@ -132,7 +132,7 @@ def test_two_states_of_one_observer_are_not_guessed_between(tmp_path: Path) -> N
     key = grid.node(1).key
     (path,) = grid.store.step(key).glob("observer-*")
     state = grid.store.read_observer(key, path.stem.removeprefix("observer-"))
-    meta = {"term": "means", "is": runner.describe(ClassMeans())}
+    meta = {"term": "means", "is": step_runner.describe(ClassMeans())}
     write_tensors(path.with_name(f"observer-{'0' * 64}.safetensors"), state, meta)
     load_step(tmp_path, key)  # equal ones are one
     write_tensors(path.with_name(f"observer-{'1' * 64}.safetensors"), {"means": -state["means"]}, meta)
@@ -147,13 +147,13 @@ def test_two_states_of_one_observer_are_not_guessed_between(tmp_path: Path) -> N
 def scored(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Tensor]]]:
     """The weights of every network that is scored."""
     weights: list[dict[str, Tensor]] = []
-    plain = runner.evaluate
+    plain = step_runner.evaluate
 
-    def noting(model: Any, *args: Any) -> Any:
+    def noting(model: Any, *args: Any, **named: Any) -> Any:
         weights.append({k: v.clone() for k, v in model.state_dict().items()})
-        return plain(model, *args)
+        return plain(model, *args, **named)
 
-    monkeypatch.setattr(runner, "evaluate", noting)
+    monkeypatch.setattr(step_runner, "evaluate", noting)
     yield weights
 
 

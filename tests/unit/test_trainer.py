@@ -15,7 +15,7 @@ from contseg.benchmark.store.files import read_tensors
 from contseg.benchmark.train import checkpoint, trainer
 from contseg.benchmark.train.distributed import InterruptedStepError
 from contseg.methods import registry
-from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term
+from contseg.methods.base import Batch, CrossEntropy, Method, Progress, StepContext, Term
 from contseg.tests.unit.steps import Grid, Images
 
 # --- fp16 ----------------------------------------------------------------------------------------------------------
@@ -101,9 +101,9 @@ def test_the_loss_scale_is_in_the_checkpoint(tmp_path: Path) -> None:
     step._train_mode()
     step._set_rate(0)
     step._update(step.step_batches.updates(0, 1))
-    checkpoint.save(step)
+    step.save_checkpoint()
     again = grid.trainer()
-    checkpoint.resume(again)
+    again.load_checkpoint()
     assert again.scaler.state_dict() == step.scaler.state_dict()
     assert again.scaler.get_scale() == 2.0**7
 
@@ -156,7 +156,7 @@ def test_momenta_return_to_their_own_parameters(idle: str, tmp_path: Path) -> No
     with pytest.raises(InterruptedStepError):
         step.run()
     again = grid.trainer()
-    checkpoint.resume(again)
+    again.load_checkpoint()
     assert again.progress.update == 10
     theirs = dict(again.model.named_parameters())
     for name, p in step.model.named_parameters():
@@ -165,15 +165,39 @@ def test_momenta_return_to_their_own_parameters(idle: str, tmp_path: Path) -> No
         assert bool(buffers[0].any()) is not name.startswith("heads."), name
 
 
+@dataclass(eq=False)
+class Listening(CrossEntropy):
+    """Notes where it is."""
+
+    heard: list[Progress] = field(default_factory=list, init=False)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        self.heard.append(batch.progress)
+        return super().__call__(batch)
+
+
+def test_a_term_knows_where_it_is_in_every_micro_batch_and_after_an_interruption(tmp_path: Path) -> None:
+    grid = Grid(tmp_path, ("FT",), ("train.updates=15", "train.accumulate=2"))  # two updates an epoch
+    term = Listening()
+    step, again = grid.trainer(), grid.trainer()
+    step.terms["ce"] = again.terms["ce"] = term
+    step.stop = lambda: True
+    with pytest.raises(InterruptedStepError):
+        step.run()
+    assert len(term.heard) == 20
+    again.run()
+    assert term.heard == [Progress(update, 15, update / 2) for update in range(15) for _ in range(2)]
+
+
 def test_a_checkpoint_of_another_layout_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = Grid(tmp_path, ("FT",))
     step = grid.trainer()
     step.progress.update = 1
     monkeypatch.setattr(checkpoint, "LAYOUT", 1)
-    checkpoint.save(step)
+    step.save_checkpoint()
     monkeypatch.undo()
     again = grid.trainer()
-    checkpoint.resume(again)
+    again.load_checkpoint()
     assert again.progress.update == 0 and again.progress.resumed == 0
 
 
@@ -297,9 +321,16 @@ def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trainer.StepTrainer
     grid = Grid(tmp_path, ("FT",))
     runner, node = grid.runner(), grid.node(0)
     method = Method("Slow", {}, {"ce": Slow(clock)})
-    observers: dict[str, Term] = {"other": SlowObserver(clock)}
-    config = runner.plan.config
-    return trainer.StepTrainer(node, method, observers, {}, config, grid.data, grid.store, runner.accelerator)
+    observers = {"other": trainer.Observer(SlowObserver(clock))}
+    return trainer.StepTrainer(
+        node,
+        method,
+        observers,
+        config=runner.plan.config,
+        dataset=grid.data,
+        store=grid.store,
+        accelerator=runner.accelerator,
+    )
 
 
 def test_a_steps_cost_is_all_of_its_time_by_parts(slow: trainer.StepTrainer) -> None:
@@ -319,7 +350,7 @@ def test_a_resumed_steps_cost_is_that_of_both_parts(slow: trainer.StepTrainer, t
         slow.run()
     _, meta = read_tensors(slow.store.checkpoint(slow.node.key)) or ({}, {})
     assert meta["progress"]["update"] == 3
-    slow.progress = trainer.Progress(seconds={"begin": 200.0, "loop": 0.0, "end": 0.0, "observer": 100.0})
+    slow.progress = trainer.StepProgress(seconds={"begin": 200.0, "loop": 0.0, "end": 0.0, "observer": 100.0})
     cost = slow.run()
     assert cost["begin_seconds"] == 400 and cost["loop_seconds"] == 7.5 and cost["end_seconds"] == 2000
     assert cost["seconds"] == 2407.5 and cost["observer_seconds"] == 200 + 3.75 + 1000
