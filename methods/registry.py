@@ -16,6 +16,7 @@ the form of a plugin.
 
 Grammar: ``part(+part)*``, ``part = name[key=value, ...]``; the first part is a method, the others are add-ons.
 Values: numbers, words, ``none``, ``true``/``false``, ``(1, 2, 4)``; ``a|b|c`` sweeps (``expand_methods``).
+A key ``train.KEY`` is the method's own value of ``[train]`` (``recipe``); the plan reads it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,7 @@ F = TypeVar("F", bound=Factory)
 
 ENTRY_POINTS = "contseg.plugins"
 REQUIRED = inspect.Parameter.empty
+TRAIN = "train."  # begins the keys of a recipe
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,16 @@ def addons() -> dict[str, Entry]:
 
 
 def build_method(text: str) -> Method:
-    """The method that ``text`` describes. Its ``name`` is canonical: only parameters that differ from the default."""
+    """The method that ``text`` describes. Its ``name`` is canonical: only parameters that differ from the default.
+
+    A recipe stays in the name as it is written; only a plan knows what it is to differ from.
+    """
     _discover()
     built: list[Method] = []
     labels: list[str] = []
     for position, (name, given) in enumerate(_parse(text)):
         entry = _entry(name, first=position == 0)
-        values = _values(entry, given)
+        values = _values(entry, {key: value for key, value in given.items() if not key.startswith(TRAIN)})
         _refuse_without_effect(entry, values)
         built.append(_call(entry, values))
         labels.append(_label(entry, values))
@@ -128,20 +133,65 @@ def build_method(text: str) -> Method:
             method = method.plus(addon)
         except ValueError as error:
             raise UserError(f"{text!r} cannot be composed, {label} does not fit: {error}") from error
-    return replace(method, name="+".join(labels))
+    return replace(method, name=with_recipe("+".join(labels), recipe(text)))
 
 
 def expand_methods(text: str) -> list[str]:
-    """One text per combination of the values that a ``|`` parts.
+    """One text per combination of the values that a ``|`` parts; a list for a parameter that takes none sweeps too.
 
     >>> expand_methods("MiB[kd=1|10]+SDR")
     ['MiB[kd=1]+SDR', 'MiB[kd=10]+SDR']
     """
+    _discover()
     choices: list[list[str]] = []
     for name, given in _parse(text):
-        values = [[f"{key}={value.strip()}" for value in text.split("|")] for key, text in given.items()]
+        values = [[f"{key}={value}" for value in _choices(name, key, text)] for key, text in given.items()]
         choices.append([_with(name, combination) for combination in itertools.product(*values)])
     return ["+".join(parts) for parts in itertools.product(*choices)]
+
+
+def recipe(text: str) -> dict[str, str]:
+    """The recipe of a method's text, by key of ``[train]``; its values are texts.
+
+    >>> recipe("MiB[kd=1,train.lr=0.01]+SDR")
+    {'lr': '0.01'}
+    """
+    found: dict[str, str] = {}
+    for _, given in _parse(text):
+        for key in (key for key in given if key.startswith(TRAIN)):
+            if key.removeprefix(TRAIN) in found:
+                raise UserError(f"method {text!r}: {key} is given twice, and there is one recipe for the whole method")
+            found[key.removeprefix(TRAIN)] = given[key]
+    return found
+
+
+def with_recipe(text: str, given: Mapping[str, str]) -> str:
+    """The same method with this recipe, in the brackets of its first part, and with no other.
+
+    >>> with_recipe("MiB[kd=1]+SDR[train.lr=0.01]", {"lr": "0.001"})
+    'MiB[kd=1,train.lr=0.001]+SDR'
+    """
+    parts = [(name, {k: v for k, v in own.items() if not k.startswith(TRAIN)}) for name, own in _parse(text)]
+    parts[0][1].update({TRAIN + key: value for key, value in given.items()})
+    return "+".join(_with(name, [f"{key}={value}" for key, value in own.items()]) for name, own in parts)
+
+
+def method_text(table: Mapping[str, Any]) -> str:
+    """A method's text from a table of a TOML file; a list is a list of values, a list of lists sweeps them.
+
+    >>> method_text({"method": "DKD", "kd": "1|10", "train": {"lr": [0.01, 0.001]}})
+    'DKD[kd=1|10,train.lr=(0.01,0.001)]'
+    """
+    given = dict(table)
+    name, train = given.pop("method", None), given.pop("train", {})
+    if not isinstance(name, str) or not isinstance(train, dict):
+        raise UserError(f'methods: {table!r} is no method; write {{ method = "MiB", kd = 10, train.lr = 0.01 }}')
+    (first, own), *others = _parse(name)
+    pieces = [f"{key}={value}" for key, value in own.items()]
+    pieces += [
+        f"{key}={_listed(value)}" for key, value in {**given, **{TRAIN + k: v for k, v in train.items()}}.items()
+    ]
+    return "+".join([_with(first, pieces), *(_with(n, [f"{k}={v}" for k, v in o.items()]) for n, o in others)])
 
 
 def reason(error: BaseException) -> str:
@@ -296,6 +346,24 @@ def _split(text: str, mark: str) -> list[str]:
     return [piece.strip() for piece in pieces]
 
 
+def _choices(name: str, key: str, text: str) -> list[str]:
+    """The values that a text sweeps."""
+    found = [value.strip() for value in text.split("|")]
+    entry = _METHODS.get(name) or _ADDONS.get(name)
+    takes = next((p.type_name for p in entry.parameters if p.name == key), "") if entry else ""
+    if takes and "tuple" not in takes and re.fullmatch(r"\(.+\)", text):
+        return [value for value in _split(text[1:-1], ",") if value]
+    return found
+
+
+def _listed(value: Any) -> str:
+    """A TOML value as the text of one or, for a list of lists, of several to sweep."""
+    if isinstance(value, list):
+        each = [_listed(v) for v in value]
+        return "|".join(each) if value and all(isinstance(v, list) for v in value) else f"({','.join(each)})"
+    return value_text(value)
+
+
 def _entry(name: str, first: bool) -> Entry:
     table, other = (_METHODS, _ADDONS) if first else (_ADDONS, _METHODS)
     if name in table:
@@ -417,7 +485,7 @@ def refuse_equal(built: typing.Iterable[Method]) -> None:
     for method in built:
         entries = _entries(method.name)
         plugins = [e for e in entries if not code.is_ours(e.factory.__module__)]
-        what = json.dumps([[e.name for e in entries], whole(method)])
+        what = json.dumps([[e.name for e in entries], whole(method), recipe(method.name)])
         if plugins and (other := known.setdefault(what, method.name)) != method.name:
             raise _one_method(other, method.name, plugins[0])
 
@@ -441,18 +509,18 @@ def _one_method(one: str, other: str, entry: Entry) -> UserError:
 
 def _label(entry: Entry, values: dict[str, Any]) -> str:
     changed = [p for p in entry.parameters if p.name in values and values[p.name] != p.default]
-    return _with(entry.name, [f"{p.name}={_text(values[p.name])}" for p in changed])
+    return _with(entry.name, [f"{p.name}={value_text(values[p.name])}" for p in changed])
 
 
-def _with(name: str, items: typing.Iterable[str]) -> str:
+def _with(name: str, items: Iterable[str]) -> str:
     inside = ",".join(items)
     return f"{name}[{inside}]" if inside else name
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
     """The shortest text that ``coerce`` turns into this value."""
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     if isinstance(value, tuple):
-        return "(" + ",".join(map(_text, value)) + ")"
+        return "(" + ",".join(map(value_text, value)) + ")"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)

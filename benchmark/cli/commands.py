@@ -61,7 +61,7 @@ def _plan_together(config: Config, store: Store, accelerator: Accelerator) -> Pl
         accelerator.wait_for_everyone()
     try:
         plan = _plan(config, store.check())
-        check_shares(config, accelerator.num_processes)
+        check_shares(config.model.norm, plan.trains, accelerator.num_processes)
         return plan
     finally:
         if accelerator.is_main_process:
@@ -132,10 +132,12 @@ def check(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from contseg.benchmark.contract.check import check_method, every_name
-    from contseg.methods.registry import build_method, expand_methods
+    from contseg.methods.registry import build_method, expand_methods, recipe
 
     names = every_name() if args.all else [name for text in args.methods for name in expand_methods(text)]
     names = [build_method(name).name for name in dict.fromkeys(names)]  # a mistake is told before the work begins
+    if own := next((name for name in names if recipe(name)), None):
+        raise UserError(f"check {own}: the check has a recipe of its own; leave train.{next(iter(recipe(own)))} out")
     passed = True
     for name in tqdm(names, "check", unit="method", leave=False, disable=None):
         report = check_method(name)

@@ -144,15 +144,13 @@ def _state(node: StepNode, plan: Plan, store: Store, todo: set[str]) -> str:
 
 def _hours(todo: list[StepNode], plan: Plan, store: Store) -> float | None:
     """From the mean seconds an image of all kept steps of this network and image size; ``None`` without any."""
-    if not todo:
-        return 0.0
-    network, crop, costs = identity(plan.config.model), [*plan.config.train.crop], []
-    for key in store.steps():
+    network, costs = identity(plan.config.model), dict[tuple[int, ...], list[Any]]()
+    for key in store.steps() if todo else ():
         with contextlib.suppress(LostStateError):
             meta = store.meta(key)
-            if meta["model"] == network and meta["train"]["crop"] == crop:
-                costs.append(meta["cost"])
-    images = sum(c["images"] for c in costs)
-    if not images:
+            if meta["model"] == network and meta["cost"]["images"]:
+                costs.setdefault(tuple(meta["train"]["crop"]), []).append(meta["cost"])
+    if any(n.train.crop not in costs for n in todo):
         return None
-    return float(sum(c["seconds"] for c in costs) / images * sum(n.images for n in todo) / 3600)
+    pace = {crop: sum(c["seconds"] for c in those) / sum(c["images"] for c in those) for crop, those in costs.items()}
+    return float(sum(pace[n.train.crop] * n.images for n in todo) / 3600)

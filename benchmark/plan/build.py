@@ -14,6 +14,7 @@ from typing import Any
 from contseg.benchmark.plan.config import Config, TrainConfig, checked
 from contseg.benchmark.plan.model_config import check, model_identity
 from contseg.benchmark.plan.protocol import Protocol, parse_protocol
+from contseg.benchmark.plan.recipe import own_recipe
 from contseg.benchmark.store.files import Store, cell_path, digest
 from contseg.benchmark.store.origin import Origin, Origins, differing, evaluation_files, observer_files, training_files
 from contseg.datasets.base import SegmentationDataset
@@ -177,6 +178,11 @@ class Plan:
                 todo.setdefault(cell.node.key, cell.node)
         return list(todo.values())
 
+    @property
+    def trains(self) -> list[TrainConfig]:
+        """What the grid's steps are trained with, each once."""
+        return [*dict.fromkeys(n.train for n in self.nodes.values())]
+
     def alone(self) -> int:
         """Training images if every cell were run on its own."""
         return sum(c.node.images for r in self.runs for c in r.cells)
@@ -198,11 +204,15 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], b
         raise UserError("no scenario: give --scenarios voc/15-1/overlapped ... or a --config FILE.toml that names some")
     if not config.methods:
         raise UserError("no method: give --methods FT MiB+SDR ... or a --config FILE.toml that names some")
-    methods = {m.name: m for text in config.methods for m in map(build_method, expand_methods(text))}
+    methods, recipes = dict[str, Method](), dict[str, TrainConfig]()
+    for method in (build_method(one) for text in config.methods for one in expand_methods(text)):
+        name, train = own_recipe(config, method.name)
+        methods[name], recipes[name] = replace(method, name=name), train
     refuse_equal(methods.values())
     for m in methods.values():  # before data are read for minutes: the files as they were loaded
         training_files([*m.first.values(), *m.terms.values()])
     builder = _Builder(config, protocol, open_data, branches)
+    builder.recipes |= recipes
     asked = [builder.scenario(text, seed) for text in config.scenarios for seed in config.seeds]
     runs = {}
     for scenario, seed in asked:
@@ -223,6 +233,7 @@ class _Builder:
         branches: Collection[str],
     ) -> None:
         self.config, self.protocol, self.open_data, self.branches = config, protocol, open_data, branches
+        self.recipes: dict[str, TrainConfig] = {}  # by method
         self.datasets: dict[str, SegmentationDataset] = {}
         self.nodes: dict[str, StepNode] = {}
         self.origins = Origins()
@@ -253,7 +264,7 @@ class _Builder:
                 states = _observed(key, step, active, before)
             node = self.nodes.get(key)
             if node is None:
-                train = self.config.train.at(step.index)
+                train = self.recipes[method.name].at(step.index)
                 branch = key != original
                 node = StepNode(key, parent, scenario, step.index, method.name, seed, train, view, branch=branch)
                 self.nodes[key] = node
@@ -317,7 +328,7 @@ class _Builder:
                 "index": step.index,
                 "channels": [step.n_old, *step.seen_classes],
                 "setup": step.setup if uses_setup else None,
-                "train": describe(self.config.train.at(step.index)),
+                "train": describe(self.recipes[method.name].at(step.index)),
                 "seed": seed,
                 "terms": [[n if t.state else None, describe(t)] for n, t in terms.items()],
                 "doors": hooks,

@@ -23,7 +23,7 @@ from msgspec import Meta
 from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.datasets.errors import UserError, need, unknown
 from contseg.methods.ranges import Count, Number, Positive, Weight, admit, plain
-from contseg.methods.registry import coerce
+from contseg.methods.registry import coerce, method_text, recipe, with_recipe
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,16 @@ class TrainConfig:
         return max(1, images // self.batch[0])
 
 
-def check_shares(config: Config, processes: int) -> None:
-    """``UserError`` where a batch cannot be shared out among so many processes."""
-    share = config.train.accumulate * processes
-    for batch in config.train.batch:
+def check_shares(norm: str, trains: Iterable[TrainConfig], processes: int) -> None:
+    """``UserError`` where a batch cannot be shared out among so many processes. ``norm``: that of the network."""
+    for train, batch in ((each, batch) for each in trains for batch in each.batch):
+        share = train.accumulate * processes
         micro, rest = divmod(batch, share)
         if rest or micro < 1:
             raise UserError(
-                f"a batch of {batch} cannot feed {processes} processes with {config.train.accumulate} micro-batches "
+                f"a batch of {batch} cannot feed {processes} processes with {train.accumulate} micro-batches "
                 f"each: choose train.batch as a multiple of {share}"
             )
-        norm = config.model.norm
         if micro < 2 and (norm == "batch" or (norm == "sync" and processes == 1)):
             raise UserError(
                 "a batch of one image would reach BatchNorm: raise train.batch, lower train.accumulate, "
@@ -174,7 +173,9 @@ class Config:
     """One grid: every scenario with every method and every seed."""
 
     scenarios: Annotated[tuple[str, ...], Meta(description="such as `voc/15-1/overlapped`")] = ()
-    methods: Annotated[tuple[str, ...], Meta(description="such as `FT` or `MiB[kd=10|100]+SDR`")] = ()
+    methods: Annotated[
+        tuple[str, ...], Meta(description="such as `FT`, `MiB[kd=10|100]+SDR`, `DKD[train.lr=0.001]`")
+    ] = ()
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, description="one run for each")] = (0,)
     protocol: Annotated[str, Meta(description="what a number means: `sdr`, `mib`, `plop`, `strict`")] = "sdr"
     plugins: Annotated[tuple[str, ...], Meta(description="files or modules with methods or data sets of your own")] = ()
@@ -196,10 +197,41 @@ def read_config(path: Path | None, overrides: Iterable[str] = (), **chosen: Any)
 
     ``chosen`` replaces top-level fields where a value is not ``None``. Raises ``UserError`` in one line.
     """
-    config: Config = read_section(Config, "", _load(path), str(path)) if path else Config()
-    for item in overrides:
-        config = _override(config, item)
-    return checked(replace(config, **{k: v for k, v in chosen.items() if v is not None}))
+    table, items = _load(path) if path else {}, [*overrides]
+    sweeps = _sweeps(table, items)
+    config: Config = read_section(Config, "", table, str(path) if path else "")
+    for item in items:
+        config = override(config, item)
+    config = replace(config, **{k: v for k, v in chosen.items() if v is not None})
+    return checked(replace(config, methods=tuple(_swept(text, sweeps) for text in config.methods)))
+
+
+def _sweeps(table: dict[str, Any], items: list[str]) -> dict[str, str]:
+    """Take what sweeps a key of ``[train]`` out of a TOML table and of the items of ``--set``: the texts by key.
+
+    Methods that are tables become texts.
+    """
+    found: dict[str, str] = {}
+    methods, train = table.get("methods"), table.get("train")
+    if isinstance(methods, list):
+        table["methods"] = [method_text(m) if isinstance(m, dict) else m for m in methods]
+    if isinstance(train, dict):
+        for key in [k for k, v in train.items() if isinstance(v, str) and "|" in v]:
+            found[key] = train.pop(key)
+    for item in [i for i in items if i.strip().startswith("train.") and "|" in i]:
+        items.remove(item)
+        key, equals, text = (piece.strip() for piece in item.partition("="))
+        if not equals:
+            raise UserError(f"--set {item!r}: write section.key=value, for example train.epochs=1")
+        found[key.removeprefix("train.")] = text
+    return found
+
+
+def _swept(text: str, sweeps: dict[str, str]) -> str:
+    """A method with these sweeps in its recipe; what it says itself goes first."""
+    lists = {key: "|".join(f"({v})" if "," in v and "(" not in v else v for v in values.split("|"))
+             for key, values in sweeps.items()}  # fmt: skip
+    return with_recipe(text, {**lists, **recipe(text)}) if sweeps else text
 
 
 def checked(config: Config) -> Config:
@@ -233,7 +265,7 @@ def read_section(kind: type[Any], name: str, table: Any, where: str = "") -> Any
     prefix = f"{where}: " if where else ""
     if not isinstance(table, dict):
         raise UserError(f"{prefix}{name} must be a table, [{name}], not {table!r}")
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _declared(kind)
     values = {}
     for key, value in table.items():
         if key not in hints:
@@ -262,7 +294,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _override(config: Config, item: str) -> Config:
+def override(config: Config, item: str) -> Config:
+    """The configuration with one ``section.key=value``. Raises ``UserError``."""
     path, equals, text = item.partition("=")
     section, dot, key = path.strip().partition(".")
     if not equals or not section:
@@ -273,7 +306,7 @@ def _override(config: Config, item: str) -> Config:
         raise UserError(f"--set {item!r}: " + (f"write {owner}.{item.strip()}" if owner else known))
     if section not in SECTIONS:
         raise unknown("configuration section", section, SECTIONS)
-    hints = typing.get_type_hints(SECTIONS[section], include_extras=True)
+    hints = _declared(SECTIONS[section])
     if key not in hints:
         raise unknown(f"key of [{section}]", key, hints)
     text = text.strip()
@@ -282,6 +315,12 @@ def _override(config: Config, item: str) -> Config:
         value = (value,) if plain(hints[key]) == tuple[str, ...] else coerce(value, hints[key])
     part = replace(getattr(config, section), **{key: _value(value, hints[key], f"{section}.{key}", text)})
     return replace(config, **{section: part})
+
+
+def _declared(kind: type[Any]) -> dict[str, Any]:
+    """The types of a section's keys."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {f.name: hints[f.name] for f in fields(kind)}
 
 
 def _section_of(key: str) -> str | None:

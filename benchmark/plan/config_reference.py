@@ -36,6 +36,20 @@ lr = [0.01, 0.001]
 batch = 24
 ```
 
+A method may have a recipe of its own, in its brackets or in a table, and a key of `[train]` may be swept for all
+methods. The name of a row says what differs from the grid's own `[train]`; step 0 stays shared where its values are
+equal.
+
+```toml
+methods = ["FT", "MiB[train.lr=(0.01,0.001)|(0.01,0.0001)]", { method = "DKD", train.lr = [0.01, 0.001] }]
+
+[train]
+epochs = "30|60"
+```
+
+On the command line: `--methods "DKD[train.lr=0.001,train.epochs=60]"` and `--set "train.lr=0.01|0.001"`.
+`train.precision` is one for the whole grid, and every row is scored on the grid's own crop.
+
 An unknown key, a value of another type or out of its range is one line and exit code 2, before anything is trained.
 """
 

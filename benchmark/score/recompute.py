@@ -15,6 +15,7 @@ from contseg.benchmark.plan.build import make_plan
 from contseg.benchmark.plan.config import PER_STEP, Config, EvalConfig, TrainConfig
 from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.benchmark.plan.protocol import Protocol, parse_protocol
+from contseg.benchmark.plan.recipe import own_recipe
 from contseg.benchmark.score.networks import StoredNetworks, eval_crop, step_key
 from contseg.benchmark.score.records import Record, Run
 from contseg.benchmark.score.submissions import Matrix, disagreement, record_path, tuples
@@ -25,6 +26,7 @@ from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import Step
 from contseg.datasets.transforms import EvalTransform
 from contseg.datasets.view import val_view
+from contseg.methods.registry import with_recipe
 
 
 def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:
@@ -36,17 +38,20 @@ def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:
     per_step = {name: [t[name][0] for t in trains if t[name]] for name in PER_STEP}
     config = Config(
         scenarios=(f"{run.dataset}/{run.task}/{run.setup}",),
-        methods=(run.method,),
+        methods=(with_recipe(run.method, {}),),
         seeds=(run.seed,),
         protocol=first["protocol"]["name"],
         model=ModelConfig(**tuples(first["config"]["model"])),
         train=TrainConfig(**tuples({**trains[0], **per_step})),
         eval=EvalConfig(**tuples(first["config"]["eval"])),
     )
+    named = own_recipe(config, run.method)[1]
+    if any(named.at(t) != config.train.at(t) for t in range(len(run.records))):
+        raise UserError("its name and its configuration give different values of train")
     (planned,) = make_plan(config, stored.dataset).runs
     scenario, names = planned.scenario, stored.dataset(run.dataset).class_names
     here = (scenario.task, scenario.order, planned.method, scenario.groups, list(names))
-    written = (first["task"], first["order"], run.method, run.groups, first["class_names"])
+    written = (first["task"], first["order"], config.methods[0], run.groups, first["class_names"])
     if here != written:
         a, b = next(pair for pair in zip(written, here, strict=True) if pair[0] != pair[1])
         raise UserError(f"{a} is {b} here")

@@ -16,6 +16,7 @@ import msgspec
 from contseg.benchmark.plan.protocol import from_record
 from contseg.benchmark.store.files import RECORD_FORMAT, digest
 from contseg.datasets.errors import UserError
+from contseg.methods.registry import recipe
 
 Record: TypeAlias = dict[str, Any]
 OFFLINE = "offline"
@@ -108,6 +109,7 @@ def fault(record: Any) -> str | None:
     try:
         form = msgspec.convert(record, _Record)
         from_record(form.protocol)
+        recipe(form.method)
     except msgspec.ValidationError as error:
         return f"not the form of a record: {error}"
     except UserError as error:
@@ -247,12 +249,17 @@ def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """The settings that make two runs different experiments, by step; workers, trackers and folders do not."""
+    """The settings that make two runs different experiments, by step; workers, trackers and folders do not.
+
+    Nor does a recipe: the name of the method says it, and all rows of a grid are scored on one crop.
+    """
+    said = {f"train.{key}" for key in recipe(run.method)}
+    said |= {"eval.crop"} if "train.crop" in said else set()
     return {
         f"step {r['step']} {name}": value
         for r in run.records
         for name, value in flat_config(r).items()
-        if name.split(".")[0] in ("model", "train", "eval")
+        if name.split(".")[0] in ("model", "train", "eval") and name not in said
     }
 
 

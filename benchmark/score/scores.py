@@ -17,6 +17,7 @@ import pandas as pd
 from contseg.benchmark.plan.protocol import Protocol, from_record, scored_as
 from contseg.benchmark.score.metrics import RunScore, score_run
 from contseg.benchmark.score.records import Run, configurations
+from contseg.methods.registry import recipe, with_recipe
 
 CONTEST = ["dataset", "task", "setup", "protocol"]
 CELL = [*CONTEST, "method"]
@@ -49,6 +50,7 @@ ORDER = [
 # what all methods of a contest share (step 0), or what only repeats another column, has no winner
 RANKED = [m for m in METRICS if m not in ("step0", "to_ft", "to_joint")]
 LOWER_IS_BETTER = {"forgetting", *COST}
+BRACKETS = r"\[[^\]]*\]"
 
 Groups: TypeAlias = tuple[tuple[int, ...], ...]
 Place: TypeAlias = tuple[str, str]  # task and setup
@@ -120,10 +122,14 @@ def run_frame(scored: Sequence[Scored]) -> pd.DataFrame:
 
 
 def _with_differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """``to_ft``, ``to_joint``: all mIoU minus that of FT, of Joint, of the same contest, configuration and seed."""
+    """``to_ft``, ``to_joint``: all mIoU minus that of FT, of Joint, of the same contest, configuration and seed.
+
+    Of several rows of FT that with the grid's own recipe.
+    """
     alike = [*CONTEST, "configuration", "seed"]
     for column, reference in (("to_ft", "FT"), ("to_joint", "Joint")):
-        those = frame[frame["method"].map(plain_name) == reference].drop_duplicates(alike)
+        those = frame[frame["method"].map(plain_name) == reference]
+        those = those.sort_values("method", key=lambda names: names.str.len(), kind="stable").drop_duplicates(alike)
         lookup = those.set_index(alike)["all"].reindex(pd.MultiIndex.from_frame(frame[alike]))
         frame[column] = frame["all"].to_numpy() - lookup.to_numpy()
     return frame
@@ -149,8 +155,10 @@ def _natural(text: str) -> tuple[Any, ...]:
 
 
 def marked_name(method: str) -> str:
-    """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR (2)``: without its parameters, with the mark of its configuration."""
-    return re.sub(r"\[[^\]]*\]", "", method)
+    """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR (2)``: without its parameters, with its recipe and the mark of its
+    configuration."""
+    mark = method.removeprefix(unmarked(method))
+    return with_recipe(re.sub(BRACKETS, "", unmarked(method)), recipe(unmarked(method))) + mark
 
 
 def unmarked(method: str) -> str:
@@ -160,7 +168,7 @@ def unmarked(method: str) -> str:
 
 def plain_name(method: str) -> str:
     """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR``: what kind of method it is, to look it up; no name of a row."""
-    return marked_name(unmarked(method))
+    return re.sub(BRACKETS, "", unmarked(method))
 
 
 def _method_rank(name: str, order: Sequence[str]) -> tuple[Any, ...]:

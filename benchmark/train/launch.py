@@ -118,7 +118,7 @@ def _local_workers(config: LaunchConfig) -> tuple[int, Callable[[int], dict[str,
 def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[str]]:
     """One job a step, with Slurm's own dependencies. Ctrl-C stops watching, not the jobs; run again to watch on."""
     config = plan.config.launch
-    check_shares(plan.config, config.processes * config.nodes)
+    check_shares(plan.config.model.norm, plan.trains, config.processes * config.nodes)
     folder = store.out.absolute() / "logs" / "slurm"
     known, queue = _known_jobs(folder), _queue()
     jobs: dict[str, str] = {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
 
 from contseg.benchmark.plan.build import Plan, Run, StepNode
-from contseg.benchmark.plan.config import identity
+from contseg.benchmark.plan.config import EvalConfig, identity
 from contseg.benchmark.store.files import RECORD_FORMAT
 from contseg.benchmark.store.origin import Code
 from contseg.benchmark.store.provenance import VERSION, provenance, versions
@@ -49,6 +50,13 @@ def describe_step(
     }
 
 
+def _evaluation(plan: Plan, node: StepNode) -> EvalConfig:
+    """How a step is scored; with a recipe of other crops it is the grid's crop, as for every row."""
+    config = plan.config
+    own = node.train.crop != config.train.crop
+    return replace(config.eval, crop=config.eval.crop or config.train.crop) if own else config.eval
+
+
 def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
     """The record of step ``t`` of a run, from its score and what is said of its training."""
     scenario, cell = run.scenario, run.cells[t]
@@ -74,7 +82,7 @@ def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[
         "config": {
             "model": meta["model"],
             "train": meta["train"],
-            "eval": identity(plan.config.eval),
+            "eval": identity(_evaluation(plan, cell.node)),
             "plugins": list(plan.config.plugins),
         },
         "sees": meta["sees"],
