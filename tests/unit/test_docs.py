@@ -141,3 +141,14 @@ def test_other_commands_of_a_page_exist(page: Path) -> None:
             assert (ROOT / found[1].replace(".", "/")).with_suffix(".py").exists(), line
         elif line and not list(commands(line)):
             assert re.match(r"source |(\.venv/bin/)?pip install |(python -m )?pip |git |cd ", line), line
+
+
+def test_the_drawing_of_the_tree_is_complete() -> None:
+    """Every file of ``benchmark`` and ``datasets`` has its word in the drawing, and every path of the page exists."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    tree = page.partition("## The tree")[2].partition("```\n")[2].partition("```")[0]
+    words = set(re.findall(r"\w+", tree))
+    files = {p.stem for part in ("benchmark", "datasets") for p in (ROOT / part).rglob("*.py")} - {"__init__"}
+    assert sorted(files - words) == []
+    paths = re.findall(r"`((?:benchmark|datasets|methods|tests)/[\w/]+\.\w+)`", page)
+    assert len(paths) > 10 and [path for path in paths if not (ROOT / path).exists()] == []
