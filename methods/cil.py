@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from contseg.datasets.scenario import BACKGROUND
 from contseg.methods.base import Batch, CrossEntropy, Method, Term
-from contseg.methods.ranges import Weight
+from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_method
 
 Formulation: TypeAlias = Literal["intended", "released"]
@@ -77,7 +77,9 @@ def ported_distillation(logits: Tensor, old_logits: Tensor, gradient_scaling: fl
 
 
 @register_method("CIL", paper="Klingner et al., ITSC 2020, arXiv 2005.06050")
-def cil(kd: Weight = 1.0, gradient_scaling: Weight = 1.0, formulation: Formulation = "intended") -> Method:
+def cil(
+    kd: Annotated[Weight, Search(0.1, 10)] = 1.0, gradient_scaling: Weight = 1.0, formulation: Formulation = "intended"
+) -> Method:
     """Cross entropy on the labelled pixels, distillation on the others.
 
     The authors' weighting of the two was not found: both have weight 1.

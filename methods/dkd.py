@@ -15,7 +15,7 @@ Evidence for and against needs non-negative features in front of the classifier 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from contseg.datasets.scenario import Step
 from contseg.methods.base import Batch, Method, Reduce, SegOutput, Term, full_precision, resize
 from contseg.methods.lwf_mc import log_partition
 from contseg.methods.modules import without_norms
-from contseg.methods.ranges import Weight
+from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_method
 
 # --- the network ---------------------------------------------------------------------------------------------------
@@ -167,8 +167,8 @@ class Auxiliary(Term):
 
 @register_method("DKD", paper="Baek et al., NeurIPS 2022, arXiv 2210.05941")
 def dkd(
-    kd: Weight = 5.0,
-    evidence: Weight = 5.0,
+    kd: Annotated[Weight, Search(0.5, 50)] = 5.0,
+    evidence: Annotated[Weight, Search(0.5, 50)] = 5.0,
     first_positive: Weight = 2.0,
     positive: Weight = 1.0,
     encoder_lr: Weight = 0.1,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from contseg.methods.base import Batch, CrossEntropy, Method, Term
 from contseg.methods.lwf import Distillation
-from contseg.methods.ranges import Weight
+from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_method
 
 
@@ -27,7 +28,9 @@ class FeatureDistillation(Term):
 
 
 @register_method("ILT", paper="Michieli and Zanuttigh, ICCV workshops 2019, arXiv 1907.13372")
-def ilt(kd: Weight = 100.0, features: Weight = 100.0) -> Method:
+def ilt(
+    kd: Annotated[Weight, Search(10, 1000)] = 100.0, features: Annotated[Weight, Search(10, 1000)] = 100.0
+) -> Method:
     """Distillation of the output and of the encoder's features.
 
     kd: weight of the output distillation; 100 in the releases of MiB and SDR

@@ -27,13 +27,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term
-from contseg.methods.ranges import Count, Share, Weight
+from contseg.methods.ranges import Count, Search, Share, Weight
 from contseg.methods.registry import register_method
 
 Formulation: TypeAlias = Literal["intended", "released"]
@@ -258,7 +258,7 @@ def _pick(tensors: ByName, names: Iterable[str]) -> list[Tensor]:
 
 
 @register_method("EWC", paper="Kirkpatrick et al., PNAS 2017, arXiv 1612.00796")
-def ewc(weight: Weight = 500.0, alpha: Share = 0.9, normalise: bool = True) -> Method:
+def ewc(weight: Annotated[Weight, Search(1, 1000)] = 500.0, alpha: Share = 0.9, normalise: bool = True) -> Method:
     """Elastic weight consolidation: weights of high Fisher information are held.
 
     weight: of the penalty; 500 in MiB's release, 1000 in SDR's, 100 in PLOP's; below 0.68 / learning rate
@@ -269,7 +269,9 @@ def ewc(weight: Weight = 500.0, alpha: Share = 0.9, normalise: bool = True) -> M
 
 
 @register_method("PI", paper="Zenke et al., ICML 2017, arXiv 1703.04200")
-def pi(weight: Weight = 500.0, normalise: bool = True, formulation: Formulation = "intended") -> Method:
+def pi(
+    weight: Annotated[Weight, Search(1, 1000)] = 500.0, normalise: bool = True, formulation: Formulation = "intended"
+) -> Method:
     """Path integral (synaptic intelligence): weights that brought the loss down are held.
 
     weight: of the penalty; 500 in MiB's release, 1000 in SDR's, 100 in PLOP's; below 0.68 / learning rate
@@ -281,7 +283,7 @@ def pi(weight: Weight = 500.0, normalise: bool = True, formulation: Formulation 
 
 @register_method("RW", paper="Chaudhry et al., ECCV 2018, arXiv 1801.10112")
 def rw(
-    weight: Weight = 100.0,
+    weight: Annotated[Weight, Search(1, 1000)] = 100.0,
     alpha: Share = 0.9,
     every: Count = 10,
     normalise: bool = True,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from contseg.methods.base import Batch, CrossEntropy, Method, Term
-from contseg.methods.ranges import Weight
+from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_method
 
 
@@ -31,7 +32,7 @@ class Distillation(Term):
 
 
 @register_method("LwF", paper="Li and Hoiem, ECCV 2016, arXiv 1606.09282")
-def lwf(kd: Weight = 100.0) -> Method:
+def lwf(kd: Annotated[Weight, Search(10, 1000)] = 100.0) -> Method:
     """Cross entropy and distillation of the old classes' distribution.
 
     kd: weight of the distillation; 100 in the releases of MiB and SDR, whose loss has the factor 1/O

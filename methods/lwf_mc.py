@@ -6,14 +6,14 @@ Every channel is a binary classifier; the arg max of sigmoids is that of the log
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from contseg.datasets.scenario import VOID
 from contseg.methods.base import Batch, Method, Term
-from contseg.methods.ranges import Weight
+from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_method
 
 
@@ -77,7 +77,9 @@ def own_logit(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @register_method("LwF-MC", paper="Rebuffi et al., CVPR 2017, arXiv 1611.07725")
-def lwf_mc(kd: Weight = 10.0, targets: Literal["added", "replaced", "replaced_foreground"] = "added") -> Method:
+def lwf_mc(
+    kd: Annotated[Weight, Search(1, 100)] = 10.0, targets: Literal["added", "replaced", "replaced_foreground"] = "added"
+) -> Method:
     """Binary cross entropy and binary distillation of the old classes.
 
     kd: weight of the distillation; 10 in the releases of MiB and SDR

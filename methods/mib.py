@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from contseg.datasets.scenario import VOID, Step
 from contseg.methods.base import Batch, Method, Term
 from contseg.methods.losses import tiles
-from contseg.methods.ranges import Weight
+from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_method
 
 
@@ -212,7 +212,7 @@ def background_shares(model: Any, step: Step) -> None:
 
 
 @register_method("MiB", paper="Cermelli et al., CVPR 2020, arXiv 2002.00718")
-def mib(kd: Weight = 10.0) -> Method:
+def mib(kd: Annotated[Weight, Search(1, 100)] = 10.0) -> Method:
     """Unbiased cross entropy, unbiased distillation, and new classifier rows that share background's probability.
 
     kd: weight of the distillation; 10 in the authors' release, 100 for its 15-1 (issues 22 and 43 there)

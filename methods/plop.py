@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from contseg.datasets.scenario import BACKGROUND, VOID
 from contseg.methods.base import Batch, Method, Reduce, StepContext, Term, alone, full_precision, resize
 from contseg.methods.mib import background_shares
-from contseg.methods.ranges import Weight
+from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_method
 
 Formulation: TypeAlias = Literal["intended", "released"]
@@ -247,7 +247,11 @@ def histogram_medians(
 
 
 @register_method("PLOP", paper="Douillard et al., CVPR 2021, arXiv 2011.11390")
-def plop(pod: Weight = 0.01, pod_logits: Weight = 0.0005, formulation: Formulation = "intended") -> Method:
+def plop(
+    pod: Annotated[Weight, Search(0.001, 0.1)] = 0.01,
+    pod_logits: Annotated[Weight, Search(0.00005, 0.005)] = 0.0005,
+    formulation: Formulation = "intended",
+) -> Method:
     """Local POD distillation, pseudo-labels for background, and MiB's initialisation.
 
     pod: factor of the encoder's stages and the embedding; 0.01 in the authors' release (ADE20K scripts: 0.001)

@@ -5,7 +5,9 @@ A range is msgspec's ``Meta`` in an ``Annotated`` type, and stands where the typ
     def mib(kd: Weight = 10.0) -> Method: ...
     def mine(temperature: Annotated[float, Meta(gt=0, le=10)] = 2.0) -> Method: ...
 
-``MiB[kd=-1]`` is then an error before anything is trained.
+``MiB[kd=-1]`` is then an error before anything is trained. Where a tuning searches stands there as well::
+
+    def mib(kd: Annotated[Weight, Search(1, 100)] = 10.0) -> Method: ...
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -27,6 +30,32 @@ Positive: TypeAlias = Annotated[float, Meta(gt=0)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Number: TypeAlias = Annotated[int, Meta(ge=0)]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where a tuning looks for a value: from ``low`` to ``high``, evenly in its logarithm or (``log=False``) in itself.
+
+    It restricts nothing else: a value outside can be given by hand. Of a value for each step it is that of later steps.
+    """
+
+    low: float
+    high: float
+    log: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.low < self.high and (self.low > 0 or not self.log)):
+            raise ValueError(f"{self}: low must be below high, and above 0 where log is true")
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}{', log' if self.log else ''}"
+
+    def at(self, share: float) -> float:
+        """The value at a share of the way from ``low`` to ``high``."""
+        if self.log:
+            return float(self.low * (self.high / self.low) ** share)
+        return self.low + share * (self.high - self.low)
+
 
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 NAMES = {float: "number", int: "whole number", str: "text"}
@@ -62,6 +91,13 @@ def limits(annotation: Any) -> str:
     bounds = [f"{SIGNS[k]} {getattr(m, k)}" for m in metas for k in SIGNS if getattr(m, k) is not None]
     inner = typing.get_args(plain(annotation))
     return " and ".join(bounds) or next(filter(None, (limits(a) for a in inner if a is not ...)), "")
+
+
+def search(annotation: Any) -> Search | None:
+    """Where a tuning looks for the value of such a type; ``None`` where it leaves the default."""
+    if typing.get_origin(annotation) is not Annotated:
+        return None
+    return next((m for m in typing.get_args(annotation)[1:] if isinstance(m, Search)), None)
 
 
 def meaning(annotation: Any) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import sqrt
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term,
 from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation, background_shares
 from contseg.methods.modules import drawn_from, is_norm
 from contseg.methods.plop import fold_new_into_background
-from contseg.methods.ranges import Weight
+from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_method
 
 # --- the network ---------------------------------------------------------------------------------------------------
@@ -262,9 +262,9 @@ def maps(out: Any) -> list[Tensor]:
 
 @register_method("RCIL", paper="Zhang et al., CVPR 2022, arXiv 2203.05402")
 def rcil(
-    kd: Weight = 100.0,
-    factor: Weight = 0.01,
-    last: Weight = 0.0005,
+    kd: Annotated[Weight, Search(10, 1000)] = 100.0,
+    factor: Annotated[Weight, Search(0.001, 0.1)] = 0.01,
+    last: Annotated[Weight, Search(0.00005, 0.005)] = 0.0005,
     start: Literal["kept", "merged"] = "kept",
 ) -> Method:
     """MiB with two parallel branches, merged after each step, and pooled cube distillation.

@@ -16,6 +16,7 @@ Shapes: ``E`` channels of the embedding, in front of the classifier.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch import Tensor
 from contseg.datasets.scenario import VOID
 from contseg.methods.base import Batch, Method, Reduce, StepContext, Term, full_precision
 from contseg.methods.plop import plop
-from contseg.methods.ranges import Positive, Weight
+from contseg.methods.ranges import Positive, Search, Weight
 from contseg.methods.registry import register_method
 
 
@@ -129,11 +130,11 @@ class SimilarityDistillation(Term):
 
 @register_method("REMINDER", paper="Phan et al., CVPR 2022")
 def reminder(
-    csw: Weight = 0.5,
+    csw: Annotated[Weight, Search(0.05, 5)] = 0.5,
     delta: Weight = 0.0,
     temperature: Positive = 3.0,
-    pod: Weight = 0.01,
-    pod_logits: Weight = 0.0005,
+    pod: Annotated[Weight, Search(0.001, 0.1)] = 0.01,
+    pod_logits: Annotated[Weight, Search(0.00005, 0.005)] = 0.0005,
 ) -> Method:
     """PLOP with distillation on new classes' pixels, weighted by the similarity of classes.
 

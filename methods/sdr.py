@@ -11,7 +11,7 @@ and the printed forms differ (``sdr_variants``).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from contseg.datasets.scenario import Step
 from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term
 from contseg.methods.losses import class_sums, hot, tiles
 from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
-from contseg.methods.ranges import Weight
+from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_addon, register_method
 
 PAPER = "Michieli and Zanuttigh, CVPR 2021, arXiv 2103.06342"
@@ -297,10 +297,10 @@ class _ExpSums(torch.autograd.Function):
 
 @register_addon("SDR", paper=PAPER)
 def latent(
-    matching: Weight | None = 1e-2,
-    attraction: Weight | None = 1e-3,
-    repulsion: Weight | None = 1e-3,
-    sparsity: Weight | None = 1e-3,
+    matching: Annotated[Weight | None, Search(0.001, 1)] = 1e-2,
+    attraction: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-3,
+    repulsion: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-3,
+    sparsity: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-3,
     formulation: Formulation = "intended",
 ) -> Method:
     """The four latent terms, to be added to any method.
@@ -325,11 +325,11 @@ def latent(
 
 @register_method("SDR", paper=PAPER)
 def sdr(
-    kd: Weight = 100.0,
-    matching: Weight | None = 1e-2,
-    attraction: Weight | None = 1e-3,
-    repulsion: Weight | None = 1e-3,
-    sparsity: Weight | None = 1e-3,
+    kd: Annotated[Weight, Search(10, 1000)] = 100.0,
+    matching: Annotated[Weight | None, Search(0.001, 1)] = 1e-2,
+    attraction: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-3,
+    repulsion: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-3,
+    sparsity: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-3,
     formulation: Formulation = "intended",
 ) -> Method:
     """The released preset: MiB's losses without its initialisation, and the four latent terms.

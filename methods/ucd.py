@@ -16,6 +16,7 @@ Shapes: ``P`` positions of the batch (B h w), of which anchors and keys are chos
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from contseg.datasets.scenario import BACKGROUND, VOID
 from contseg.methods.base import Batch, Method, Term, full_precision, shrink_labels
-from contseg.methods.ranges import Positive, Weight
+from contseg.methods.ranges import Positive, Search, Weight
 from contseg.methods.registry import register_addon
 
 FAR = -1e9  # a similarity that takes no part in a log-sum-exp, without the NaN gradient of -inf
@@ -151,7 +152,7 @@ class UncertaintyContrast(Term):
 
 
 @register_addon("UCD", paper="Yang et al., TPAMI 2022, arXiv 2203.14098")
-def ucd(weight: Weight = 0.01, temperature: Positive = 0.07) -> Method:
+def ucd(weight: Annotated[Weight, Search(0.001, 0.1)] = 0.01, temperature: Positive = 0.07) -> Method:
     """Uncertainty-aware contrastive distillation, in the consistent form.
 
     weight: of the contrastive term; 1/100 as released (train.py:116)

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 
 from tabulate import tabulate
 
+from contseg.benchmark.plan.config import TrainConfig
 from contseg.benchmark.plan.model_config import BACKBONES
 from contseg.benchmark.plan.protocol import PROTOCOLS
 from contseg.datasets.scenario import SETUPS, known_orders, known_tasks
 from contseg.methods.code import came_from, is_ours
+from contseg.methods.ranges import search
 from contseg.methods.registry import REQUIRED, Entry, addons, methods
 
 
 def _methods(long: bool) -> str:
-    return "\n".join(["", *_entries(methods(), long), "", "add-ons (after a +)", *_entries(addons(), long)])
+    return "\n".join(
+        [
+            "",
+            *_entries(methods(), long),
+            "",
+            "add-ons (after a +)",
+            *_entries(addons(), long),
+            *(_recipe() if long else []),
+        ]
+    )
+
+
+def _recipe() -> list[str]:
+    """Where a tuning looks for values of ``[train]``, whatever the method."""
+    hints = typing.get_type_hints(TrainConfig, include_extras=True)
+    spaces = {key: space for key in hints if (space := search(hints[key]))}
+    return ["", *(f"every method: train.{key} of later steps   (tune: {space})" for key, space in spaces.items())]
 
 
 def _entries(entries: dict[str, Entry], long: bool) -> list[str]:
@@ -27,6 +46,7 @@ def _entries(entries: dict[str, Entry], long: bool) -> list[str]:
         lines.extend(
             f"    {p.name} = {'(required)' if p.default is REQUIRED else p.default}   ({p.type_name})"
             + (f"   {p.source}" if p.source else "")
+            + (f"   (tune: {space})" if (space := search(p.annotation)) else "")
             for p in entry.parameters
         )
     return lines

@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.datasets.errors import UserError, need, unknown
-from contseg.methods.ranges import Count, Number, Positive, Weight, admit, plain
+from contseg.methods.ranges import Count, Number, Positive, Search, Weight, admit, plain
 from contseg.methods.registry import coerce, method_text, recipe, with_recipe
 
 
@@ -35,7 +35,9 @@ class TrainConfig:
     epochs: Annotated[tuple[Positive, ...], Meta(min_length=1, description="passes over a step's images")] = (30.0,)
     updates: Annotated[tuple[Count, ...], Meta(description="optimiser updates of a step, instead of `epochs`")] = ()
     lr: Annotated[
-        tuple[Positive, ...], Meta(min_length=1, description="learning rate at the first update of a step")
+        tuple[Positive, ...],
+        Meta(min_length=1, description="learning rate at the first update of a step"),
+        Search(3e-4, 1e-1),
     ] = (1e-2, 1e-3)
     batch: Annotated[
         tuple[Count, ...], Meta(min_length=1, description="images an update, over all processes and micro-batches")
