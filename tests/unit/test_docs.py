@@ -152,3 +152,15 @@ def test_the_drawing_of_the_tree_is_complete() -> None:
     assert sorted(files - words) == []
     paths = re.findall(r"`((?:benchmark|datasets|methods|tests)/[\w/]+\.\w+)`", page)
     assert len(paths) > 10 and [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_table_of_the_demo_is_that_of_its_records(page: str) -> None:
+    def rows(path: str) -> dict[str, list[str]]:
+        text = (ROOT / path).read_text(encoding="utf-8").partition("## shapes · 3-3")[0]
+        cells = [[cell.strip("* ") for cell in line.strip("|").split("|")] for line in text.splitlines() if "±" in line]
+        return {row[0]: [cell for cell in row[1:] if "±" in cell] for row in cells if len(row) > 3}
+
+    printed, made = rows(page), rows("results/demo/leaderboard.md")
+    assert len(printed) >= 3
+    assert {name: cells[:3] for name, cells in printed.items()} == {name: made[name][:3] for name in printed}
