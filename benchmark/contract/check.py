@@ -31,6 +31,7 @@ COMPOSED = (
     "PLOP+EWF",
     "MiB+UCD",
     "PLOP+UCD",
+    "STAR+UAC",
 )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from contseg.datasets.scenario import VOID
 from contseg.methods import registry
+from contseg.methods.adapter import UncertainRunnerUp
 from contseg.methods.base import Batch, CrossEntropy, Method, SegOutput, Term, held
 from contseg.methods.cil import LabelledCrossEntropy, UnlabelledDistillation
 from contseg.methods.dft import ReservedCrossEntropy
@@ -100,8 +101,13 @@ RECIPES = {
     "RW": (CE, f"{CE} + 100 {PENALTY}"),
     "SDR": (CE, f"unce: UnbiasedCrossEntropy + 100 unkd: UnbiasedDistillation + {LATENT}"),
     "SSUL": (SIGMOIDS, SIGMOIDS),
+    "STAR": (
+        "mbce: MultiBCE(positive_weight=4.0)",
+        "mbce: ReplayedBCE(positive_weight=4.0) + 5 pkd: RegionDistillation + 0.05 contrast: PrototypeContrast",
+    ),
     "FT+EWF": (CE, CE),
     "FT+SDR": (CE, f"{CE} + {LATENT}"),
+    "FT+UAC": (CE, f"{CE} + 0.1 uac: UncertainRunnerUp(sure=0.7)"),
     "FT+UCD": (CE, f"{CE} + 0.01 contrast: UncertaintyContrast(temperature=0.07)"),
 }
 OBSERVED = {
@@ -111,6 +117,7 @@ OBSERVED = {
     "NearestPrototype": "means: ClassMeans",
     "REMINDER": "prototypes: BatchPrototypes",
     "SDR": "prototypes: Prototypes",
+    "STAR": "statistics: ClassStatistics",
     "FT+SDR": "prototypes: Prototypes",
 }
 HOOKS = {
@@ -128,6 +135,7 @@ HOOKS = {
     "SSUL": ["build: head_per_group", "init: start_from_unknown",
              "trainable: NewUnknownBackground(encoder_lr=0.1, later_lr=10.0, background_lr=0.0001)",
              "predict: unknown_is_background"],
+    "STAR": ["build: kaiming_rows", "trainable: ThreeRates(encoder_lr=0.1, new_lr=10.0)", "predict: above_half"],
     "FT+EWF": ["trainable: freeze_old_rows", "end of step: fuse_with_previous"],
 }  # fmt: skip
 
@@ -169,6 +177,7 @@ SHEET = {
     "F-DKD±": [EvidenceDistillation("for"), EvidenceDistillation("against")],
     "F-AC": [Auxiliary()],
     "F-SSUL": [UnknownBCE()],
+    "F-ADAPTER-UAC": [UncertainRunnerUp()],
 }
 
 
