@@ -3,3 +3,5 @@
 The repository is the package: ``contseg.methods`` what is optimised, ``contseg.datasets`` what each step sees,
 ``contseg.benchmark`` how it is run, ``contseg.run_benchmark`` the command line.
 """
+
+__version__ = "0.1.0"  # pyproject.toml and CITATION.cff say the same, under test

@@ -11,6 +11,7 @@ import errno
 import importlib.util
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,16 @@ if __name__ == "__main__":
 
 EXAMPLES = """\
 examples:
-  python run_benchmark.py --config benchmark/configs/demo.toml              the demo: drawn data, no download
-  python run_benchmark.py plan --config benchmark/configs/sdr_paper.toml --data voc=/data/VOCdevkit
-  python run_benchmark.py --scenarios voc/15-1/overlapped voc/19-1/disjoint --methods FT LwF "MiB[kd=100]+SDR" Joint \\
+  contseg run --config demo                                   the demo: drawn data, no download
+  contseg plan --config sdr_paper --data voc=/data/VOCdevkit
+  contseg run --scenarios voc/15-1/overlapped voc/19-1/disjoint --methods FT LwF "MiB[kd=100]+SDR" Joint \\
       --seeds 0 1 2 --data voc=/data/VOCdevkit --set train.batch=24 train.precision=bf16 --out runs/voc
-  accelerate launch --multi_gpu --num_processes 4 run_benchmark.py --config benchmark/configs/voc.toml --data voc=/data
-  python run_benchmark.py --plugin my_method.py --methods FT MyMethod --scenarios shapes/3-1/overlapped
-  python run_benchmark.py report --out runs/voc --protocol plop
+  accelerate launch --multi_gpu --num_processes 4 run_benchmark.py run --config voc --data voc=/data
+  contseg run --plugin my_method.py --methods FT MyMethod --scenarios shapes/3-1/overlapped
+  contseg report --out runs/voc --protocol plop
 
-A grid can be killed and run again at any time: finished steps are kept, a step under way goes on from its checkpoint.
+In a checkout, `python run_benchmark.py` is the same program. A grid can be killed and run again at any time: finished
+steps are kept, an unfinished step goes on from its checkpoint.
 """
 
 
@@ -57,14 +59,12 @@ def main(argv: list[str] | None = None) -> int:
 
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large pages for large tensors on a CPU
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["run", *arguments]
     try:
         args = parser().parse_args(arguments)
-        from contseg.benchmark.cli import commands
-
-        code: int = getattr(commands, args.command)(args)
-        return code
+        run: Callable[[argparse.Namespace], int] = args.run
+        return run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -83,26 +83,46 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+class _Version(argparse.Action):
+    """``--version``; nothing is looked up before it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        from contseg import __version__
+
+        print(f"contseg {__version__}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """All subcommands and their options; imports nothing heavy."""
-    from contseg.benchmark.cli import data as data_cli
-    from contseg.benchmark.cli import report as report_cli
+    from contseg.benchmark.cli import commands, data, grid, report
+    from contseg.benchmark.cli import run as run_cli
 
     top = argparse.ArgumentParser(
-        prog="run_benchmark.py",
+        prog="contseg",
         description="Compare class-incremental continual semantic segmentation methods.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    top.add_argument("--version", action=_Version, help="print the version and exit")
+    subcommands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
+    def add(name: str, does: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = subcommands.add_parser(
             name, help=text, description=text, epilog=EXAMPLES, formatter_class=top.formatter_class
         )
+        command.set_defaults(run=does)
+        return command
 
-    run = add("run", "train and score a grid of (scenario x method x seed), then print its table (the default command)")
-    _grid(run)
+    run = add(
+        "run",
+        run_cli.main,
+        "train and score a grid (scenario x method x seed), then print its table (the default)",
+    )
+    grid.add_arguments(run)
     run.add_argument(
         "--launcher",
         choices=("inline", "local", "slurm"),
@@ -116,8 +136,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help="only the steps with these keys, whole or first digits",
     )
-    plan = add("plan", "show what `run` would do and cost: runs, steps to train, shared, done, images to be seen")
-    _grid(plan)
+    plan = add(
+        "plan",
+        commands.plan,
+        "show what `run` would do and cost: runs, steps to train, shared and done, images",
+    )
+    grid.add_arguments(plan)
     for command in (run, plan):
         command.add_argument(
             "--trust-cache", action="store_true", help="take over stored steps and records that other code made"
@@ -125,53 +149,25 @@ def parser() -> argparse.ArgumentParser:
     form = plan.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the plan as JSON")
     form.add_argument("--graph", action="store_true", help="print the graph of steps as Mermaid text")
-    listing = add("list", "methods, data sets, scenarios, backbones, protocols, published")
+    listing = add("list", commands.show_lists, "methods, datasets, scenarios, backbones, protocols, configs, published")
     listing.add_argument("what", nargs="?", default="all", help="one of them (default: all but published)")
     listing.add_argument("--long", action="store_true", help="with parameters, defaults and sources")
     for key, value in {"dataset": "voc", "task": "15-1", "setup": "overlapped", "method": "MiB"}.items():
         listing.add_argument(f"--{key}", default="", help=f"of published results, for example {value}")
-    _plugins(listing)
-    check = add("check", "run the method contract: does a method behave, and which rule does it break first")
+    grid.add_plugins(listing)
+    check = add("check", commands.check, "run the contract check of a method: which rule does it break first")
     check.add_argument("methods", nargs="*", metavar="METHOD", help='for example MiB or "MiB[kd=100]+SDR"')
     check.add_argument(
         "--all", action="store_true", help="every registered method, and the composed ones that are listed"
     )
-    _plugins(check)
-    report_cli.add_arguments(add("report", "tables, figures and pages from the records alone"))
-    data_cli.add_arguments(add("data", "prepare, verify, look at and export data sets"))
-    cache = add("cache", "list or prune trained steps")
+    grid.add_plugins(check)
+    report.add_arguments(add("report", report.main, "tables, figures and pages from the records alone"))
+    data.add_arguments(add("data", data.main, "prepare, verify, look at and export data sets"))
+    cache = add("cache", commands.cache, "list or prune trained steps")
     cache.add_argument("action", choices=("list", "prune"))
-    cache.add_argument("--yes", action="store_true", help="really remove")
-    _grid(cache)
+    cache.add_argument("--yes", action="store_true", help="remove them; without it, only say what would be removed")
+    grid.add_arguments(cache)
     return top
-
-
-def _grid(parser: argparse.ArgumentParser) -> None:
-    from contseg.benchmark.cli.arguments import folder
-
-    add = parser.add_argument
-    add("--config", type=Path, metavar="FILE.toml", help="a grid; the options below replace what it says")
-    add("--scenarios", nargs="+", metavar="DATA/TASK/SETUP", help="such as voc/15-1/overlapped (`list scenarios`)")
-    add("--methods", nargs="+", metavar="METHOD", help='such as FT "MiB[kd=1|10|100]+SDR" (`list methods --long`)')
-    add("--seeds", nargs="+", type=int, metavar="N", help="default: 0")
-    add("--protocol", help="sdr (default), mib, plop, strict; printed under every table")
-    many: dict[str, Any] = {"nargs": "+", "default": [], "action": "extend"}
-    add("--data", metavar="NAME=PATH", help="where a data set lies; a name of your own for your own folder", **many)
-    add("--set", metavar="KEY=VALUE", help="for example train.epochs=1 model.backbone=tiny", **many)
-    out = Path("runs")
-    add("--out", type=folder("--out"), default=out, metavar="DIR", help="records and cache (default: runs)")
-    _plugins(parser)
-
-
-def _plugins(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--plugin",
-        nargs="+",
-        default=[],
-        action="extend",
-        metavar="FILE.py",
-        help="methods or data sets of your own",
-    )
 
 
 if __name__ == "__main__":

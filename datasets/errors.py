@@ -10,12 +10,12 @@ EXTRAS = {"pycocotools": "coco", "submitit": "slurm", "tensorboard": "tensorboar
 class UserError(Exception):
     """A mistake in the user's input: one line that says what is wrong, where, and what to do.
 
-    ``run_benchmark.py`` prints the line and leaves with exit code 2; no traceback is shown.
+    ``contseg`` prints the line and leaves with exit code 2; no traceback is shown.
     """
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not known, with the nearest valid one.
+def unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> UserError:
+    """The error for an unknown name, with the nearest valid one; ``otherwise``: what else could be given.
 
     >>> str(unknown("method", "Mib", ["MiB", "FT"]))
     "unknown method 'Mib': did you mean 'MiB'? Known: FT, MiB"
@@ -24,7 +24,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     lower = {n.lower(): n for n in names}
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     hint = f"did you mean {lower[close[0]]!r}? " if close else ""
-    return UserError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names) or 'none'}")
+    known_names = "; ".join(filter(None, [", ".join(names) or "none", otherwise]))
+    return UserError(f"unknown {kind} {name!r}: {hint}Known: {known_names}")
 
 
 def need(package: str, purpose: str) -> None:

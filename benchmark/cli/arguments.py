@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from contseg.datasets.errors import UserError
+from contseg.datasets.errors import UserError, unknown
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def packaged() -> dict[str, Path]:
+    """Name -> file of every grid that contseg brings."""
+    return {path.stem: path for path in sorted(CONFIGS.glob("*.toml"))}
+
+
+def grid_file(text: str) -> Path:
+    """The type of ``--config``: a file's path, or the name of a packaged grid, with or without ``.toml``.
+
+    A file of this name in the current folder comes first.
+    """
+    path = Path(text)
+    if path.exists() or path.name != text:
+        return path
+    name = text.removesuffix(".toml")
+    if name not in packaged():
+        raise unknown("configuration", name, packaged(), "or the path of your own file")
+    return packaged()[name]
 
 
 def folder(option: str) -> Callable[[str], Path]:
@@ -44,3 +66,11 @@ def places(items: Iterable[str]) -> dict[str, str]:
             raise UserError(f"--data: {name} is given twice, as {found[name]} and as {path}")
         found[name] = path
     return found
+
+
+def say(line: str) -> None:
+    """Print a line at once, above a progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()

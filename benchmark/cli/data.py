@@ -1,4 +1,4 @@
-"""``run_benchmark.py data ...``: prepare, verify, start with one's own, look at, exchange lists; imports are lazy."""
+"""``contseg data ...``: prepare, verify, start with one's own, look at, exchange lists; imports are lazy."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _prepare(args: argparse.Namespace) -> int:
         prepare_ade(args.root) if args.what == "ade" else prepare_voc(args.root, args.aug)
     except OSError as error:
         raise no_space(error, args.root) from error
-    print(f"now: run_benchmark.py data verify {args.what} --root {args.root}")
+    print(f"now: contseg data verify {args.what} --root {args.root}")
     return 0
 
 
@@ -171,7 +171,7 @@ def _init(args: argparse.Namespace) -> int:
         if args.out:
             with _writing(args.out):
                 write(found, args.out)
-            print(f"\nwritten: {args.out}\nnow: run_benchmark.py data verify {args.out}")
+            print(f"\nwritten: {args.out}\nnow: contseg data verify {args.out}")
     return 1 if found.faults else 0
 
 

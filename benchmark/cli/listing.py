@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
+from itertools import takewhile
 
 from tabulate import tabulate
 
+from contseg.benchmark.cli.arguments import packaged
 from contseg.benchmark.plan.config import TrainConfig
 from contseg.benchmark.plan.model_config import BACKBONES
 from contseg.benchmark.plan.protocol import PROTOCOLS
@@ -92,12 +94,22 @@ def _protocols(long: bool) -> str:
     return "\n".join(f"  {p.note()}" for p in PROTOCOLS.values())
 
 
+def _configs(long: bool) -> str:
+    """Each with the first line of its file, or with all of its first comment."""
+    rows = []
+    for name, path in packaged().items():
+        lines = [line.removeprefix("#").strip() for line in takewhile(lambda s: s.startswith("#"), path.open())]
+        rows += [[f"  {name}", lines[0]], *(["", line] for line in lines[1:] if long)]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
 LISTS: dict[str, Callable[[bool], str]] = {
     "methods": _methods,
     "datasets": _datasets,
     "scenarios": _scenarios,
     "backbones": _backbones,
     "protocols": _protocols,
+    "configs": _configs,
 }
 
 

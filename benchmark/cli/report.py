@@ -1,4 +1,4 @@
-"""``run_benchmark.py report``: every table and figure from the records alone, whenever they are wanted."""
+"""``contseg report``: every table and figure from the records alone, whenever they are wanted."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def _read(folders: list[Path]) -> tuple[list[Record], list[str]]:
     _warn(problems)
     where = ", ".join(map(str, folders))
     if not records:
-        raise UserError(f"no records yet below {where}: run `run_benchmark.py run --out {folders[0]}` first")
+        raise UserError(f"no records yet below {where}: run `contseg run --out {folders[0]}` first")
     tested = [r for r in records if r.get("split", "val") == "val"]
     if not tested:
         raise UserError(

@@ -113,9 +113,7 @@ def load_trained(
     found = sorted(store.cache.glob(f"{key[:2]}/{key}*/model.safetensors"))
     if len(found) != 1:
         what = "no trained step" if not found else f"{len(found)} trained steps"
-        raise UserError(
-            f"{what} under {store.cache} with a key that begins with {key!r}: see `run_benchmark.py cache list`"
-        )
+        raise UserError(f"{what} under {store.cache} with a key that begins with {key!r}: see `contseg cache list`")
     try:
         tensors, meta = store.read_model(found[0].parent.name)
         terms_state = store.read_terms(found[0].parent.name)

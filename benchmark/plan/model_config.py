@@ -46,7 +46,7 @@ BACKBONES = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """DeepLab-V3. Which combinations there are: `python run_benchmark.py list backbones`."""
+    """DeepLab-V3. Which combinations there are: `contseg list backbones`."""
 
     backbone: Annotated[str, Meta(description="see `list backbones`; SDR, MiB and PLOP have resnet101")] = "resnet101"
     output_stride: Annotated[

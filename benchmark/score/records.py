@@ -153,7 +153,7 @@ def results_folders(folder: Path) -> list[Path]:
 def read_records(folder: Path | str) -> tuple[list[Record], list[str]]:
     """All records below a folder, in the order of their paths, and one line for every file that was left out."""
     if not Path(folder).is_dir():
-        raise UserError(f"no records: {folder} is not a folder; run `run_benchmark.py run --out {folder}` first")
+        raise UserError(f"no records: {folder} is not a folder; run `contseg run --out {folder}` first")
     records: list[Record] = []
     problems: list[str] = []
     for path in record_files(Path(folder)):

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-VERSION = "0.1.0"  # of contseg; pyproject.toml and CITATION.cff say the same, under test
+from contseg import __version__
+
 HOME = Path(__file__).resolve().parents[2]
 
 
@@ -26,7 +27,7 @@ def versions() -> dict[str, str]:
     """contseg, Python and the packages whose version can move a number."""
     names = ("torch", "torchvision", "accelerate", "numpy", "pillow")
     return {
-        "contseg": VERSION,
+        "contseg": __version__,
         "python": platform.python_version(),
         **{n: importlib.metadata.version(n) for n in names},
     }

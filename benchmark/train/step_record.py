@@ -7,11 +7,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from contseg import __version__
 from contseg.benchmark.plan.build import Plan, Run, StepNode
 from contseg.benchmark.plan.config import EvalConfig, identity
 from contseg.benchmark.store.files import RECORD_FORMAT
 from contseg.benchmark.store.origin import Code
-from contseg.benchmark.store.provenance import VERSION, provenance, versions
+from contseg.benchmark.store.provenance import provenance, versions
 
 UNKNOWN = "unknown code"  # of what was stored before this was written down
 
@@ -86,7 +87,7 @@ def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[
             "plugins": list(plan.config.plugins),
         },
         "sees": meta["sees"],
-        "versions": {"contseg": VERSION, **meta["versions"]},  # weights of earlier caches do not name it
+        "versions": {"contseg": __version__, **meta["versions"]},  # weights of earlier caches do not name it
         "provenance": meta["provenance"]
         | {
             "plugins": dict(run.plugins),

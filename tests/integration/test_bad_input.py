@@ -33,7 +33,7 @@ def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., s
             code = int(left.code or 0)
         err = capsys.readouterr().err.strip()
         assert code == 2, err
-        lines = [x for x in err.splitlines() if x.startswith(("error:", "run_benchmark.py"))]
+        lines = [x for x in err.splitlines() if x.startswith(("error:", "contseg"))]
         assert len(lines) == 1 and "Traceback" not in err, err
         after = sorted(p for p in out.rglob("*") if p.is_file()) if out.exists() else []
         new = [p for p in after if p not in before]

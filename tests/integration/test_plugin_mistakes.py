@@ -92,7 +92,7 @@ def test_a_report_is_shown_as_soon_as_it_is_there(monkeypatch: pytest.MonkeyPatc
 
     shown: list[str] = []
     monkeypatch.setattr(check, "check_method", checked)
-    monkeypatch.setattr("contseg.benchmark.cli.commands._say", shown.append)
+    monkeypatch.setattr("contseg.benchmark.cli.commands.say", shown.append)
     with pytest.raises(Stop):
         main("check", "FT", "MiB")
     assert shown == ["FT: all 1 rules hold"]

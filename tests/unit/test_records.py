@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from contseg import __version__
 from contseg.benchmark.report.reporter import load_records
 from contseg.benchmark.score.records import differing, fault, flat_config, gather_runs, read_records
-from contseg.benchmark.store.provenance import VERSION, versions
+from contseg.benchmark.store.provenance import versions
 from contseg.datasets.errors import UserError
 from contseg.tests.records import Record, make_run, write_records
 
@@ -131,12 +132,12 @@ def test_a_record_without_its_seal_or_with_that_of_another_is_left_out(tmp_path:
 def test_the_version_is_that_of_the_project() -> None:
     home = Path(__file__).parents[2]
     project = tomllib.loads((home / "pyproject.toml").read_text())["project"]
-    assert f"\nversion: {VERSION}\n" in (home / "CITATION.cff").read_text()
-    assert project["version"] == VERSION == versions()["contseg"]
+    assert f"\nversion: {__version__}\n" in (home / "CITATION.cff").read_text()
+    assert project["version"] == __version__ == versions()["contseg"]
 
 
 def test_no_folder_is_the_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^no records: .*nowhere is not a folder; run `run_benchmark.py run --out"):
+    with pytest.raises(UserError, match=r"^no records: .*nowhere is not a folder; run `contseg run --out"):
         read_records(tmp_path / "nowhere")
 
 

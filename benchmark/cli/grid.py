@@ -1,0 +1,84 @@
+"""The grid that a command works on: its options, its configuration, its plan. The options import nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contseg.benchmark.cli.arguments import folder, grid_file, places
+
+if TYPE_CHECKING:
+    from contseg.benchmark.plan.build import Plan
+    from contseg.benchmark.plan.config import Config
+    from contseg.benchmark.store.files import Store
+    from contseg.datasets.base import SegmentationDataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name a grid, where its data lie and where its results stay."""
+    add = parser.add_argument
+    add(
+        "--config",
+        type=grid_file,
+        metavar="NAME|FILE.toml",
+        help="a grid: one of `list configs`, or your own file; the options below replace its values",
+    )
+    add("--scenarios", nargs="+", metavar="DATA/TASK/SETUP", help="such as voc/15-1/overlapped (`list scenarios`)")
+    add("--methods", nargs="+", metavar="METHOD", help='such as FT "MiB[kd=1|10|100]+SDR" (`list methods --long`)')
+    add("--seeds", nargs="+", type=int, metavar="N", help="default: 0")
+    add("--protocol", help="sdr (default), mib, plop, strict; printed under every table")
+    many: dict[str, Any] = {"nargs": "+", "default": [], "action": "extend"}
+    add("--data", metavar="NAME=PATH", help="where a data set lies; a name of your own for your own folder", **many)
+    add("--set", metavar="KEY=VALUE", help="for example train.epochs=1 model.backbone=tiny", **many)
+    out = Path("runs")
+    add("--out", type=folder("--out"), default=out, metavar="DIR", help="records and cache (default: runs)")
+    add_plugins(parser)
+
+
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """The option ``--plugin``."""
+    parser.add_argument(
+        "--plugin",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="FILE.py",
+        help="methods or data sets of your own",
+    )
+
+
+def read_grid(args: argparse.Namespace) -> Config:
+    """The configuration that the options name; its plugins are loaded. Raises ``UserError``."""
+    from dataclasses import replace
+
+    from contseg.benchmark.cli import plugins
+    from contseg.benchmark.plan.config import read_config
+
+    config = read_config(
+        args.config,
+        args.set,
+        scenarios=tuple(args.scenarios) if args.scenarios else None,
+        methods=tuple(args.methods) if args.methods else None,
+        seeds=tuple(args.seeds) if args.seeds else None,
+        protocol=args.protocol,
+        plugins=tuple(args.plugin) if args.plugin else None,
+    )
+    config = replace(config, data={**config.data, **places(args.data)})
+    plugins.load(config.plugins)
+    return config
+
+
+def plan_grid(config: Config, store: Store) -> Plan:
+    """The plan of a configuration; a data set is opened once."""
+    from contseg.benchmark.plan.build import make_plan
+    from contseg.datasets.registry import open_dataset
+
+    opened: dict[str, SegmentationDataset] = {}
+
+    def open_data(name: str) -> SegmentationDataset:
+        if name not in opened:
+            opened[name] = open_dataset(name, config.data.get(name), store.cache / "presence")
+        return opened[name]
+
+    return make_plan(config, open_data, store.branches())

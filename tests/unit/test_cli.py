@@ -1,0 +1,65 @@
+"""The command line: packaged grids by name, one program name, one function for each subcommand."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from contseg import __version__, run_benchmark
+from contseg.benchmark.cli.arguments import grid_file, packaged
+from contseg.datasets.errors import UserError
+from contseg.tests.material import ROOT
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    (found,) = [a for a in run_benchmark.parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(found.choices)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "benchmark/configs").glob("*.toml")))
+def test_a_packaged_grid_has_a_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = ROOT / "benchmark/configs" / f"{name}.toml"
+    assert grid_file(name) == grid_file(f"{name}.toml") == expected == packaged()[name]
+
+
+def test_a_file_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.toml").touch()
+    assert grid_file("demo.toml") == Path("demo.toml")
+    assert grid_file("demo") == packaged()["demo"]
+    assert grid_file("sub/demo.toml") == Path("sub/demo.toml")  # a path; read_config says that it is not there
+
+
+@pytest.mark.parametrize("text", ["demoo", "Demo.toml", "dem"])
+def test_an_unknown_grid_is_told_with_the_nearest_name(text: str) -> None:
+    name = text.removesuffix(".toml")
+    with pytest.raises(UserError, match=rf"^unknown configuration '{name}': did you mean 'demo'\? Known: ade, .*; or "):
+        grid_file(text)
+
+
+def test_list_configs_names_every_packaged_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_benchmark.main(["list", "configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:] if line.strip()] == sorted(packaged())
+    assert "SDR" in next(line for line in lines if "sdr_paper" in line)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        run_benchmark.main(["--version"])
+    assert not left.value.code and capsys.readouterr().out == f"contseg {__version__}\n"
+
+
+def test_the_program_is_called_contseg() -> None:
+    assert run_benchmark.parser().prog == "contseg"
+    for name, command in subcommands().items():
+        assert command.prog == f"contseg {name}"
+    said = re.findall(r"^.*run_benchmark\.py\b.*$", run_benchmark.parser().format_help(), re.M)
+    assert [line.split()[0] for line in said] == ["accelerate", "In"]  # a launcher needs the file; a checkout has it
+
+
+def test_every_subcommand_names_its_function() -> None:
+    for command in subcommands().values():
+        assert callable(command.get_default("run"))
