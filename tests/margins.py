@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from contseg.benchmark.models.load import load_step, normalise
+from contseg.benchmark.models.load import load_step
 from contseg.datasets.registry import open_dataset
 from contseg.methods.base import full_precision, resize
 
@@ -19,7 +19,7 @@ def doubtful(out: Path, record: dict[str, Any]) -> int:
     with torch.inference_mode():
         for ids in torch.arange(200).split(50):
             pairs = [data.load(data.ids("val")[i], "val") for i in ids]
-            logits = full_precision(model(normalise(torch.stack([p[0] for p in pairs]))).logits)
+            logits = full_precision(model(model.pixels.normalise(torch.stack([p[0] for p in pairs]))).logits)
             best, second = resize(logits, (48, 48)).topk(2, 1).values.unbind(1)
             near += int((best - second <= NEAR * logits.abs().max()).sum())
     return near

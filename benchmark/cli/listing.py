@@ -87,7 +87,8 @@ def _backbones(long: bool) -> str:
         [f"  {name}", b.channels, " or ".join(map(str, sorted(b.rates))), "yes" if b.imagenet else "no"]
         for name, b in BACKBONES.items()
     ]
-    return tabulate(rows, ["  backbone", "channels", "output stride", "ImageNet weights"], tablefmt="simple")
+    table = tabulate(rows, ["  backbone", "channels", "output stride", "ImageNet weights"], tablefmt="simple")
+    return f"{table}\n  timm:NAME: a network of timm, for example timm:convnext_tiny (timm.list_models() names them)"
 
 
 def _protocols(long: bool) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import get_model, resnet
+from torchvision.models import resnet
 
 Encoded = tuple[Tensor, tuple[Tensor, ...]]
 
@@ -20,7 +20,7 @@ def build_encoder(name: str, output_stride: int) -> nn.Module:
     """The encoder ``name`` of ``BACKBONES``, freshly initialised, with BatchNorm."""
     if name == "tiny":
         return Tiny()
-    return ResNet(name, output_stride) if name.startswith("resnet") else MobileNet(name, output_stride)
+    return ResNet(name, output_stride)
 
 
 def set_output_stride(blocks: Iterable[nn.Module], output_stride: int, before: int = 1) -> None:
@@ -88,33 +88,6 @@ class ResNet(resnet.ResNet):
             x = layer(x)
             stages.append(x)
         return F.relu(x), tuple(stages)
-
-
-class MobileNet(nn.Module):
-    """MobileNet-V3 (Howard et al. 2019) of torchvision; its stages are linear bottlenecks, without last activation.
-
-    The features end with hard swish: they may be negative, down to -0.375.
-    """
-
-    def __init__(self, name: str, output_stride: int) -> None:
-        super().__init__()
-        self.features = get_model(name, weights=None).features
-        strided = [i for i, block in enumerate(self.features) if any(_stride(m) > 1 for m in block.modules())]
-        # a stage ends where the next block is strided; those of stride 4, 8, 16 and 32
-        self.ends = (*(i - 1 for i in strided[2:]), len(self.features) - 2)
-        set_output_stride(self.features, output_stride)
-
-    def forward(self, x: Tensor) -> Encoded:
-        stages = []
-        for i, block in enumerate(self.features):
-            x = block(x)
-            if i in self.ends:
-                stages.append(x)
-        return x, tuple(stages)
-
-
-def _stride(module: nn.Module) -> int:
-    return int(module.stride[0]) if isinstance(module, nn.Conv2d) else 1
 
 
 class Tiny(nn.Module):

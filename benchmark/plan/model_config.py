@@ -10,23 +10,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta
 
+from contseg.benchmark.plan.timm_networks import PREFIX, timm_network
 from contseg.datasets.errors import UserError, unknown
 from contseg.methods.ranges import Number
+
+Three: TypeAlias = tuple[float, ...]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of images in 0..1
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A row of ``BACKBONES``: D, the output strides it can have (its own first), the ASPP's rates for each of them,
-    the ASPP's (hidden, output) channels, and torchvision's file of ImageNet weights (``name-sha256[:8].pth``)."""
+    the ASPP's (hidden, output) channels, what names its trained weights (torchvision's file, ``name-sha256[:8].pth``),
+    and mean and standard deviation, in 0..1, by which the images are normalised that these weights know."""
 
     channels: int
     rates: Mapping[int, tuple[int, ...]]
     aspp: tuple[int, int] = (256, 256)  # MiB modules/deeplab.py
     imagenet: str | None = None
+    mean: Three = MEAN
+    std: Three = STD
 
 
 # Chen et al. 2017, "Rethinking Atrous Convolution" (DeepLab-V3), section 4.1. MiB's release has 32 in place of 36.
@@ -38,23 +45,40 @@ BACKBONES = {
     "resnet34": Backbone(512, _DEEPLAB, imagenet="resnet34-b627a593.pth"),
     "resnet50": Backbone(2048, _DEEPLAB, imagenet="resnet50-0676ba61.pth"),
     "resnet101": Backbone(2048, _DEEPLAB, imagenet="resnet101-63fe2227.pth"),
-    "mobilenet_v3_small": Backbone(576, _DEEPLAB, imagenet="mobilenet_v3_small-047dcff4.pth"),
-    "mobilenet_v3_large": Backbone(960, _DEEPLAB, imagenet="mobilenet_v3_large-8738ca79.pth"),
     "tiny": Backbone(64, {4: (2, 4)}, aspp=(24, 48)),  # for the drawn shapes: 145 thousand parameters
 }
+
+
+def backbone_of(name: str) -> Backbone:
+    """The row of ``BACKBONES``, or what timm says of ``timm:NAME``. ``UserError`` for an unknown name."""
+    if name.startswith(PREFIX):
+        network = timm_network(name)
+        return Backbone(
+            network.channels, network.rates, imagenet=network.weights or None, mean=network.mean, std=network.std
+        )
+    if name not in BACKBONES:
+        raise unknown("backbone", name, [*BACKBONES, f"{PREFIX}NAME"])
+    return BACKBONES[name]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """DeepLab-V3. Which combinations there are: `contseg list backbones`."""
 
-    backbone: Annotated[str, Meta(description="see `list backbones`; SDR, MiB and PLOP have resnet101")] = "resnet101"
+    backbone: Annotated[
+        str,
+        Meta(
+            description="see `list backbones`, or `timm:NAME` for a network of timm; SDR, MiB and PLOP have resnet101"
+        ),
+    ] = "resnet101"
     output_stride: Annotated[
         Number, Meta(description="8 or 16 (`tiny`: 4); 0: the backbone's own, 16 in SDR, MiB and PLOP")
     ] = 0
     weights: Annotated[
         str,
-        Meta(description='"imagenet", "none", the path of a file, or "auto": ImageNet where the backbone has them'),
+        Meta(
+            description='"imagenet" (or what timm has), "none", the path of a file, or "auto": trained if there are any'
+        ),
     ] = "auto"
     norm: Annotated[
         Literal["sync", "batch", "frozen", "group"],
@@ -68,9 +92,7 @@ class ModelConfig:
 
 def check(config: ModelConfig) -> ModelConfig:
     """The same network with every "auto" spelled out. Raises ``UserError`` for a network that cannot be had."""
-    if config.backbone not in BACKBONES:
-        raise unknown("backbone", config.backbone, BACKBONES)
-    backbone = BACKBONES[config.backbone]
+    backbone = backbone_of(config.backbone)
     stride = config.output_stride or next(iter(backbone.rates))
     if stride not in backbone.rates:
         strides = " or ".join(map(str, sorted(backbone.rates)))
@@ -95,29 +117,35 @@ def local_weights(config: ModelConfig) -> Path | None:
     return path
 
 
-def model_identity(config: ModelConfig) -> dict[str, str | int]:
+def model_identity(config: ModelConfig) -> dict[str, Any]:
     """The model's part of a step's key: all fields spelled out, and the SHA-256 of the initial weights.
 
     Of ImageNet weights only the file's name is needed, since it bears the digits; a copy of that very file given by
     its path is the same initialisation, so it has the same identity.
     """
     config = check(config)
-    path = local_weights(config)
+    path, backbone = local_weights(config), backbone_of(config.backbone)
     if path is None:
-        weights = "none" if config.weights == "none" else f"imagenet/{BACKBONES[config.backbone].imagenet}"
+        weights = "none" if config.weights == "none" else f"imagenet/{backbone.imagenet}"
     else:
         stat = path.stat()
         digest = _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
-        official = BACKBONES[config.backbone].imagenet
+        official = backbone.imagenet
         same = official is not None and f"-{digest[:8]}." in official
         weights = f"imagenet/{official}" if same else f"sha256/{digest}"
     return {
-        "backbone": config.backbone,
+        "backbone": architecture(config.backbone),
         "output_stride": config.output_stride,
         "weights": weights,
         "norm": config.norm,
         "pooling": config.pooling,
+        **({"mean": [*backbone.mean], "std": [*backbone.std]} if config.backbone.startswith(PREFIX) else {}),
     }
+
+
+def architecture(backbone: str) -> str:
+    """The network's name without the tag of its weights."""
+    return PREFIX + timm_network(backbone).name if backbone.startswith(PREFIX) else backbone
 
 
 @lru_cache

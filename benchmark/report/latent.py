@@ -62,7 +62,7 @@ def features(stored: StoredNetworks, record: Record, ids: list[str]) -> tuple[Va
     found, labels = [], []
     for image_id in ids:
         image, label = stored.image(record, image_id)
-        out = model(stored.batch(image).to(next(model.parameters()))).features[0]
+        out = model(model.pixels.normalise(stored.batch(image)).to(next(model.parameters()))).features[0]
         found.append(out.flatten(1).T.float().cpu().numpy())
         labels.append(shrink_labels(label[None], (out.shape[-2], out.shape[-1]))[0].flatten().numpy())
     points, classes = np.concatenate(found), np.concatenate(labels)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contseg.benchmark.models.load import load_step, normalise
+from contseg.benchmark.models.load import load_step
 from contseg.benchmark.score.records import Record
 from contseg.benchmark.store.files import Store
 from contseg.datasets.base import SegmentationDataset
@@ -49,8 +49,8 @@ class StoredNetworks:
         return EvalTransform(eval_crop(record))(*self.dataset(record["dataset"]).load(image_id, "val"))
 
     def batch(self, image: Tensor) -> Tensor:
-        """An image as a network takes it: (1, 3, H, W)."""
-        return normalise(image[None].to(self.device))
+        """An image as a prediction takes it: (1, 3, H, W), bytes."""
+        return image[None].to(self.device)
 
 
 def step_key(record: Record) -> str:

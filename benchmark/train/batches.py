@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from contseg.benchmark.models.load import normalise
+from contseg.benchmark.models.pixels import Pixels
 from contseg.benchmark.plan.build import StepNode
 from contseg.benchmark.plan.config import Config
+from contseg.benchmark.plan.model_config import backbone_of
 from contseg.benchmark.train.rng import Order
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.step_dataset import StepImages, collate
@@ -40,6 +41,8 @@ class StepBatches:
         self.images = StepImages(dataset, node.view, transform, seed=node.seed, step=node.step.index, keep=keep)
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.size, self.batch, self.parts = train.size, train.batch[0], train.accumulate
+        backbone = backbone_of(config.model.backbone)
+        self.pixels = Pixels(backbone.mean, backbone.std)
         self.order = Order(len(node.view.ids), self.batch, node.seed, node.step.index)
 
     def updates(self, start: int, total: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -71,7 +74,7 @@ class StepBatches:
             prefetch_factor=4 if workers else None,
         )
         for images, labels in loader:
-            images = normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
+            images = self.pixels.normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
             if self.device.type == "cuda":
                 images = images.contiguous(memory_format=torch.channels_last)
             yield images, labels.to(self.device, non_blocking=True).long()

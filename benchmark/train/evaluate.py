@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from contseg.benchmark.models.load import normalise
+from contseg.benchmark.models.pixels import pixels_of
 from contseg.benchmark.train.confusion import count_pairs, void_last
 from contseg.benchmark.train.distributed import heed, several
 
@@ -55,7 +55,7 @@ def evaluate(
     for positions, pixels, labels in _equal_sizes(bar, batch):
         if stop():
             break  # the others go on to the end of their share
-        x = normalise(pixels.to(device, non_blocking=True)).to(_dtype(model))
+        x = pixels_of(model).normalise(pixels.to(device, non_blocking=True)).to(_dtype(model))
         if device.type == "cuda":
             x = x.contiguous(memory_format=torch.channels_last)
         labels = labels.to(device, non_blocking=True)

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from contseg.benchmark.models.load import normalise
+from contseg.benchmark.models.pixels import Pixels
 from contseg.benchmark.models.segmenter import build_model
 from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.benchmark.train.evaluate import evaluate
@@ -53,7 +53,7 @@ def test_pass_over_full_images(against: Against, backbone: str) -> None:
     model = build_model(ModelConfig(backbone, weights="none"), [CLASSES]).eval().to(accelerator.device)
     seen = torch.ones(len(images), dtype=torch.bool)
     batches = [torch.stack([images[i + j][0] for j in range(BATCH)]) for i in (0, BATCH)]
-    inputs = [normalise(b.to(accelerator.device)) for b in batches]
+    inputs = [Pixels().normalise(b.to(accelerator.device)) for b in batches]
 
     @torch.inference_mode()
     def forward() -> None:

@@ -1,0 +1,59 @@
+"""Encoders of timm (Wightman, https://github.com/huggingface/pytorch-image-models): hundreds of networks by name.
+
+Images (B, 3, H, W) -> features (B, D, h, w) and four stages (B, D_l, h_l, w_l), as in ``models.encoders``, but a stage
+is what the network hands on, after its own activation if it has one (``models.encoders`` gives it before).
+Which networks serve, and how, is in ``plan.timm_networks``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contseg.benchmark.models.encoders import Encoded
+from contseg.benchmark.models.weights import read_timm_weights
+from contseg.benchmark.plan.timm_networks import create, timm_network
+
+
+class TimmEncoder(nn.Module):
+    """The encoder ``timm:NAME`` with the weights of ``file``, or freshly initialised by timm's own rules.
+
+    Stochastic depth, which some networks have by default, is off: an update is a function of its images.
+    Raises ``UserError`` for weights of another network.
+    """
+
+    def __init__(self, backbone: str, output_stride: int, file: Path | None = None) -> None:
+        super().__init__()
+        from timm.layers import DropPath
+
+        network = timm_network(backbone)
+        trained: dict[str, Any] = {}
+        if file is not None:
+            overlay = {"state_dict": read_timm_weights(backbone, file), "custom_load": False}
+            trained = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+        self.net = create(network, output_stride, **trained)
+        for module in self.net.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+        self.multiple = network.multiple
+        self.enlarges = network.kind == "pyramid" and network.stride > output_stride
+        self.channels_last = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
+
+    def forward(self, images: Tensor) -> Encoded:
+        stages = tuple(self.net(self._fit(images)))
+        if self.channels_last:
+            stages = tuple(stage.permute(0, 3, 1, 2) for stage in stages)
+        features = stages[-1]
+        if self.enlarges:  # to the stage before, of half the stride
+            features = F.interpolate(features, stages[-2].shape[-2:], mode="bilinear", align_corners=False)
+        return features, stages
+
+    def _fit(self, images: Tensor) -> Tensor:
+        """Images whose sides are multiples of the network's patches: enlarged where they are not."""
+        sides = [-(-n // self.multiple) * self.multiple for n in images.shape[-2:]]
+        if sides == [*images.shape[-2:]]:
+            return images
+        return F.interpolate(images, sides, mode="bilinear", align_corners=False)
