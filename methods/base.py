@@ -19,11 +19,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_check
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import VOID, Scenario, Step
 from contseg.methods.batch import Batch, Progress, Reduce, SegOutput, alone
-from contseg.methods.code import place, stamp
+from contseg.methods.code import place
 from contseg.methods.faults import MethodError, not_a_loss
+from contseg.methods.identity import added_field, describe
 from contseg.methods.losses import full_precision, resize, shrink_labels
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "SegOutput",
     "StepContext",
     "Term",
+    "added_field",
     "alone",
     "argmax",
     "describe",
@@ -105,6 +106,7 @@ class Term:
     give the same for one global batch and its split over processes, ``state`` to the names of EVERY
     attribute that changes (a tensor, or a dict of tensors) and raises ``revision`` whenever its numbers change.
     A term that needs another one's state holds that term in a field.
+    A field that a released class gains later is an ``added_field``: no key changes while it has its default.
     """
 
     uses_old: ClassVar[bool] = False
@@ -355,41 +357,6 @@ def _words(thing: Any) -> str:
         if f.name != "weight" and f.init and not is_dataclass(getattr(thing, f.name))
     ]
     return type(thing).__name__ + (f"({', '.join(shown)})" if shown else "")
-
-
-# --- identity ------------------------------------------------------------------------------------------------------
-
-
-def describe(thing: Any) -> Any:
-    """A term, a hook or a value in canonical form, fit for hashing as JSON.
-
-    Terms and callable dataclasses give their class, revision and all fields (other terms held in a field included);
-    functions their qualified name and ``revision``; numbers declared ``float`` their ``float.hex``, so that ``100``
-    and ``100.0`` are one value. The name of what is defined outside of contseg bears the hash of its code (``stamp``).
-    Raises ``UserError`` for what has no such form.
-    """
-    if is_dataclass(thing) and not isinstance(thing, type):
-        values: dict[str, Any] = {}
-        for f in fields(thing):
-            if not f.init:
-                continue
-            value = getattr(thing, f.name)
-            if f.type in ("float", float) and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            values[f.name] = describe(value)
-        kind = type(thing)
-        return {"is": stamp(kind), "revision": getattr(kind, "revision", 1), **values}
-    if isinstance(thing, float):
-        return thing.hex()
-    if isinstance(thing, (list, tuple)):
-        return [describe(x) for x in thing]
-    if isinstance(thing, dict):
-        return {str(k): describe(v) for k, v in thing.items()}
-    if thing is None or isinstance(thing, (str, int, bool)):
-        return thing
-    if callable(thing) and hasattr(thing, "__qualname__"):
-        return {"is": stamp(thing), "revision": getattr(thing, "revision", 1)}
-    raise UserError(f"a {type(thing).__name__} cannot stand in a key: give numbers, strings, terms or functions")
 
 
 def held(term: Term) -> Iterator[Term]:

@@ -59,7 +59,8 @@ def stamp(thing: Any) -> str:
             "__call__ whose fields are its parameters"
         )
     if module and is_ours(module):
-        return str(getattr(thing, "identity", f"{module.removeprefix(f'{PACKAGE}.')}.{name}"))
+        here = f"{module.removeprefix(f'{PACKAGE}.')}.{name}"
+        return str(vars(thing).get("identity", here))  # its own: a subclass is another class
     code = outside(module) if module else ""
     return f"{module}.{name} {code}" if code else f"{module}.{name}"
 

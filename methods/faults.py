@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 import traceback
 from collections.abc import Collection
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 HOME = Path(__file__).parents[1]
-CONTRACT = ("base", "batch", "faults", "losses", "modules", "registry")  # of methods/: what every method calls
+# the files of methods/ that every method calls
+CONTRACT = ("base", "batch", "faults", "grammar", "identity", "losses", "modules", "registry")
 SUITE = (
     *(str(HOME / "methods" / f"{name}.py") for name in CONTRACT),
     *(str(HOME / name) for name in (f"benchmark{os.sep}", f"datasets{os.sep}", "run_benchmark.py")),
@@ -52,6 +54,21 @@ def is_a_plugins(error: BaseException) -> bool:
     frame = blamed(error)
     built_in = frame is not None and frame.filename.startswith(str(HOME / "methods"))
     return isinstance(error, MethodError) or (frame is not None and not built_in)
+
+
+def old_import(error: BaseException, own: Collection[str] = ()) -> str:
+    """What to write instead of an import from before the package, such as ``from methods.base import ...``; else ""."""
+    frame = blamed(error, own)
+    line = ((frame.line if frame else "") or "").partition("#")[0].rstrip(" (\\")
+    written = re.match(r"(?:from|import) ((benchmark|datasets|methods)(?:\.(\w+))*)", line)
+    if frame is None or written is None or not isinstance(error, ModuleNotFoundError):
+        return ""
+    name, root, leaf = written.groups()
+    file = next((HOME / root).rglob(f"{leaf}.py"), None)  # it may lie in another folder now
+    if file is None:  # ``from datasets import`` may mean Hugging Face's
+        return "" if root == "datasets" else f"{name} is now in contseg.{root}{_place(frame.filename, frame.lineno)}"
+    new = ".".join(("contseg", *file.relative_to(HOME).with_suffix("").parts))
+    return f"write {line.replace(name, new, 1)!r}{_place(frame.filename, frame.lineno)}: the package is contseg now"
 
 
 def foreign(file: str) -> bool:

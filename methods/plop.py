@@ -226,7 +226,7 @@ def exact_medians(values: Pass, n_classes: int, like: Tensor, reduce: Reduce = a
 
 
 def histogram_medians(
-    values: Pass, n_classes: int, like: Tensor, reduce: Reduce = alone, bins: int = 100, floor: float = 0.001
+    values: Pass, n_classes: int, like: Tensor, reduce: Reduce = alone, *, bins: int = 100, floor: float = 0.001
 ) -> Tensor:
     """(C,): what the release takes for medians, from a histogram over [0, 1] whose running sum adds bin numbers."""
     counts = torch.zeros(n_classes * bins, dtype=torch.int64, device=like.device)

@@ -218,7 +218,7 @@ def channel_norms(difference: Tensor) -> Tensor:
 
 
 def pooled_cube(
-    old: Sequence[Tensor], new: Sequence[Tensor], n_old: int, n_new: int, factor: float, last: float
+    old: Sequence[Tensor], new: Sequence[Tensor], n_old: int, n_new: int, *, factor: float, last: float
 ) -> tuple[Tensor, Tensor]:
     """L_sp and L_ch, each image's value, (B,) (F-PCKD).
 
@@ -250,7 +250,7 @@ class PooledCube(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         old, new = ([full_precision(a) for a in maps(out)] for out in (batch.old, batch.out))
-        spatial, channel = pooled_cube(old, new, batch.step.n_old, batch.step.n_new, self.factor, self.last)
+        spatial, channel = pooled_cube(old, new, batch.step.n_old, batch.step.n_new, factor=self.factor, last=self.last)
         total = (spatial + channel).sum()
         return batch.reduce(total) / batch.reduce(total.new_full((), len(spatial)))
 

@@ -10,13 +10,10 @@ A method, or an add-on to one, is a decorated factory whose typed keyword argume
         \"\"\"
 
 A docstring line ``name: text`` says what a parameter is and where its default comes from; ``list methods --long``
-shows it. A type may have a range (``methods.ranges``). Built-ins are found because they lie in this folder, others
-through ``load_plugins`` or an installed package's entry point in the group ``contseg.plugins``. Built-ins have exactly
-the form of a plugin.
+shows it. A type may have a range (``methods.ranges``). How a text is read: ``methods.grammar``.
 
-Grammar: ``part(+part)*``, ``part = name[key=value, ...]``; the first part is a method, the others are add-ons.
-Values: numbers, words, ``none``, ``true``/``false``, ``(1, 2, 4)``; ``a|b|c`` sweeps (``expand_methods``).
-A key ``train.KEY`` is the method's own value of ``[train]`` (``recipe``); the plan reads it.
+Built-ins are the modules of this folder. Plugins come through ``load_plugins``, or through an installed package's entry
+point in the group ``contseg.plugins``. A built-in has exactly the form of a plugin.
 """
 
 from __future__ import annotations
@@ -27,13 +24,11 @@ import importlib.util
 import inspect
 import itertools
 import json
-import math
 import pkgutil
 import re
 import sys
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -41,6 +36,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from contseg.datasets.errors import UserError, unknown
 from contseg.methods import code, faults
+from contseg.methods.grammar import (
+    TRAIN,
+    coerce,
+    has_text,
+    parse,
+    recipe,
+    split,
+    value_text,
+    with_parameters,
+    with_recipe,
+)
 from contseg.methods.ranges import admit, plain, type_name
 
 if TYPE_CHECKING:
@@ -51,7 +57,6 @@ F = TypeVar("F", bound=Factory)
 
 ENTRY_POINTS = "contseg.plugins"
 REQUIRED = inspect.Parameter.empty
-TRAIN = "train."  # begins the keys of a recipe
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def build_method(text: str) -> Method:
     _discover()
     built: list[Method] = []
     labels: list[str] = []
-    for position, (name, given) in enumerate(_parse(text)):
+    for position, (name, given) in enumerate(parse(text)):
         entry = _entry(name, first=position == 0)
         values = _values(entry, {key: value for key, value in given.items() if not key.startswith(TRAIN)})
         _refuse_without_effect(entry, values)
@@ -144,54 +149,10 @@ def expand_methods(text: str) -> list[str]:
     """
     _discover()
     choices: list[list[str]] = []
-    for name, given in _parse(text):
+    for name, given in parse(text):
         values = [[f"{key}={value}" for value in _choices(name, key, text)] for key, text in given.items()]
-        choices.append([_with(name, combination) for combination in itertools.product(*values)])
+        choices.append([with_parameters(name, combination) for combination in itertools.product(*values)])
     return ["+".join(parts) for parts in itertools.product(*choices)]
-
-
-def recipe(text: str) -> dict[str, str]:
-    """The recipe of a method's text, by key of ``[train]``; its values are texts.
-
-    >>> recipe("MiB[kd=1,train.lr=0.01]+SDR")
-    {'lr': '0.01'}
-    """
-    found: dict[str, str] = {}
-    for _, given in _parse(text):
-        for key in (key for key in given if key.startswith(TRAIN)):
-            if key.removeprefix(TRAIN) in found:
-                raise UserError(f"method {text!r}: {key} is given twice, and there is one recipe for the whole method")
-            found[key.removeprefix(TRAIN)] = given[key]
-    return found
-
-
-def with_recipe(text: str, given: Mapping[str, str]) -> str:
-    """The same method with this recipe, in the brackets of its first part, and with no other.
-
-    >>> with_recipe("MiB[kd=1]+SDR[train.lr=0.01]", {"lr": "0.001"})
-    'MiB[kd=1,train.lr=0.001]+SDR'
-    """
-    parts = [(name, {k: v for k, v in own.items() if not k.startswith(TRAIN)}) for name, own in _parse(text)]
-    parts[0][1].update({TRAIN + key: value for key, value in given.items()})
-    return "+".join(_with(name, [f"{key}={value}" for key, value in own.items()]) for name, own in parts)
-
-
-def method_text(table: Mapping[str, Any]) -> str:
-    """A method's text from a table of a TOML file; a list is a list of values, a list of lists sweeps them.
-
-    >>> method_text({"method": "DKD", "kd": "1|10", "train": {"lr": [0.01, 0.001]}})
-    'DKD[kd=1|10,train.lr=(0.01,0.001)]'
-    """
-    given = dict(table)
-    name, train = given.pop("method", None), given.pop("train", {})
-    if not isinstance(name, str) or not isinstance(train, dict):
-        raise UserError(f'methods: {table!r} is no method; write {{ method = "MiB", kd = 10, train.lr = 0.01 }}')
-    (first, own), *others = _parse(name)
-    pieces = [f"{key}={value}" for key, value in own.items()]
-    pieces += [
-        f"{key}={_listed(value)}" for key, value in {**given, **{TRAIN + k: v for k, v in train.items()}}.items()
-    ]
-    return "+".join([_with(first, pieces), *(_with(n, [f"{k}={v}" for k, v in o.items()]) for n, o in others)])
 
 
 def reason(error: BaseException) -> str:
@@ -265,7 +226,7 @@ def _guarded(what: str, action: Callable[[], object]) -> None:
         for table, saved in zip(tables, before, strict=True):
             table.clear()
             table.update(saved)
-        raise UserError(f"{what} could not be loaded: {reason(error)}") from error
+        raise UserError(f"{what} could not be loaded: {faults.old_import(error) or reason(error)}") from error
 
 
 def _import(spec: str | Path) -> None:
@@ -306,7 +267,7 @@ def _parameters(kind: str, name: str, factory: Factory) -> tuple[Parameter, ...]
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name not in hints:
             raise UserError(f"{kind} {name!r} of {_origin(factory)}: parameter {parameter} needs a name and a type")
         annotation = hints[parameter.name]
-        if not _known_type(annotation):
+        if not has_text(annotation):
             raise UserError(f"{kind} {name!r} of {_origin(factory)}: no text can give a {type_name(annotation)}")
         found.append(Parameter(parameter.name, annotation, parameter.default, notes.get(parameter.name, "")))
     return tuple(found)
@@ -315,53 +276,14 @@ def _parameters(kind: str, name: str, factory: Factory) -> tuple[Parameter, ...]
 # --- from text to values -------------------------------------------------------------------------------------------
 
 
-def _parse(text: str) -> list[tuple[str, dict[str, str]]]:
-    """``"A[x=1]+B"`` -> ``[("A", {"x": "1"}), ("B", {})]``."""
-    parts = []
-    for part in _split(text, "+"):
-        found = re.fullmatch(r"([^\[\]]+?)\s*(?:\[(.*)\])?", part)
-        if not found:
-            raise UserError(f"method {text!r}: cannot read {part!r}; write NAME or NAME[key=value,...]")
-        given: dict[str, str] = {}
-        for item in _split(found[2], ",") if found[2] and found[2].strip() else []:
-            key, equals, value = (piece.strip() for piece in item.partition("="))
-            if not (key and equals and value):
-                raise UserError(f"method {text!r}: cannot read {item!r}; write key=value")
-            if key in given:
-                raise UserError(f"method {text!r}: {key} is given twice; {key}={given[key]}|{value} sweeps both")
-            given[key] = value
-        parts.append((found[1], given))
-    return parts
-
-
-def _split(text: str, mark: str) -> list[str]:
-    """Split at a mark that stands outside of every bracket."""
-    depth, pieces = 0, [""]
-    for letter in text:
-        depth += (letter in "[(") - (letter in "])")
-        if letter == mark and depth == 0:
-            pieces.append("")
-        else:
-            pieces[-1] += letter
-    return [piece.strip() for piece in pieces]
-
-
 def _choices(name: str, key: str, text: str) -> list[str]:
     """The values that a text sweeps."""
     found = [value.strip() for value in text.split("|")]
     entry = _METHODS.get(name) or _ADDONS.get(name)
     takes = next((p.type_name for p in entry.parameters if p.name == key), "") if entry else ""
     if takes and "tuple" not in takes and re.fullmatch(r"\(.+\)", text):
-        return [value for value in _split(text[1:-1], ",") if value]
+        return [value for value in split(text[1:-1], ",") if value]
     return found
-
-
-def _listed(value: Any) -> str:
-    """A TOML value as the text of one or, for a list of lists, of several to sweep."""
-    if isinstance(value, list):
-        each = [_listed(v) for v in value]
-        return "|".join(each) if value and all(isinstance(v, list) for v in value) else f"({','.join(each)})"
-    return value_text(value)
 
 
 def _entry(name: str, first: bool) -> Entry:
@@ -398,52 +320,6 @@ def _values(entry: Entry, given: dict[str, str]) -> dict[str, Any]:
     return values
 
 
-def coerce(text: str, annotation: Any) -> Any:
-    """The value that a text stands for; ``ValueError`` if it is not of the type. Ranges are left to ``admit``."""
-    annotation = plain(annotation)
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is types.NoneType:
-        return {"none": None}[text.lower()] if text.lower() == "none" else _fail(text)
-    if origin in (typing.Union, types.UnionType):
-        return _first_fit(text, sorted(arguments, key=lambda a: a is not types.NoneType))
-    if origin is Literal:
-        return next((choice for choice in arguments if str(choice).lower() == text.lower()), None) or _fail(text)
-    if origin is tuple:
-        inner = text[1:-1] if text.startswith("(") and text.endswith(")") else text
-        items = [item for item in _split(inner, ",") if item]
-        kinds = [arguments[0]] * len(items) if arguments[1:] == (...,) else arguments
-        return tuple(coerce(item, kind) for item, kind in zip(items, kinds, strict=True))
-    if annotation is bool:
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _fail(text)
-    if annotation is float:
-        value = float(text)
-        return value if math.isfinite(value) else _fail(text)
-    return annotation(text)  # int or str
-
-
-def _first_fit(text: str, annotations: list[Any]) -> Any:
-    for annotation in annotations:
-        try:
-            return coerce(text, annotation)
-        except ValueError:
-            continue
-    return _fail(text)
-
-
-def _fail(text: str) -> typing.NoReturn:
-    raise ValueError(text)
-
-
-def _known_type(annotation: Any) -> bool:
-    annotation = plain(annotation)
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return all(isinstance(choice, str) for choice in arguments)
-    if origin in (typing.Union, types.UnionType, tuple):
-        return all(_known_type(a) for a in arguments if a is not ...)
-    return annotation in (bool, int, float, str, types.NoneType)
-
-
 # --- from values to a label ----------------------------------------------------------------------------------------
 
 
@@ -477,7 +353,7 @@ def _refuse_without_effect(entry: Entry, values: dict[str, Any]) -> None:
                 raise _one_method(_label(entry, plain), _label(entry, values), entry)
 
 
-def refuse_equal(built: typing.Iterable[Method]) -> None:
+def refuse_equal(built: Iterable[Method]) -> None:
     """``UserError`` for two settings of a plugin's method of which no key would tell one from the other."""
     from contseg.methods.visible import whole
 
@@ -497,7 +373,7 @@ def plugins_of(name: str) -> tuple[tuple[str, str], ...]:
 
 
 def _entries(name: str) -> list[Entry]:
-    return [_entry(part, first=n == 0) for n, (part, _) in enumerate(_parse(name))]
+    return [_entry(part, first=n == 0) for n, (part, _) in enumerate(parse(name))]
 
 
 def _one_method(one: str, other: str, entry: Entry) -> UserError:
@@ -509,18 +385,4 @@ def _one_method(one: str, other: str, entry: Entry) -> UserError:
 
 def _label(entry: Entry, values: dict[str, Any]) -> str:
     changed = [p for p in entry.parameters if p.name in values and values[p.name] != p.default]
-    return _with(entry.name, [f"{p.name}={value_text(values[p.name])}" for p in changed])
-
-
-def _with(name: str, items: Iterable[str]) -> str:
-    inside = ",".join(items)
-    return f"{name}[{inside}]" if inside else name
-
-
-def value_text(value: Any) -> str:
-    """The shortest text that ``coerce`` turns into this value."""
-    if isinstance(value, float) and float(f"{value:g}") == value:
-        return f"{value:g}"
-    if isinstance(value, tuple):
-        return "(" + ",".join(map(value_text, value)) + ")"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    return with_parameters(entry.name, [f"{p.name}={value_text(values[p.name])}" for p in changed])

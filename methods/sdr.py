@@ -292,6 +292,19 @@ class _ExpSums(torch.autograd.Function):
         return out, out_scale, None
 
 
+# formulation -> the class of each term; ``sdr_variants`` adds those that are for study
+FORMULATIONS: dict[str, dict[str, type[Any]]] = {
+    "intended": {
+        "unce": UnbiasedCrossEntropy,
+        "prototypes": Prototypes,
+        "matching": Matching,
+        "attraction": Attraction,
+        "repulsion": Repulsion,
+        "sparsity": Sparsity,
+    }
+}
+
+
 # --- the recipe ----------------------------------------------------------------------------------------------------
 
 
@@ -311,7 +324,7 @@ def latent(
     sparsity: weight of sparsity; 1e-3 in the release's preset
     formulation: intended formulas, or as the release computes them, or as the authors print them
     """
-    forms = _forms(formulation)
+    forms = FORMULATIONS[formulation]
     prototypes = forms["prototypes"]()
     wanted = {"matching": matching, "attraction": attraction, "repulsion": repulsion, "sparsity": sparsity}
     terms: dict[str, Term] = {}
@@ -326,6 +339,7 @@ def latent(
 @register_method("SDR", paper=PAPER)
 def sdr(
     kd: Annotated[Weight, Search(10, 1000)] = 100.0,
+    *,
     matching: Annotated[Weight | None, Search(0.001, 1)] = 1e-2,
     attraction: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-3,
     repulsion: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-3,
@@ -341,24 +355,7 @@ def sdr(
     sparsity: weight of sparsity; 1e-3 in the release's preset
     formulation: intended formulas, or as the release computes them, or as the authors print them
     """
-    unce: Term = _forms(formulation)["unce"]()
+    unce: Term = FORMULATIONS[formulation]["unce"]()
     terms: dict[str, Term] = {"unce": unce, "unkd": UnbiasedDistillation(weight=kd)}
     base = Method("SDR", terms=terms, first={"ce": CrossEntropy()})
     return base.plus(latent(matching, attraction, repulsion, sparsity, formulation))
-
-
-def _forms(formulation: Formulation) -> dict[str, type[Any]]:
-    """The class of each term; the study variants are imported only if asked for."""
-    intended: dict[str, type[Any]] = {
-        "unce": UnbiasedCrossEntropy,
-        "prototypes": Prototypes,
-        "matching": Matching,
-        "attraction": Attraction,
-        "repulsion": Repulsion,
-        "sparsity": Sparsity,
-    }
-    if formulation == "intended":
-        return intended
-    from contseg.methods import sdr_variants
-
-    return {**intended, **(sdr_variants.RELEASED if formulation == "released" else sdr_variants.PRINTED)}

@@ -20,6 +20,7 @@ from contseg.methods.base import Batch
 from contseg.methods.losses import hot
 from contseg.methods.mib import UnbiasedCrossEntropy
 from contseg.methods.sdr import (
+    FORMULATIONS,
     Attraction,
     Matching,
     Prototypes,
@@ -191,7 +192,7 @@ class PrintedRepulsion(Repulsion):
         return super().__call__(batch) * others
 
 
-RELEASED = {
+FORMULATIONS["released"] = {
     "unce": ReleasedCrossEntropy,
     "prototypes": ReleasedPrototypes,
     "matching": ReleasedMatching,
@@ -199,4 +200,9 @@ RELEASED = {
     "repulsion": ReleasedRepulsion,
     "sparsity": ReleasedSparsity,
 }
-PRINTED = {"matching": PrintedMatching, "attraction": PrintedAttraction, "repulsion": PrintedRepulsion}
+FORMULATIONS["printed"] = {
+    **FORMULATIONS["intended"],
+    "matching": PrintedMatching,
+    "attraction": PrintedAttraction,
+    "repulsion": PrintedRepulsion,
+}

@@ -325,6 +325,7 @@ class PrototypeContrast(Term):
 @register_method("STAR", paper=PAPER)
 def star(
     positive: Weight = 4.0,
+    *,
     pkd: Weight = 5.0,
     contrast: Weight = 0.05,
     shrink: Share = 0.01,

@@ -16,7 +16,7 @@ Shapes: ``P`` positions of the batch (B h w), of which anchors and keys are chos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,40 +40,36 @@ def pair_labels(labels: Tensor, old_logits: Tensor) -> Tensor:
     return torch.where(labels == BACKGROUND, old_logits.argmax(1).to(labels.dtype), labels)
 
 
-def pair_weights(
-    anchor_labels: Tensor, key_labels: Tensor, anchor_probabilities: Tensor, key_probabilities: Tensor, n_old: int
-) -> Tensor:
-    """(A, K): how much the previous model finds two positions alike, <q_j, q_k>; 1 where both are of new classes."""
-    both_new = (anchor_labels >= n_old)[:, None] & (key_labels >= n_old)
-    return torch.where(both_new, 1.0, anchor_probabilities @ key_probabilities.T)
+class Points(NamedTuple):
+    """Anchors or keys: vectors (P, E) of unit length; labels (P,), -1 where unused; the previous model's
+    probabilities (P, O)."""
+
+    vectors: Tensor
+    labels: Tensor
+    probabilities: Tensor
 
 
-def contrast(
-    anchors: Tensor,
-    keys: Tensor,
-    anchor_labels: Tensor,
-    key_labels: Tensor,
-    anchor_probabilities: Tensor,
-    key_probabilities: Tensor,
-    own_key: Tensor,
-    n_old: int,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
+def pair_weights(anchors: Points, keys: Points, n_old: int) -> Tensor:
+    """(A, K): similarity <q_j, q_k> of two positions for the previous model; 1 where both are of new classes."""
+    both_new = (anchors.labels >= n_old)[:, None] & (keys.labels >= n_old)
+    return torch.where(both_new, 1.0, anchors.probabilities @ keys.probabilities.T)
+
+
+def contrast(anchors: Points, keys: Points, own_key: Tensor, n_old: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Each anchor's loss and whether it has a positive key, both (A,) (F-UCD).
 
-    anchors (A, E) and keys (K, E) of unit length; labels (A,), (K,), -1 where unused; probabilities (A, O), (K, O) of
-    the previous model; own_key (A,) the key that is the anchor itself.
+    own_key (A,): the key that is the anchor itself.
     """
-    similarity = anchors @ keys.T / temperature
-    same = anchor_labels[:, None] == key_labels
-    itself = torch.arange(len(keys), device=keys.device) == own_key[:, None]
-    used = (anchor_labels >= 0)[:, None]
+    similarity = anchors.vectors @ keys.vectors.T / temperature
+    same = anchors.labels[:, None] == keys.labels
+    itself = torch.arange(len(keys.labels), device=own_key.device) == own_key[:, None]
+    used = (anchors.labels >= 0)[:, None]
     positive = same & ~itself & used
-    negative = ~same & (key_labels >= 0)
+    negative = ~same & (keys.labels >= 0)
 
     against = similarity.masked_fill(~negative, FAR).logsumexp(1, keepdim=True)
     # -log(e^s / (e^s + sum of negatives)), one positive at a time
-    weight = pair_weights(anchor_labels, key_labels, anchor_probabilities, key_probabilities, n_old) * positive
+    weight = pair_weights(anchors, keys, n_old) * positive
     loss = (weight * F.softplus(against - similarity)).sum(1)
     n_positive = positive.sum(1)
     return loss / n_positive.clamp(min=1), n_positive > 0
@@ -85,6 +81,7 @@ def contrastive_distillation(
     labels: Tensor,
     old_logits: Tensor,
     n_old: int,
+    *,
     temperature: float,
     chunk: int = 1024,
 ) -> tuple[Tensor, Tensor]:
@@ -97,22 +94,20 @@ def contrastive_distillation(
     current, previous = _positions(F.normalize(embedding, dim=1)), _positions(F.normalize(old_embedding, dim=1))
     labels = labels.flatten().long()
     labels = torch.where((labels == BACKGROUND) | (labels == VOID), -1, labels)
-    keys = torch.cat([current, previous]).detach()
-    key_labels = torch.cat([labels, torch.where(labels < n_old, labels, -1)])
     probabilities = _positions(old_logits.detach().softmax(1))
-    key_probabilities = probabilities.repeat(2, 1)
+    keys = Points(
+        torch.cat([current, previous]).detach(),
+        torch.cat([labels, torch.where(labels < n_old, labels, -1)]),
+        probabilities.repeat(2, 1),
+    )
 
     total, count = embedding.new_zeros(()), embedding.new_zeros(())
     everywhere = torch.arange(len(labels), device=labels.device)
     for own_key in everywhere.split(chunk):
         loss, has_positive = checkpoint(
             contrast,
-            current[own_key],
+            Points(current[own_key], labels[own_key], probabilities[own_key]),
             keys,
-            labels[own_key],
-            key_labels,
-            probabilities[own_key],
-            key_probabilities,
             own_key,
             n_old,
             temperature,
@@ -146,7 +141,7 @@ class UncertaintyContrast(Term):
             labels,
             full_precision(batch.old.logits),
             batch.step.n_old,
-            self.temperature,
+            temperature=self.temperature,
         )
         return batch.reduce(total) / batch.reduce(count).clamp(min=1)
 

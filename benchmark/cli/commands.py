@@ -34,7 +34,8 @@ def check(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from contseg.benchmark.contract.check import check_method, every_name
-    from contseg.methods.registry import build_method, expand_methods, recipe
+    from contseg.methods.grammar import recipe
+    from contseg.methods.registry import build_method, expand_methods
 
     names = every_name() if args.all else [name for text in args.methods for name in expand_methods(text)]
     names = [build_method(name).name for name in dict.fromkeys(names)]  # a mistake is told before the work begins

@@ -22,8 +22,8 @@ from msgspec import Meta
 
 from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.datasets.errors import UserError, need, unknown
+from contseg.methods.grammar import coerce, method_text, recipe, with_recipe
 from contseg.methods.ranges import Count, Number, Positive, Search, Weight, admit, plain
-from contseg.methods.registry import coerce, method_text, recipe, with_recipe
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from contseg.benchmark.plan.config import PER_STEP, Config, TrainConfig, checked, override
 from contseg.datasets.errors import UserError
-from contseg.methods.registry import recipe, value_text, with_recipe
+from contseg.methods.grammar import recipe, value_text, with_recipe
 
 
 def own_recipe(config: Config, name: str) -> tuple[str, TrainConfig]:

@@ -26,7 +26,7 @@ from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import Step
 from contseg.datasets.transforms import EvalTransform
 from contseg.datasets.view import val_view
-from contseg.methods.registry import with_recipe
+from contseg.methods.grammar import with_recipe
 
 
 def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:

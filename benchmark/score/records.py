@@ -16,7 +16,7 @@ import msgspec
 from contseg.benchmark.plan.protocol import from_record
 from contseg.benchmark.store.files import RECORD_FORMAT, digest
 from contseg.datasets.errors import UserError
-from contseg.methods.registry import recipe
+from contseg.methods.grammar import recipe
 
 Record: TypeAlias = dict[str, Any]
 OFFLINE = "offline"

@@ -17,7 +17,7 @@ import pandas as pd
 from contseg.benchmark.plan.protocol import Protocol, from_record, scored_as
 from contseg.benchmark.score.metrics import RunScore, score_run
 from contseg.benchmark.score.records import Run, configurations
-from contseg.methods.registry import recipe, with_recipe
+from contseg.methods.grammar import recipe, with_recipe
 
 CONTEST = ["dataset", "task", "setup", "protocol"]
 CELL = [*CONTEST, "method"]

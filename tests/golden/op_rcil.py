@@ -50,7 +50,7 @@ def rcil_pckd(fixture: Fixture) -> None:
     batch = make_batch(fixture, make_step(*classes), torch.zeros(len(new[0]), 8, 8, dtype=torch.int64))
     batch.out, batch._old = outs[1], outs[0]
     loss = PooledCube(*factors)(batch)
-    channel = pooled_cube(old, new, *classes, *factors)[1].mean()
+    channel = pooled_cube(old, new, *classes, factor=factors[0], last=factors[1])[1].mean()
     for kind in ("paper", "released"):
         fixture.check(f"{kind}_spatial", loss - channel)
         fixture.check(f"{kind}_channel", channel)

@@ -3,7 +3,7 @@
 import torch
 
 from contseg.methods.base import SegOutput
-from contseg.methods.ucd import UncertaintyContrast, pair_labels, pair_weights
+from contseg.methods.ucd import Points, UncertaintyContrast, pair_labels, pair_weights
 from contseg.tests.golden.harness import Fixture, make_batch, make_step, operation
 
 RELEASE = "defects L8b-L10 of the release: bilinear class ids, negatives out of scale"
@@ -20,10 +20,12 @@ def ucd(fixture: Fixture) -> None:
     anchor = (paired > 0) & (paired != 255)
     old_key = anchor & (paired < n_old)
     q = logits.softmax(1).movedim(1, -1).flatten(0, 2)
-    keys, key_q = torch.cat([paired[anchor], paired[old_key]]), torch.cat([q[anchor], q[old_key]])
-    fixture.check("paper_anchor_labels", paired[anchor])
-    fixture.check("paper_key_labels", keys)
-    fixture.check("paper_pair_weight", pair_weights(paired[anchor], keys, q[anchor], key_q, n_old))
+    vectors = new.movedim(1, -1).flatten(0, 2)
+    anchors, previous = (Points(vectors[at], paired[at], q[at]) for at in (anchor, old_key))
+    keys = Points(*map(torch.cat, zip(anchors, previous, strict=True)))
+    fixture.check("paper_anchor_labels", anchors.labels)
+    fixture.check("paper_key_labels", keys.labels)
+    fixture.check("paper_pair_weight", pair_weights(anchors, keys, n_old))
 
     for key in fixture.arrays:
         if key.startswith("released"):

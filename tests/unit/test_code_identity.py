@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -14,6 +17,7 @@ from contseg.benchmark.plan.config import read_config
 from contseg.datasets.errors import UserError
 from contseg.datasets.registry import open_dataset
 from contseg.methods import code, registry
+from contseg.methods.base import Term, added_field, describe
 from contseg.methods.registry import build_method, load_plugins
 from contseg.methods.visible import check_visible
 from contseg.tests.material import ROOT, search_path
@@ -57,6 +61,17 @@ PLOP+EWF b0fb3ea117d31977 e100909875102fcb
 MiB+UCD 4cdc1cc807861699 4511425c18c86064
 PLOP+UCD 66780aab504a7864 6c6ad27075e8e009
 STAR+UAC 52dcae9b497120d7 b5fec9e0756aa9ce
+CIL[formulation=released] 0da4cf2e5b9d9118 ae3fbc3f015966a7
+LwF-MC[targets=replaced] d1b121d25531237d 5f13ed1c81637553
+LwF-MC[targets=replaced_foreground] 93964fa3733ac7ad 96d99be95772fd35
+PI[formulation=released] d0e391b482a7f0d2 e55991d55ead91ff
+PLOP[formulation=released] 7e0338ca0861e2c3 5216809d83214254
+RCIL[start=merged] 33e4890ed263c14a 198e419402023202
+RW[formulation=released] b0b1f72d41aad04a c70ed3a3aeae13ac
+SDR[formulation=released] a1ed3aef0a8eac3a 28ce3167265fa1b0
+SDR[formulation=printed] 80debe4fb39930ad 9fed25e1f9741636
+FT+SDR[formulation=released] 046351dbc341c75a 17dd9392a95fca1a
+FT+SDR[formulation=printed] 73367b06e47778c5 839260416dac9b6e
 """
 
 TERM = """
@@ -143,18 +158,93 @@ def refusal(tmp_path: Path, method: str = "Own", **parts: str) -> str:
 # --- keys ----------------------------------------------------------------------------------------------------------
 
 
-def test_built_in_methods_keep_their_keys() -> None:
+def names() -> list[str]:
+    """Every method and add-on, the combinations of papers, and every choice that is not the default."""
+    choices = [
+        f"{front}{entry.name}[{p.name}={choice}]"
+        for front, table in (("", registry.methods()), ("FT+", registry.addons()))
+        for entry in table.values()
+        for p in entry.parameters
+        if get_origin(p.annotation) is Literal
+        for choice in get_args(p.annotation)
+        if choice != p.default
+    ]
+    return [*every_name(), *choices]
+
+
+def keys_of_built_ins() -> dict[str, tuple[str, str]]:
     config = read_config(
         None,
         ["model.backbone=tiny", "train.updates=4", "train.batch=4", "train.crop=48"],
         scenarios=("shapes/3-3/overlapped",),
-        methods=tuple(every_name()),
+        methods=tuple(names()),
     )
     shapes = open_dataset("shapes", None, None)
     cells = {run.method: run.cells[-1] for run in make_plan(config, lambda name: shapes).runs}
-    assert {name: (c.node.key[:16], c.score[:16]) for name, c in cells.items()} == {
-        name: (step, score) for name, step, score in (line.split() for line in KEYS.split("\n") if line)
-    }
+    return {name: (c.node.key[:16], c.score[:16]) for name, c in cells.items()}
+
+
+def committed() -> dict[str, tuple[str, str]]:
+    return {name: (step, score) for name, step, score in (line.split() for line in KEYS.split("\n") if line)}
+
+
+def test_built_in_methods_keep_their_keys() -> None:
+    known, found = committed(), keys_of_built_ins()
+    assert {name: found.get(name) for name in known} == known
+
+
+def without_entry(found: dict[str, tuple[str, str]]) -> str:
+    """The lines that KEYS lacks; "" if none."""
+    lines = [" ".join((name, *keys)) for name, keys in found.items() if name not in committed()]
+    return f"add to KEYS of {Path(__file__).name}: {'; '.join(lines)}" if lines else ""
+
+
+def test_every_name_has_its_keys_here() -> None:
+    assert not (missing := without_entry(keys_of_built_ins())), missing
+    assert without_entry({"FT": ("", ""), "New": ("1a", "2b")}) == "add to KEYS of test_code_identity.py: New 1a 2b"
+
+
+# --- a class that changes, and what it did before ------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Before(Term):
+    by: float = 1.0
+
+
+@dataclass(eq=False)
+class After(Term):
+    """``Before`` with two fields more, in another place."""
+
+    identity = f"{Before.__module__.removeprefix('contseg.')}.{Before.__qualname__}"
+
+    by: float = 1.0
+    steepness: float = added_field(2.0)
+    shape: tuple[int, ...] = added_field((1, 2))
+
+
+@dataclass(eq=False)
+class Child(After):
+    """Another class than its parent."""
+
+
+@pytest.fixture
+def as_built_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes of this file count as contseg's own: their code is in no key."""
+    monkeypatch.setattr(code, "is_ours", lambda module: True)
+
+
+@pytest.mark.usefixtures("as_built_ins")
+def test_a_field_that_is_added_moves_a_key_only_where_it_is_not_the_default() -> None:
+    assert describe(After(3)) == describe(Before(3))
+    assert describe(After(3, 2, (1, 2))) == describe(Before(3))  # 2 is 2.0, as in every field of type float
+    others = [describe(x) for x in (Before(3), After(3, 2.5), After(3, shape=(1,)), After(3, 2.5, (1,)), Before(4))]
+    assert all(a != b for a, b in combinations(others, 2))
+
+
+@pytest.mark.usefixtures("as_built_ins")
+def test_only_the_class_itself_keeps_its_former_name() -> None:
+    assert describe(Child(3)) != describe(After(3))
 
 
 def test_an_edit_of_a_plugin_or_of_what_it_imports_moves_its_keys(tmp_path: Path) -> None:

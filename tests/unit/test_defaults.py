@@ -14,12 +14,13 @@ from contseg.methods.base import Batch, CrossEntropy, Method, SegOutput, Term, h
 from contseg.methods.cil import LabelledCrossEntropy, UnlabelledDistillation
 from contseg.methods.dft import ReservedCrossEntropy
 from contseg.methods.dkd import Auxiliary, BinaryDistillation, EvidenceDistillation, MultiBCE
+from contseg.methods.grammar import coerce
 from contseg.methods.ilt import FeatureDistillation
 from contseg.methods.lwf import Distillation
 from contseg.methods.lwf_mc import BinaryCrossEntropy, ReplacedTargets, SigmoidDistillation
 from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
 from contseg.methods.plop import PseudoLabelCrossEntropy
-from contseg.methods.registry import Entry, build_method, coerce
+from contseg.methods.registry import Entry, build_method
 from contseg.methods.sdr_variants import ReleasedCrossEntropy
 from contseg.methods.ssul import UnknownBCE
 from contseg.tests.material import ROOT

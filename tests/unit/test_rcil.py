@@ -174,7 +174,7 @@ def maps(n_old: int, n_new: int) -> tuple[list[torch.Tensor], list[torch.Tensor]
 def test_equal_maps_have_no_loss_and_no_gradient() -> None:
     old, new = maps(4, 2)
     new = [a.requires_grad_() for a in new]
-    spatial, channel = pooled_cube(old, new, 4, 2, 0.01, 0.0005)
+    spatial, channel = pooled_cube(old, new, 4, 2, factor=0.01, last=0.0005)
     assert not spatial.detach().any() and not channel.detach().any()
     for gradient in torch.autograd.grad((spatial + channel).sum(), new):
         assert gradient.isfinite().all() and not gradient.any()
@@ -185,7 +185,7 @@ def test_new_logits_count_as_background() -> None:
     moved = new[-1].clone()
     moved[:, 4:] += 1.5
     moved[:, 0] -= 3.0
-    spatial, _ = pooled_cube(old, [*new[:-1], moved], 4, 2, 0.01, 0.0005)
+    spatial, _ = pooled_cube(old, [*new[:-1], moved], 4, 2, factor=0.01, last=0.0005)
     assert spatial.abs().max() < 1e-12
 
 

@@ -16,7 +16,8 @@ from contseg.benchmark.score.leaderboard import leaderboard
 from contseg.benchmark.score.records import Run, configurations
 from contseg.benchmark.train.step_record import make_record
 from contseg.datasets.errors import UserError
-from contseg.methods.registry import build_method, expand_methods, method_text, recipe, with_recipe
+from contseg.methods.grammar import method_text, recipe, with_recipe
+from contseg.methods.registry import build_method, expand_methods
 from contseg.tests.records import make_run
 from contseg.tests.unit.probe import grid, keys, mini
 

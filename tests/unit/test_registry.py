@@ -340,3 +340,24 @@ def test_a_missing_plugin(tmp_path: Path) -> None:
 
 def test_a_plugin_does_not_take_a_modules_name(tmp_path: Path) -> None:
     assert "the name 'json' is taken by" in plugin_message(write(tmp_path, "", "json.py"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("from methods.base import Term", "write 'from contseg.methods.base import Term' (old.py, line 2)"),
+        ("import methods.mib as m  # MiB", "write 'import contseg.methods.mib as m' (old.py, line 2)"),
+        ("from methods.base import (\n    Term,\n)", "write 'from contseg.methods.base import' (old.py, line 2)"),
+        ("from datasets.base import x", "write 'from contseg.datasets.base import x' (old.py, line 2)"),
+        ("from benchmark.runner import x", "write 'from contseg.benchmark.train.runner import x' (old.py, line 2)"),
+        ("from benchmark.check import x", "benchmark.check is now in contseg.benchmark (old.py, line 2)"),
+        ("from datasets import no_such_name", "(old.py, line 2)"),
+    ],
+)
+def test_an_import_from_before_the_package_is_told_its_new_name(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "old.py"
+    path.write_text(f"import torch\n{line}\n")
+    with pytest.raises(UserError) as caught:
+        load_plugins(path)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert ("contseg" in str(caught.value)) == ("contseg" in said)

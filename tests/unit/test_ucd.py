@@ -57,7 +57,7 @@ def double_sum(f: Tensor, old: Tensor, labels: Tensor, logits: Tensor, n_old: in
 def test_equals_the_double_sum_however_it_is_cut(chunk: int) -> None:
     f, old, logits = maps()
     labels = labels_for()
-    total, count = contrastive_distillation(f, old, labels, logits, 4, TAU, chunk)
+    total, count = contrastive_distillation(f, old, labels, logits, 4, temperature=TAU, chunk=chunk)
     assert float(total / count) == pytest.approx(double_sum(f, old, labels, logits, 4), rel=1e-12)
 
 
@@ -74,8 +74,8 @@ def test_the_term_is_the_mean_over_anchors() -> None:
 
 def test_gradient_does_not_depend_on_the_cut_and_keys_have_none() -> None:
     f, old, logits = (x.requires_grad_() for x in maps())
-    whole, _ = contrastive_distillation(f, old, labels_for(), logits, 4, TAU, 1000)
-    cut, _ = contrastive_distillation(f, old, labels_for(), logits, 4, TAU, 7)
+    whole, _ = contrastive_distillation(f, old, labels_for(), logits, 4, temperature=TAU, chunk=1000)
+    cut, _ = contrastive_distillation(f, old, labels_for(), logits, 4, temperature=TAU, chunk=7)
     expected, none, neither = torch.autograd.grad(whole, (f, old, logits), allow_unused=True)
     assert none is None and neither is None
     torch.testing.assert_close(torch.autograd.grad(cut, f)[0], expected, rtol=1e-12, atol=1e-14)
@@ -119,5 +119,5 @@ def test_agreement_weighs_old_pairs_only() -> None:
     sure = torch.zeros_like(logits)
     sure[:, 1] = 100.0  # one class everywhere: agreement 1
     for labels, same in ((old_only, False), (new_only, True)):
-        a, b = (contrastive_distillation(f, old, labels, z, 4, TAU)[0] for z in (logits, sure))
+        a, b = (contrastive_distillation(f, old, labels, z, 4, temperature=TAU)[0] for z in (logits, sure))
         assert torch.allclose(a, b) is same
