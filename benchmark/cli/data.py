@@ -23,7 +23,7 @@ examples:
   data prepare voc --root /data                 VOC 2012 with SegmentationClassAug in /data/VOC2012
   data verify voc --root /data                  is it the data set of the papers? (exit code 1: it deviates)
   data verify camvid/ --json                    a folder of one's own
-  data init my_pictures/ --out my_data/         a data set from images and label maps
+  data init my_images/ --out my_data/           a data set from images and label maps
   data show voc/15-1/overlapped --root /data --out voc.png
   data export-splits voc/15-1/disjoint --root /data --out lists/
   data import-splits MiB/data/voc/15-5s-ov --root /data --out mib.json

@@ -33,7 +33,7 @@ def draw_maps(files: list[Path], folder: Path, work: Path) -> tuple[Found, list[
     need("pycocotools", str(files[0]))
     from pycocotools.coco import COCO
 
-    pictures = {p.name: p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGES}
+    image_files = {p.name: p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGES}
     groups: dict[str, list[Pair]] = {}
     missing: list[str] = []
     categories: dict[int, str] = {}
@@ -51,12 +51,12 @@ def draw_maps(files: list[Path], folder: Path, work: Path) -> tuple[Found, list[
         groups[path.stem] = []
         for info in annotations.dataset["images"]:
             name = Path(info["file_name"]).name
-            if name not in pictures:
+            if name not in image_files:
                 missing.append(name)
                 continue
             label = maps / f"{Path(name).stem}.png"
             Image.fromarray(_draw(annotations, info, label_of)).save(label)
-            groups[path.stem].append(Pair(label.stem, pictures[name], label))
+            groups[path.stem].append(Pair(label.stem, image_files[name], label))
     if missing:
         raise UserError(f"{len(missing)} images of {files[0]} are not in {folder}, for example {missing[0]}")
     splits, how = split_by_name(groups)

@@ -43,13 +43,13 @@ class PairedFiles(SegmentationDataset):
         kept: dict[str, dict[str, tuple[Path, Path]]] = self.__dict__.setdefault("_kept_pairs", {})
         if split not in kept:
             listed, images, labels = self.listing(split)
-            pictures, maps = files_by_stem(images, IMAGES), files_by_stem(labels, MAPS)
+            image_files, maps = files_by_stem(images, IMAGES), files_by_stem(labels, MAPS)
             for image_id in maps if listed is None else listed:
-                for what, found, folder in (("image", pictures, images), ("label map", maps, labels)):
+                for what, found, folder in (("image", image_files, images), ("label map", maps, labels)):
                     if image_id not in found:
                         hint = ending_hint(image_id, found)
                         raise UserError(f"{self.name}: {split} id {image_id!r} has no {what} in {folder}{hint}")
-            kept[split] = {i: (pictures[i], maps[i]) for i in sorted(set(maps if listed is None else listed))}
+            kept[split] = {i: (image_files[i], maps[i]) for i in sorted(set(maps if listed is None else listed))}
         return kept[split]
 
 

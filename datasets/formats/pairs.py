@@ -107,8 +107,8 @@ def _holds_maps(folder: Path, root: Path) -> bool:
 
 
 def _pairs(images: Path, labels: Path) -> list[Pair]:
-    pictures, maps = files_by_stem(images, IMAGES), files_by_stem(labels, MAPS)
-    return [Pair(i, pictures[i], maps[i]) for i in sorted(pictures.keys() & maps.keys())]
+    image_files, maps = files_by_stem(images, IMAGES), files_by_stem(labels, MAPS)
+    return [Pair(i, image_files[i], maps[i]) for i in sorted(image_files.keys() & maps.keys())]
 
 
 def _splits(root: Path, together: dict[Path, list[Pair]]) -> tuple[dict[str, list[Pair]], str]:

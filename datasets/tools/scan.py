@@ -84,15 +84,15 @@ def _files(
         ids = dataset.ids(split)
         return list(ids), {i: dataset.files(i, split) for i in ids}, {}
     listed, images, labels = dataset.listing(split)
-    pictures, maps = files_by_stem(images, IMAGES), files_by_stem(labels, MAPS)
-    wanted = sorted(pictures.keys() | maps.keys()) if listed is None else listed
+    image_files, maps = files_by_stem(images, IMAGES), files_by_stem(labels, MAPS)
+    wanted = sorted(image_files.keys() | maps.keys()) if listed is None else listed
     faults: dict[str, list[str]] = {}
-    for what, found, folder in (("image", pictures, images), ("label map", maps, labels)):
+    for what, found, folder in (("image", image_files, images), ("label map", maps, labels)):
         lacking = [i for i in sorted(set(wanted)) if i not in found]
         lines = [f"{split} id {i!r} has no {what} in {folder}{ending_hint(i, found)}" for i in lacking]
         if lines:
             faults[f"no {what}"] = lines
-    return wanted, {i: (pictures[i], maps[i]) for i in wanted if i in pictures and i in maps}, faults
+    return wanted, {i: (image_files[i], maps[i]) for i in wanted if i in image_files and i in maps}, faults
 
 
 def fault_kind(line: str) -> str:

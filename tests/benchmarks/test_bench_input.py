@@ -113,8 +113,8 @@ def test_samples_kept_decoded(against: Against, ours: StepImages) -> None:
     torch.set_num_threads(1)
     kept = StepImages(ours.dataset, ours.view, ours.transform, keep=True)
 
-    def samples(pictures: StepImages) -> Sample:
-        return collate([pictures[i] for i in range(N)])
+    def samples(data: StepImages) -> Sample:
+        return collate([data[i] for i in range(N)])
 
     images, _ = against(
         "input kept / decoded", lambda: samples(kept), lambda: samples(ours), "", per=N, unit="samples/s"

@@ -85,8 +85,8 @@ def test_voc_colours_are_vocs_own_where_there_are_many_classes() -> None:
 def test_images_that_show_old_and_later_classes_come_first() -> None:
     present = np.zeros((5, 5), dtype=bool)
     present[:, 0] = True
-    for picture, labels in enumerate(([1], [1, 3], [3, 4], [2, 4], [2, 1])):
-        present[picture, labels] = True
+    for image, labels in enumerate(([1], [1, 3], [3, 4], [2, 4], [2, 1])):
+        present[image, labels] = True
     assert telling_images(present, ((1, 2), (3,), (4,)), 3) == [1, 3, 2]
     assert telling_images(present, ((1, 2, 3, 4),), 9) == [1, 3, 2, 4, 0]
 

@@ -99,10 +99,10 @@ def test_written_and_opened(tmp_path):
     for image_id in dataset.ids("train"):
         image, label = dataset.load(image_id, "train")
         with (
-            Image.open(source / "train" / f"{image_id}.png") as picture,
+            Image.open(source / "train" / f"{image_id}.png") as stored,
             Image.open(source / "trainannot" / f"{image_id}.png") as raw,
         ):
-            assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(picture))
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(stored))
             values = np.array(raw).astype(int)
         assert np.array_equal(label.numpy(), np.where(values == 3, 255, values + 1))
     assert main(["data", "verify", str(tmp_path / "new")]) == 0

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.numeric
 RATIO = (3 / 4, 4 / 3)
 
 
-def picture(height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A photograph as data sets give it (channels last in memory), and labels."""
     rng = np.random.default_rng(seed)
     image = torch.from_numpy(rng.integers(0, 256, (height, width, 3), np.uint8)).permute(2, 0, 1)
@@ -33,7 +33,7 @@ def positions(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("window", [(3, 2, 20, 16), (0, 0, 31, 29), (30, 28, 1, 1), (0, 5, 31, 3)])
 def test_resizing_is_pillows(window, size):
     """Labels exactly, photographs within one grey level (both round, at different places)."""
-    image, label = picture(31, 29)
+    image, label = sample(31, 29)
     top, left, h, w = window
     got_image, got_label = resized_window(image, label, window, size)
     cut = (left, top, left + w, top + h)
@@ -45,14 +45,14 @@ def test_resizing_is_pillows(window, size):
 
 
 def test_a_window_of_the_right_size_is_only_cut():
-    image, label = picture(31, 29)
+    image, label = sample(31, 29)
     got_image, got_label = resized_window(image, label, (4, 5, 10, 12), (10, 12))
     assert torch.equal(got_image, image[:, 4:14, 5:17])
     assert torch.equal(got_label, label[4:14, 5:17])
 
 
 def test_the_order_of_memory_changes_nothing():
-    image, label = picture(31, 29)
+    image, label = sample(31, 29)
     for window in ((0, 0, 31, 29), (3, 0, 20, 29), (3, 4, 20, 16)):
         a, _ = resized_window(image, label, window, (24, 24))
         b, _ = resized_window(image.contiguous(), label, window, (24, 24))
@@ -60,7 +60,7 @@ def test_the_order_of_memory_changes_nothing():
 
 
 def test_labels_are_never_mixed():
-    image, label = picture(37, 53)
+    image, label = sample(37, 53)
     for seed in range(20):
         _, got = TrainTransform((64, 48))(image, label, np.random.default_rng(seed))
         assert set(got.unique().tolist()) <= {0, 1, 2, 20, 255}
@@ -69,7 +69,7 @@ def test_labels_are_never_mixed():
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (512, 512), (100, 101), (64, 300)])
 def test_crop_view_is_resize_and_center_crop(height, width):
     """The literature's test images: shorter side to S, centre crop, labels too."""
-    image, label = picture(height, width)
+    image, label = sample(height, width)
     got_image, got_label = EvalTransform((96, 96))(image, label)
     resize, crop = Resize(96), CenterCrop(96)
     there = crop(resize(Image.fromarray(image.permute(1, 2, 0).numpy())))
@@ -93,7 +93,7 @@ def test_cover_fills_any_size_and_keeps_the_middle(size, height, width):
 
 
 def test_full_view_is_the_image():
-    image, label = picture(31, 29)
+    image, label = sample(31, 29)
     got = EvalTransform()(image, label)
     assert got[0] is image
     assert got[1] is label
@@ -149,7 +149,7 @@ class TestRandomWindow:
 class TestTrainTransform:
     def test_is_a_window_resized_and_flipped(self):
         """Each result is the window of the same random numbers, in one of its flips; all flips occur, evenly."""
-        image, label = picture(40, 50)
+        image, label = sample(40, 50)
         for flip, kinds in (("none", 1), ("h", 2), ("hv", 4)):
             counts = dict.fromkeys(range(4), 0)
             for seed in range(200):
@@ -172,7 +172,7 @@ class TestTrainTransform:
             assert (got_image[0].int() + got_image[1].int() - got_label.int()).abs().max() <= 2
 
     def test_without_a_window_drawn_images_are_only_flipped(self):
-        image, label = picture(24, 24)
+        image, label = sample(24, 24)
         seen = set()
         for seed in range(30):
             got, _ = TrainTransform((24, 24), scale=None, flip="h")(image, label, np.random.default_rng(seed))
@@ -181,7 +181,7 @@ class TestTrainTransform:
         assert seen == {True, False}
 
     def test_random_numbers_come_from_the_generator_alone(self):
-        image, label = picture(40, 50)
+        image, label = sample(40, 50)
         transform = TrainTransform((24, 24), flip="hv")
         torch.manual_seed(0)
         np.random.seed(0)

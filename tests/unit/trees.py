@@ -18,9 +18,9 @@ def write_image(image: Path, label: Path, seed: int, classes: int = 3, size: tup
 
 
 def write_label(path: Path, values: np.ndarray) -> None:
-    picture = Image.fromarray(values.astype(np.uint8)).convert("L")
-    picture.putpalette(np.arange(768) % 256)
-    picture.save(path)
+    image = Image.fromarray(values.astype(np.uint8)).convert("L")
+    image.putpalette(np.arange(768) % 256)
+    image.save(path)
 
 
 def write_list(path: Path, lines: tuple[str, ...]) -> None:
