@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from contseg.tests.integration.lockstep import Trained, replay
+from contseg.tests.integration.released import Trained, replay
 from contseg.tests.integration.mistakes import LONG, PLANTED, SHORT, Plant
 
 pytestmark = pytest.mark.numeric
