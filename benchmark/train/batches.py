@@ -1,4 +1,4 @@
-"""What a training step is fed with: each update's global batch, cut into the shares of processes and micro-batches.
+"""The batches of a training step: each update's global batch, split over processes and micro-batches.
 
 Shapes: ``B`` batch of this process, ``H, W`` crop.
 """
@@ -25,7 +25,7 @@ from contseg.datasets.transforms import TrainTransform
 
 
 class StepBatches:
-    """The training images of a step."""
+    """The training images and labels of a step, in batches on the device."""
 
     def __init__(
         self,
@@ -46,14 +46,14 @@ class StepBatches:
         self.order = Order(len(node.view.ids), self.batch, node.seed, node.step.index)
 
     def updates(self, start: int, total: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every micro-batch from update ``start`` on: images (B, 3, H, W) normalised, labels (B, H, W) int64."""
+        """All micro-batches from update ``start`` on: images (B, 3, H, W) normalised, labels (B, H, W) int64."""
         return self._load(_Shares(self.order, range(start, total), self.parts, self.rank, self.world))
 
     def whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """A pass over all images of the step, with training augmentation and random numbers of its own.
+        """One pass over all images of the step, with training augmentation and its own random numbers.
 
-        Every process gets the same number of batches; the last one holds what is left over as well. Where a step has
-        fewer images than there are processes, some get a batch without an image.
+        Every process gets the same number of batches; the last batch also holds the remaining images. If a step has
+        fewer images than there are processes, some processes get an empty batch.
         """
         n = len(self.images)
         starts = [i * self.batch for i in range(max(1, n // self.batch))]
@@ -68,7 +68,7 @@ class StepBatches:
             self.images,
             batch_sampler=batches,  # type: ignore[arg-type]  # its indices are (epoch, position)
             collate_fn=self._collate,
-            generator=torch.Generator(),  # else it draws its workers' seed from the global one
+            generator=torch.Generator(),  # otherwise it draws its workers' seed from the global generator
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if workers else None,
@@ -86,7 +86,7 @@ class StepBatches:
 
 
 def processes_here() -> int:
-    """How many processes train on this machine: of this program (torchrun's variable), times a launcher's workers."""
+    """Training processes on this machine: those of this program (torchrun's variable) times a launcher's workers."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get("CONTSEG_WORKERS", 1))
 
 

@@ -1,4 +1,4 @@
-"""The confusion matrix of a batch, on whatever device it lies."""
+"""The confusion matrix of a batch, on any device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def confusion(labels: Tensor, prediction: Tensor, n_rows: int, n_cols: int) -> T
     """Counts of (label, prediction): (n_rows, n_cols) int64.
 
     ``labels`` (..., H, W) holds the data set's labels 0..n_rows-2 and 255; void is counted in the last row.
-    ``prediction`` (..., H, W) holds channels 0..n_cols-1. That labels are in range is the data set's to check
+    ``prediction`` (..., H, W) holds channels 0..n_cols-1. Labels must be in range: the data set checks them
     (``SegmentationDataset.presence``).
     """
     return count_pairs(void_last(labels, n_rows - 1), prediction, n_rows, n_cols)

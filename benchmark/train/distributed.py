@@ -1,9 +1,8 @@
-"""What several processes do together: sums, means, small objects, and stopping.
+"""Communication between processes: sums, means, small objects, and stopping.
 
-A sum's backward sums too, so that DDP's averaging gives the gradient of the one global batch.
-
-Each of P processes forms the same global loss from reduced sums. Its gradient with respect to a reduced sum is the
-same everywhere; summed over processes it is P times that; DDP divides by P.
+The backward pass of a sum is a sum as well, so that DDP's averaging gives the gradient of the one global batch: each of
+P processes forms the same global loss from reduced sums. The gradient of this loss with respect to a reduced sum is
+equal in all processes; its sum over processes is P times as large; DDP divides by P.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def several() -> bool:
 
 
 class AllProcesses:
-    """``Reduce`` over all processes; where there is one it gives back what it got."""
+    """``Reduce`` over all processes; the identity if there is only one."""
 
     def __call__(self, x: Tensor) -> Tensor:
         if not several():
@@ -57,14 +56,14 @@ over_processes = AllProcesses()
 
 @torch.no_grad()
 def average(x: Tensor) -> None:
-    """Put the mean over processes in the place of ``x``."""
+    """Replace ``x`` by its mean over processes."""
     if several():
         dist.all_reduce(x)
         x /= dist.get_world_size()
 
 
 def gather(value: Any) -> list[Any]:
-    """One small object of each process, in order of rank; of this process alone where there is one."""
+    """One small object from each process, in order of rank."""
     if not several():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -73,15 +72,15 @@ def gather(value: Any) -> list[Any]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set anywhere; the same answer everywhere."""
+    """Whether the flag is set in any process; all processes get the same answer."""
     return any(gather(flag)) if several() else flag
 
 
 class InterruptedStepError(Exception):
-    """SIGTERM or SIGINT was heeded: what is done is kept, what was under way goes on from its last checkpoint."""
+    """SIGTERM or SIGINT arrived. Finished steps are kept; the current one can resume from its last checkpoint."""
 
 
-def heed(stop: Callable[[], bool]) -> None:
-    """Raise ``InterruptedStepError`` in every process if one of them was told to stop. Called by all."""
+def check_stop(stop: Callable[[], bool]) -> None:
+    """Raise ``InterruptedStepError`` in every process if ``stop()`` is true in one of them. Called by all processes."""
     if any_process(stop()):
         raise InterruptedStepError

@@ -1,6 +1,6 @@
 """Score a network on the test images: the full confusion matrix, every image counted exactly once.
 
-The one evaluation loop of the suite: ``run``, ``report --verify`` and ``report --re-evaluate`` all count here.
+This is the only evaluation loop: ``run``, ``report --verify`` and ``report --re-evaluate`` all use it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from contseg.benchmark.models.pixels import pixels_of
 from contseg.benchmark.train.confusion import count_pairs, void_last
-from contseg.benchmark.train.distributed import heed, several
+from contseg.benchmark.train.distributed import check_stop, several
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,10 +40,9 @@ def evaluate(
     """``{"seen": ..., "unseen": ...}``, each ``n_labels + 1`` rows (the last is void) of ``n_channels`` counts.
 
     ``predict(out, (H, W))`` gives channels (B, H, W). ``images`` gives (image (3, H, W) uint8, raw labels (H, W)
-    uint8) by position; ``seen`` (N,) bool parts the test images with at least one seen class from the others.
-    ``precision``: that of training; the forward pass runs in it. Each process takes every P-th image; batches hold
-    images of one size, and no prediction leaves the device. Raises ``InterruptedStepError`` in all processes if
-    ``stop`` says so in one of them.
+    uint8) by position; ``seen`` (N,) bool marks the test images that hold at least one seen class. The forward pass
+    runs in ``precision``, that of training. Each process takes every P-th image. A batch holds images of one size, and
+    no prediction leaves the device. Raises ``InterruptedStepError`` in all processes if ``stop()`` is true in one.
     """
     rank, processes = (dist.get_rank(), dist.get_world_size()) if several() else (0, 1)
     own = range(rank, len(images), processes)
@@ -54,7 +53,7 @@ def evaluate(
     bar = tqdm(loader, total=len(own), desc=title, leave=False, disable=rank > 0)
     for positions, pixels, labels in _equal_sizes(bar, batch):
         if stop():
-            break  # the others go on to the end of their share
+            break  # the other processes finish their share
         x = pixels_of(model).normalise(pixels.to(device, non_blocking=True)).to(_dtype(model))
         if device.type == "cuda":
             x = x.contiguous(memory_format=torch.channels_last)
@@ -63,17 +62,17 @@ def evaluate(
             out = model(x)
         prediction = predict(out, (labels.shape[-2], labels.shape[-1]))
         group = seen[positions].to(device, non_blocking=True)
-        # the two groups of images are two blocks of rows: those of the second come after the first's void
+        # images without a seen class are counted in a second block of rows, after the void row of the first
         rows = void_last(labels, n_labels) + (~group).long()[:, None, None] * (n_labels + 1)
         counts += count_pairs(rows, prediction, 2 * (n_labels + 1), n_channels).view_as(counts)
-    heed(stop)
+    check_stop(stop)
     if several():
         dist.all_reduce(counts)
     return {"seen": counts[0].tolist(), "unseen": counts[1].tolist()}
 
 
 class _Numbered(Dataset[tuple[int, Tensor, Tensor]]):
-    """The images of this process with their positions."""
+    """This process's images, with their positions in the test set."""
 
     def __init__(self, images: Any, positions: range) -> None:
         self.images, self.positions = images, positions
@@ -89,7 +88,7 @@ class _Numbered(Dataset[tuple[int, Tensor, Tensor]]):
 def _equal_sizes(
     images: Iterable[tuple[int, Tensor, Tensor]], batch: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Batches of images of one size, in order of arrival; what is left over comes at the end."""
+    """Batches of images of one size, in order of arrival; incomplete batches come at the end."""
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor, Tensor]]] = {}
     for item in images:
         group = waiting.setdefault(tuple(item[1].shape), [])

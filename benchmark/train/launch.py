@@ -1,7 +1,7 @@
-"""Where steps run: several local processes, or Slurm jobs by submitit. The steps' claims and Slurm do the scheduling.
+"""Launchers: several local processes, or Slurm jobs through submitit. Claims on steps, and Slurm, do the scheduling.
 
-Each launcher takes a plan, the store, and the words of the command line that the processes run ``inline``; it watches
-them and gives the exit code, and what went wrong in lines.
+A launcher takes a plan, the store, and the command line's words, which its processes run ``inline``. It watches them
+and returns the exit code, and one line for each failure.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ INTERRUPTED = (128 + signal.SIGTERM, -signal.SIGTERM, -9)  # a checkpoint writte
 
 
 def local(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[str]]:
-    """Some processes side by side on this machine, spread over its GPUs; each takes steps as they come free.
+    """Several processes on this machine, spread over its GPUs; each takes the next free step.
 
-    A step that fails may be tried by every worker; what they say of it is given once. The first Ctrl-C (or SIGTERM, or
-    a terminal that is closed) lets every worker write its checkpoint, a second Ctrl-C ends them at once.
+    Every worker may try a step that fails; its message is reported once. The first Ctrl-C (or SIGTERM, or closing the
+    terminal) lets every worker write its checkpoint; a second Ctrl-C kills them.
     """
     n, visible = _local_workers(plan.config.launch)
     logs = [store.out / "logs" / f"worker{i}.log" for i in range(n)]
@@ -42,11 +42,11 @@ def local(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[s
     workers: list[subprocess.Popen[bytes]] = []
     call = [*PROGRAM, *words, "--launcher", "inline"]
     with contextlib.ExitStack() as stack:
-        heeded = stack.enter_context(_passing_on(workers))
+        signals = stack.enter_context(_passing_on(workers))
         for i, log in enumerate(logs):
             file = stack.enter_context(log.open("wb"))
             environment = {**os.environ, **visible(i), "CONTSEG_WORKERS": str(n)}
-            # a session of its own: a terminal's Ctrl-C reaches the launcher alone, which passes it on
+            # in its own session: Ctrl-C in a terminal reaches only the launcher, which passes it on
             own = subprocess.Popen(
                 call, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
             )
@@ -57,42 +57,42 @@ def local(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[s
     for code, log in zip(codes, logs, strict=True):
         failed = [line for line in _lines(log) if line.startswith("failed: ")]
         wrong |= dict.fromkeys(failed)
-        if code and not failed and not (heeded and code in INTERRUPTED):
+        if code and not failed and not (signals and code in INTERRUPTED):
             wrong[f"{log.stem} ended with exit code {code}; the end of {log}:\n{_tail(log)}"] = None
-    if heeded:
+    if signals:
         done = "ended at once" if -signal.SIGKILL in codes else "the checkpoints are written"
-        return 128 + heeded[0], [*wrong, f"interrupted: {done}; the same command goes on from the last checkpoint"]
+        return 128 + signals[0], [*wrong, f"interrupted: {done}; run the same command again to resume"]
     return max((abs(c) for c in codes), default=0), [*wrong]
 
 
 @contextlib.contextmanager
 def _passing_on(workers: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """What interrupts the launcher reaches its workers as one SIGTERM, a second SIGINT as SIGKILL; gives the signals.
+    """Pass signals to the workers: as SIGTERM, a second SIGINT as SIGKILL. Yields the list of signals that arrived.
 
-    Workers are left running by nothing but SIGKILL. A signal that was ignored (nohup) stays so.
+    Only SIGKILL of the launcher leaves workers running. A signal that was ignored before (nohup) stays ignored.
     """
-    heeded: list[int] = []
+    signals: list[int] = []
 
     def interrupt(number: int, frame: Any) -> None:
-        heeded.append(number)
+        signals.append(number)
         for worker in workers:
-            _end(worker, at_once=heeded.count(signal.SIGINT) > 1)
+            _end(worker, at_once=signals.count(signal.SIGINT) > 1)
 
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {s: signal.getsignal(s) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
+    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {s: signal.getsignal(s) for s in known if signal.getsignal(s) is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, interrupt)
     try:
-        yield heeded
+        yield signals
     finally:
-        for worker in workers:  # none is alive, unless the watching failed
+        for worker in workers:  # none is alive here, unless watching failed
             _end(worker)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _end(worker: subprocess.Popen[bytes], at_once: bool = False) -> None:
-    """Ask a worker to write its checkpoint and leave; or kill it with what it has started."""
+    """Ask a worker to write its checkpoint and stop; or kill it, with the processes that it started."""
     if worker.poll() is not None:
         return
     with contextlib.suppress(ProcessLookupError):
@@ -108,7 +108,7 @@ def _local_workers(config: LaunchConfig) -> tuple[int, Callable[[int], dict[str,
     gpus = torch.cuda.device_count()
     workers = config.workers or gpus or 2
     if gpus:
-        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers or UUIDs; torch counts those that are there
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers or UUIDs; torch counts the existing ones
         names = [n.strip() for n in chosen.split(",")][:gpus] if chosen else [str(i) for i in range(gpus)]
         return workers, lambda i: {"CUDA_VISIBLE_DEVICES": names[i % gpus]}
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -116,7 +116,7 @@ def _local_workers(config: LaunchConfig) -> tuple[int, Callable[[int], dict[str,
 
 
 def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[str]]:
-    """One job a step, with Slurm's own dependencies. Ctrl-C stops watching, not the jobs; run again to watch on."""
+    """One job a step, with Slurm's own dependencies. Ctrl-C stops the watching, not the jobs; run again to watch."""
     config = plan.config.launch
     check_shares(plan.config.model.norm, plan.trains, config.processes * config.nodes)
     folder = store.out.absolute() / "logs" / "slurm"
@@ -136,9 +136,9 @@ def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[s
         return queue is None or any(job in queue for job in jobs.values())
 
     try:
-        _watch(plan, store, alive, pause=30)  # a busy queue is not to be asked too often
+        _watch(plan, store, alive, pause=30)  # a busy queue should not be asked too often
     except KeyboardInterrupt:
-        line = "no longer watching; the jobs go on: run the same command to watch them, scancel to end them"
+        line = "no longer watching; the jobs continue: run the same command to watch them, scancel to stop them"
         return 128 + signal.SIGINT, [line]
     wrong = []
     for node in plan.to_score_or_train(store):
@@ -149,9 +149,9 @@ def slurm(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[s
 
 
 def _queue() -> set[str] | None:
-    """This user's jobs that wait or run; ``None`` if Slurm does not answer.
+    """This user's waiting and running jobs; ``None`` if Slurm does not answer.
 
-    Asked of the queue and not of the accounting, which many a Slurm has not.
+    It asks the queue, because many installations of Slurm have no accounting.
     """
     try:
         call = ["squeue", "--me", "--noheader", "--format=%A"]
@@ -164,7 +164,7 @@ def _queue() -> set[str] | None:
 
 
 def _submit(config: LaunchConfig, folder: Path, node: StepNode, words: tuple[str, ...], after: str | None) -> str:
-    """Hand a step to Slurm, to be run after a job; the new job's number."""
+    """Submit a step to Slurm, to run after the job ``after``; returns the new job's number."""
     import submitit
 
     extra: dict[str, Any] = dict(o.partition("=")[::2] for o in config.options)
@@ -183,7 +183,7 @@ def _submit(config: LaunchConfig, folder: Path, node: StepNode, words: tuple[str
         "signal_delay_s": _lead(config),
         "additional_parameters": extra,
         "stderr_to_stdout": True,
-        "setup": ["export PYTHONSAFEPATH=1"],  # a job starts where the command was given: no module of that folder
+        "setup": ["export PYTHONSAFEPATH=1"],  # a job starts in the user's folder: import no module from there
     }
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=1000, python=shlex.quote(sys.executable))
@@ -191,15 +191,15 @@ def _submit(config: LaunchConfig, folder: Path, node: StepNode, words: tuple[str
         return str(executor.submit(RunStep(words, node.key)).job_id)
     except (submitit.core.utils.FailedJobError, RuntimeError, FileNotFoundError) as error:
         lines = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()[-1:]
-        raise UserError(f"Slurm does not take the job: {' '.join(lines)}") from None
+        raise UserError(f"Slurm refuses the job: {' '.join(lines)}") from None
 
 
 def _lead(config: LaunchConfig) -> int:
-    """Seconds between the signal and the time limit; UserError where they leave nothing to work in."""
+    """Seconds between the signal and the time limit. ``UserError`` if they leave no time to work."""
     if not 0 <= config.signal_seconds < 60 * config.minutes:
         raise UserError(
-            f"launch.signal_seconds={config.signal_seconds} leaves nothing of launch.minutes={config.minutes}: the "
-            "signal comes so many seconds before the limit (0: a tenth of it, at most ten minutes)"
+            f"launch.signal_seconds={config.signal_seconds} leaves nothing of launch.minutes={config.minutes}: it is "
+            "the time between the signal and the limit (0: a tenth of the limit, at most ten minutes)"
         )
     return config.signal_seconds or min(600, 6 * config.minutes)
 
@@ -212,7 +212,7 @@ def _known_jobs(folder: Path) -> dict[str, str]:
 
 
 def _watch(plan: Plan, store: Store, alive: Callable[[], bool], pause: float) -> None:
-    """A bar over the plan's steps for as long as somebody works on them; looks every ``pause`` seconds at most."""
+    """Show a bar of the plan's steps while somebody works on them; looks at most every ``pause`` seconds."""
     left = [k for k in plan.nodes if not plan.trained(store, k)]
     with tqdm(total=len(plan.nodes), initial=len(plan.nodes) - len(left), desc="steps", unit="step") as bar:
         while True:
@@ -231,7 +231,7 @@ def _tail(log: Path) -> str:
 
 
 def _lines(log: Path) -> list[str]:
-    """What a log shows on a screen: of lines written over one another, the last; no empty ones."""
+    """The lines of a log as a screen shows them: without overwritten and empty ones."""
     try:
         lines = log.read_bytes().decode(errors="replace").split("\n")
     except OSError:

@@ -1,4 +1,4 @@
-"""The peak of memory of a piece of work: of a GPU's allocator, or of this process."""
+"""Peak memory: of a GPU's allocator, or of this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def watch_memory(device: torch.device) -> None:
-    """Let the peak begin anew; on a CPU Linux's ``VmHWM`` of this process."""
+    """Reset the peak; on a CPU it is Linux's ``VmHWM`` of this process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -18,7 +18,7 @@ def watch_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB since ``watch_memory``: of the device's allocator on a GPU, of this process on a CPU; 0 where unknown."""
+    """Peak in MiB since ``watch_memory``: of a GPU's allocator, or on a CPU of this process; 0 if unknown."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     with contextlib.suppress(OSError):

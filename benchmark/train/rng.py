@@ -1,4 +1,4 @@
-"""Random numbers: one generator for each purpose, a function of (seed, step, purpose) and of nothing else."""
+"""Random numbers: one generator for each purpose, a function of (seed, step, purpose) only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def derive(seed: int, *purpose: object) -> int:
 
 
 class Order:
-    """Which images each update sees: a fresh permutation an epoch, the last, smaller batch dropped.
+    """Which images each update sees: a new permutation for each epoch; the last, smaller batch is dropped.
 
-    Fewer images than a batch: the permutation is followed by others until the batch is full, so that a small step
-    still trains one update an epoch and no batch is smaller than asked for.
+    If a step has fewer images than a batch, several permutations fill the batch: a small step still trains one update
+    an epoch, and no batch is smaller than configured.
     """
 
     def __init__(self, images: int, batch: int, seed: int, step: int) -> None:

@@ -16,7 +16,7 @@ from contseg.benchmark.plan.build import Plan, Run, StepNode
 from contseg.benchmark.plan.config import Config
 from contseg.benchmark.store.claims import Claim
 from contseg.benchmark.store.files import LostStateError, Store, read_sealed, write_sealed
-from contseg.benchmark.train.distributed import InterruptedStepError, gather, heed
+from contseg.benchmark.train.distributed import InterruptedStepError, check_stop, gather
 from contseg.benchmark.train.step_record import make_record
 from contseg.benchmark.train.step_runner import Outcome, StepRunner
 from contseg.benchmark.train.trainer import NonFiniteLossError
@@ -26,7 +26,7 @@ from contseg.methods.registry import reason
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """One for each process of the program."""
+    """The accelerator of this process."""
     precision = {"double": "no"}.get(config.train.precision, config.train.precision)
     if precision == "fp16" and PartialState().device.type == "cpu":
         raise UserError("train.precision=fp16 needs a GPU: on a CPU set train.precision=bf16, or no")
@@ -44,7 +44,7 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 class Runner:
-    """One walk over one plan by the processes of one program."""
+    """Works through one plan, with the processes of one program."""
 
     def __init__(self, plan: Plan, store: Store, accelerator: Accelerator, say: Callable[[str], None] = print) -> None:
         self.plan, self.store, self.accelerator, self.say = plan, store, accelerator, say
@@ -53,7 +53,7 @@ class Runner:
         self._signal: int | None = None
         self._failed_keys: set[str] = set()
         self._said = ""
-        self._places: dict[str, list[tuple[Run, int]]] = {key: [] for key in plan.nodes}  # runs through a step
+        self._places: dict[str, list[tuple[Run, int]]] = {key: [] for key in plan.nodes}  # the runs that contain a step
         for run in plan.runs:
             for t, cell in enumerate(run.cells):
                 self._places[cell.node.key].append((run, t))
@@ -61,9 +61,9 @@ class Runner:
     def run(self, only: Collection[str] = ()) -> Outcome:
         """Train and score everything that is missing, or only the steps with these keys.
 
-        A step that fails takes only its own descendants with it. Other programs may walk the same grid.
+        If a step fails, only its descendants are not trained. Other programs may work on the same grid.
         """
-        before = {s: signal.signal(s, self._heed) for s in (signal.SIGTERM, signal.SIGINT)}
+        before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._walk(only)
             while not gather(self._write_records(self.plan.nodes))[0]:
@@ -74,20 +74,20 @@ class Runner:
             for s, handler in before.items():
                 signal.signal(s, handler)
         if self.accelerator.is_main_process:
-            self._sweep()
+            self._remove_dead_claims()
         self.accelerator.wait_for_everyone()
         return self.outcome
 
-    def _sweep(self) -> None:
-        """Claims that the dead have left on steps that were done already."""
+    def _remove_dead_claims(self) -> None:
+        """Remove the claims that dead processes left on finished steps."""
         for claim in (Claim(self.store.step(key)) for key in self.plan.nodes):
             if claim.path.exists() and claim.acquire():
                 claim.release()
 
     def _walk(self, only: Collection[str]) -> None:
-        """Take a step that nobody has claimed and whose parent is there, or wait; until all is done."""
+        """Take an unclaimed step whose parent is trained, or wait, until all steps are done."""
         while not self.outcome.branched:
-            heed(self._stop)
+            check_stop(self._stop)
             choice = gather(self._choose(only) if self.accelerator.is_main_process else None)[0]
             if choice is None:
                 return
@@ -104,18 +104,18 @@ class Runner:
                     self._claim.release()
 
     def _choose(self, only: Collection[str]) -> tuple[str, str, int] | str | None:
-        """A step that is now claimed, "wait" if others hold all that could be done, ``None`` if nothing is left."""
+        """Claim a step: key, work, number of steps left. "wait" if others have claimed all, ``None`` at the end."""
         todo, missing = self._todo(only)
         for node in todo:
             parent_missing = node.parent is not None and node.parent.key in missing
             failed = self._failed_ancestor(node)
             if failed is not None or (parent_missing and only and node.parent not in todo):
-                self._fail(node, f"not trained, as {(failed or node.parent or node).title} is not there")
+                self._fail(node, f"not trained, because {(failed or node.parent or node).title} is missing")
             elif not parent_missing or node.key not in missing:
                 self._claim = Claim(self.store.step(node.key))
-                self._refuse_undone(node)
+                self._refuse_other_code(node)
                 if self._claim.acquire():
-                    again, missing = self._todo(only)  # another may have done it meanwhile
+                    again, missing = self._todo(only)  # another program may have done it meanwhile
                     if node in again:
                         return node.key, "train" if node.key in missing else "score", len(todo)
                     self._claim.release()
@@ -130,17 +130,17 @@ class Runner:
         missing = {n.key for n in self.plan.to_train(self.store)}
         return [n for n in todo if not only or n.key in only], missing
 
-    def _refuse_undone(self, node: StepNode) -> None:
-        """``UserError`` if a step that was trained here is another program's by now, which runs other code."""
+    def _refuse_other_code(self, node: StepNode) -> None:
+        """``UserError`` if another program, with other code, has replaced a step that was trained here."""
         key, origins = node.key, self.plan.origins
         if key in self.steps.trained and origins.kept(key, self.store) and origins.differs(key, self.store):
             raise UserError(
-                f"{node.title} was trained here, and again by another program with other code: let one of them end, "
-                "or give each a folder of its own with --out"
+                f"{node.title} was trained by this program, and again by another program with other code: stop one of "
+                "them, or give each its own folder with --out"
             )
 
     def _say_waiting(self, left: list[StepNode]) -> None:
-        """Whom we are waiting for, once."""
+        """Say once who holds the step that is waited for."""
         held = [n for n in left if Claim(self.store.step(n.key)).path.exists()]
         if held:
             line = f"waiting: {held[0].title} is being trained by {Claim(self.store.step(held[0].key)).holder()}"
@@ -157,19 +157,19 @@ class Runner:
         return ancestor
 
     def _guarded(self, node: StepNode, count: str, work: Callable[[StepNode], None]) -> None:
-        """Do a node's work; what goes wrong is one line of the outcome, unless it is the user's input."""
+        """Do a step's work. A failure becomes one line of the outcome; interruptions and ``UserError`` are raised."""
         began = time.perf_counter()
         try:
             work(node)
         except (InterruptedStepError, UserError):
             raise
         except LostStateError as error:
-            self.say(f"{error}: its step is done again")  # the plan has it among those to train now
+            self.say(f"{error}: its step will be retrained")  # the plan lists it again
         except NonFiniteLossError as error:
             self._fail(node, str(error))
         except Exception as error:
             if self.accelerator.num_processes > 1:
-                raise  # the others wait in a collective operation: the launcher ends them all
+                raise  # the other processes wait in a collective operation: the launcher stops all
             if not is_a_plugins(error):
                 traceback.print_exc(file=sys.stderr)
             self._fail(node, reason(error))
@@ -177,7 +177,7 @@ class Runner:
             if self.accelerator.is_main_process:
                 self.say(f"{count} {node.title}: {time.perf_counter() - began:.0f} s")
         finally:
-            self.accelerator.free_memory()  # it keeps every model and optimiser that it has prepared
+            self.accelerator.free_memory()  # Accelerate keeps every model and optimiser that it has prepared
 
     def _fail(self, node: StepNode, reason: str) -> None:
         self.outcome.failed[node.title] = reason
@@ -187,7 +187,7 @@ class Runner:
     # --- records --------------------------------------------------------------------------------------------------
 
     def _write_records(self, keys: Iterable[str]) -> bool:
-        """Records of these steps' cells that have a score and no record yet; whether everything for that was there."""
+        """Write the missing records of these steps' scored cells. False if a score or metadata is lost."""
         if not self.accelerator.is_main_process:
             return True
         whole = True
@@ -200,7 +200,7 @@ class Runner:
             try:
                 meta = self.store.meta(cell.node.key)
             except LostStateError:
-                path.unlink(missing_ok=True)  # nothing says what was scored
+                path.unlink(missing_ok=True)  # nothing tells which training was scored
                 score = None
             if score is None:
                 whole = False
@@ -211,10 +211,10 @@ class Runner:
     def _stop(self) -> bool:
         return self._signal is not None
 
-    def _heed(self, number: int, frame: Any) -> None:
-        """A checkpoint at the first signal; a second Ctrl-C ends at once.
+    def _on_signal(self, number: int, frame: Any) -> None:
+        """Stop after a checkpoint; a second Ctrl-C stops at once.
 
-        A second SIGTERM does not: launchers and Slurm send it to those who are leaving already, and SIGKILL at last.
+        A second SIGTERM does not: launchers and Slurm repeat it to processes that are stopping already, before SIGKILL.
         """
         if self._signal is not None and number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""What a Slurm job does. No torch here: the process that submitit starts only starts another and waits."""
+"""What a Slurm job runs. No torch here: the process that submitit starts only starts another one and waits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PROGRAM = (sys.executable, "-P", "-m", "contseg.run_benchmark")
 
 @dataclass
 class RunStep:
-    """What a job does: the inline command for one step, in a process of its own, on every task of the job.
+    """The inline command for one step, run as a subprocess by every task of the job.
 
-    submitit calls ``checkpoint`` shortly before the time limit or at preemption and requeues what it returns.
+    submitit calls ``checkpoint`` shortly before the time limit, or at preemption, and requeues what it returns.
     """
 
     words: tuple[str, ...]
@@ -31,7 +31,7 @@ class RunStep:
         if environment.num_tasks > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         call = [*PROGRAM, *self.words, "--launcher", "inline", "--only", self.key]
-        # Slurm signals every process of the job: what USR2 means is decided here, and told the step by SIGTERM
+        # Slurm signals every process of the job; this process handles USR2, and tells the step by SIGTERM
         self.child = subprocess.Popen(call, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))
         code: int = self.child.wait()
         if code:
@@ -39,12 +39,12 @@ class RunStep:
         return code
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Let the step write its checkpoint, then ask to be requeued."""
+        """Let the step write its checkpoint, then ask for a requeue."""
         import submitit
 
         if self.child is not None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.child.pid, signal.SIGTERM)
-                # not child.wait(): this runs in a signal handler that has interrupted it, lock in hand
+                # not child.wait(): this signal handler may have interrupted it while it holds its lock
                 os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(RunStep(self.words, self.key))

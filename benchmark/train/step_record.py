@@ -1,4 +1,4 @@
-"""What is said of a trained step, and the record of a scored one."""
+"""The metadata of a trained step, and the record of a scored one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contseg.benchmark.store.files import RECORD_FORMAT
 from contseg.benchmark.store.origin import Code
 from contseg.benchmark.store.provenance import provenance, versions
 
-UNKNOWN = "unknown code"  # of what was stored before this was written down
+UNKNOWN = "unknown code"  # of files from before the code was noted
 
 
 def describe_step(
@@ -27,7 +27,7 @@ def describe_step(
     accelerator: Accelerator,
     code: Code,
 ) -> dict[str, Any]:
-    """What is kept beside a step's weights; ``terms``: whether a file with the state of its terms belongs to them."""
+    """The metadata stored with a step's weights. ``terms``: whether its terms have states, in a file of their own."""
     return {
         "key": node.key,
         "title": node.title,
@@ -59,7 +59,7 @@ def _evaluation(plan: Plan, node: StepNode) -> EvalConfig:
 
 
 def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
-    """The record of step ``t`` of a run, from its score and what is said of its training."""
+    """The record of step ``t`` of a run, from its score and the metadata of its training."""
     scenario, cell = run.scenario, run.cells[t]
     return {
         "format": RECORD_FORMAT,
@@ -87,7 +87,7 @@ def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[
             "plugins": list(plan.config.plugins),
         },
         "sees": meta["sees"],
-        "versions": {"contseg": __version__, **meta["versions"]},  # weights of earlier caches do not name it
+        "versions": {"contseg": __version__, **meta["versions"]},  # weights from earlier caches do not name it
         "provenance": meta["provenance"]
         | {
             "plugins": dict(run.plugins),

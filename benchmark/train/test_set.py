@@ -1,4 +1,4 @@
-"""Which images score a step: the test set, or for tuning the held-out fifth of the training images seen so far."""
+"""The images that score a step: the test set or, for tuning, a held-out fifth of the training images seen so far."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contseg.datasets.view import StepView, seen, tune_view, val_view
 
 
 def test_set(plan: Plan, scenario: Scenario, index: int) -> tuple[StepImages, Tensor]:
-    """The images that score step ``index`` of a run; a training may serve runs with other held-out images."""
+    """The images that score step ``index`` of a run. Runs that share a training may have different held-out images."""
     config, dataset = plan.config, plan.datasets[scenario.dataset]
     crop = config.eval.crop or config.train.crop
     view = val_view(dataset) if config.eval.split == "val" else tune_view(dataset, scenario, index)
@@ -24,9 +24,9 @@ def test_set(plan: Plan, scenario: Scenario, index: int) -> tuple[StepImages, Te
 
 
 def images_of(dataset: SegmentationDataset, view: StepView, step: Step, size: Size | None) -> tuple[StepImages, Tensor]:
-    """A view's images as they are scored, with raw labels, and which of them hold a class seen by the step (N,) bool.
+    """A view's images as they are scored, with raw labels; and (N,) bool: which of them hold a class seen so far.
 
-    ``size``: of the centre crop; ``None``: full resolution.
+    ``size`` is that of the centre crop; ``None`` is full resolution.
     """
     known = seen(dataset, step, view.split)[np.isin(dataset.ids(view.split), view.ids)]
     return StepImages(dataset, view, EvalTransform(size)), torch.from_numpy(known)

@@ -1,4 +1,4 @@
-"""Train one step: one loop over optimiser updates, resumable at any of them.
+"""Train one step: one loop over optimiser updates, which can resume at any update.
 
 Shapes: ``B`` batch of this process, ``H, W`` crop.
 """
@@ -23,21 +23,21 @@ from contseg.benchmark.store.files import Store
 from contseg.benchmark.train import checkpoint
 from contseg.benchmark.train.batches import StepBatches
 from contseg.benchmark.train.checkpoint import PARTS, StepProgress, StepState
-from contseg.benchmark.train.distributed import InterruptedStepError, average, gather, heed, over_processes
+from contseg.benchmark.train.distributed import InterruptedStepError, average, check_stop, gather, over_processes
 from contseg.benchmark.train.memory import peak_memory, watch_memory
 from contseg.benchmark.train.rng import derive
 from contseg.datasets.base import SegmentationDataset
 from contseg.methods.base import Batch, Method, Progress, StepContext, Term
 
-LOOK = 10  # updates between two looks at the device: losses shown, non-finite values noticed, signals heeded
+LOOK = 10  # updates between two reads from the device: losses shown, non-finite values noticed, signals handled
 
 
 class NonFiniteLossError(Exception):
-    """A loss that is not a number: names its term and the update."""
+    """A loss is NaN or infinite; the message names its term and the update."""
 
 
 class Observer(NamedTuple):
-    """A term that observes a training, and the state in which the step before left it; ``None`` if it begins here."""
+    """A term that observes a training, and its state after the step before; ``None`` if it starts here."""
 
     term: Term
     state: dict[str, Tensor] | None = None
@@ -46,9 +46,9 @@ class Observer(NamedTuple):
 class StepTrainer:
     """One step of one method on one data set; ``run`` trains it and returns what it cost.
 
-    ``observers`` by key: the method's own (the very objects that its terms hold) and the shared observers, those of
-    other methods with the same training. ``node.parent`` must be trained, and in the store. ``stop`` says whether to
-    write a checkpoint and leave. The contract check trains its steps with this class too (``toy_run.ToyStep``).
+    ``observers`` by key: the method's own (the same objects that its terms hold) and the shared observers, which
+    belong to other methods with the same training. ``node.parent`` must be trained and in the store. If ``stop()`` is
+    true, the trainer writes a checkpoint and stops. The contract check uses this class too (``toy_run.ToyStep``).
     """
 
     batches: ClassVar[Any] = StepBatches  # what gives a step its images
@@ -85,7 +85,7 @@ class StepTrainer:
     # --- before the first update ----------------------------------------------------------------------------------
 
     def _build(self, observers: dict[str, Observer]) -> None:
-        """Make the networks, and put back the states that the parent left."""
+        """Make the networks, and load what the parent step left."""
         t, steps, method, parent = self.step.index, self.node.scenario.steps, self.method, self.node.parent
         seed = derive(self.node.seed, "init")
         if parent is None:
@@ -107,7 +107,7 @@ class StepTrainer:
         self.context = StepContext(self.step, self.model, self.old, self._whole_pass, over_processes, self.node.seed)
 
     def _begin(self) -> None:
-        """Let the terms begin, and make the optimiser."""
+        """Call every term's ``begin_step``, and make the optimiser."""
         for term in self.terms.values():
             term.begin_step(self.context)
         with self._timed("observer"):
@@ -139,7 +139,7 @@ class StepTrainer:
             fused=self.device.type == "cuda" or None,
         )
         if self.train.momentum:
-            # zeros, as torch's fused step leaves what it makes itself without a value if its first gradients overflow
+            # zeros: a buffer that torch's fused step makes itself stays uninitialised if the first gradients overflow
             for p in parameters(self.optimizer):
                 self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         network = torch.compile(self.model) if self.config.run.compile else self.model
@@ -150,10 +150,9 @@ class StepTrainer:
     # --- the loop -------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        """Train from where the checkpoint stands, or from the start, to the end; returns the step's cost.
+        """Train to the end, from the checkpoint if there is one; returns the step's cost.
 
-        Raises ``NonFiniteLossError`` (names the term) and ``InterruptedStepError`` (in the loop after writing a
-        checkpoint).
+        Raises ``NonFiniteLossError``, and ``InterruptedStepError`` (in the loop: after writing a checkpoint).
         """
         torch.manual_seed(derive(self.node.seed, self.step.index, "train", self.accelerator.process_index))
         self.load_checkpoint()
@@ -166,11 +165,11 @@ class StepTrainer:
         return self._cost()
 
     def save_checkpoint(self) -> None:
-        """Write what the rest of the training depends on. Called by all processes."""
+        """Write a checkpoint. Called by all processes."""
         checkpoint.save(self._state, self.store.checkpoint(self.node.key), self.accelerator)
 
     def load_checkpoint(self) -> None:
-        """Go on from the checkpoint, if there is one of this training. A step without an update has none."""
+        """Load the checkpoint, if there is one of this training. A step without updates has none."""
         if self.total:
             checkpoint.resume(self._state, self.store.checkpoint(self.node.key), self.accelerator)
 
@@ -188,9 +187,9 @@ class StepTrainer:
         )
 
     def _finish(self) -> None:
-        """After the last update: fusion, and the end of every term."""
+        """After the last update: the method's ``end_step``, then that of every term."""
         self.model.eval()
-        self._agree()
+        self._average_statistics()
         for fuse in self.method.endings(self.step):
             fuse(self.context)
         for term in self.terms.values():
@@ -263,7 +262,7 @@ class StepTrainer:
         self._after_backward()
         if self.train.clip:
             nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.train.clip)
-        self.scaler.step(self.optimizer)  # leaves out an update whose gradients overflowed in fp16
+        self.scaler.step(self.optimizer)  # skips an update whose gradients overflowed in fp16
         self.scaler.update()
         self.optimizer.zero_grad()
         self.progress.update += 1
@@ -282,7 +281,7 @@ class StepTrainer:
         )
 
     def _after_backward(self) -> None:
-        """What terms do with the gradients; nothing if these overflowed in fp16."""
+        """Call every term's ``after_backward``, observers first; not if gradients overflowed in fp16."""
         mine = [t for t in self.terms.values() if _reads_gradients(t)]
         shared = [t for t in self.shared.values() if _reads_gradients(t)]
         if (mine or shared) and self.scaler.is_enabled():
@@ -310,8 +309,8 @@ class StepTrainer:
         for module in self.fixed:
             module.eval()
 
-    def _agree(self) -> None:
-        """Processes that kept statistics of their own go on with their mean: all score, and store, one network."""
+    def _average_statistics(self) -> None:
+        """Average the running statistics over processes: all processes then score and store the same network."""
         norms = [
             m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in self.fixed
         ]
@@ -319,11 +318,11 @@ class StepTrainer:
             average(statistics)
 
     def _whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """A pass outside the loop; heeds a signal as the loop does."""
+        """A pass outside the loop; signals stop it too."""
         for i, batch in enumerate(self.step_batches.whole_pass(), 1):
             yield batch
             if i % LOOK == 0:
-                heed(self.stop)
+                check_stop(self.stop)
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -342,7 +341,7 @@ class StepTrainer:
             self.accelerator.log(values, step=self.progress.update)
 
     def _cost(self) -> dict[str, Any]:
-        """``seconds`` is the whole step, its parts are named; of these, observers of other methods took theirs."""
+        """``seconds`` is the whole step; its parts are named. Shared observers spent ``observer_seconds`` of them."""
         p = self.progress
         return {
             "images": p.update * self.train.batch[0],
@@ -357,7 +356,7 @@ class StepTrainer:
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """What an optimiser trains, in its order."""
+    """The parameters of an optimiser, in its order."""
     return [p for g in optimizer.param_groups for p in g["params"]]
 
 
@@ -366,7 +365,7 @@ def _reads_gradients(term: Term) -> bool:
 
 
 def _is_fixed_norm(module: nn.Module) -> bool:
-    """A batch normalisation that does not train, affine parameters frozen or absent."""
+    """A batch normalisation with frozen or no affine parameters: it stays in evaluation mode."""
     batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     return batch_norm and not any(p.requires_grad for p in module.parameters())
 

@@ -312,8 +312,10 @@ def test_a_grid_of_which_every_cell_fails(
     monkeypatch.setattr("contseg.benchmark.train.step_runner.StepRunner.train", broken)
     assert main([*grid(), "--out", str(tmp_path)]) == 1
     told = capsys.readouterr()
-    assert told.err.endswith("failed: shapes/3-3/overlapped step 1 FT seed 0: not trained, as shapes/3-3/overlapped "
-                             "step 0 FT seed 0 is not there\n")  # fmt: skip
+    assert told.err.endswith(
+        "failed: shapes/3-3/overlapped step 1 FT seed 0: "
+        "not trained, because shapes/3-3/overlapped step 0 FT seed 0 is missing\n"
+    )
     assert "failed: shapes/3-3/overlapped step 0 FT seed 0: RuntimeError: out of memory" in told.err
     assert "no records" not in told.err
 

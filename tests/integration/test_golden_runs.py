@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from contseg.tests.integration.released import Trained, replay
 from contseg.tests.integration.mistakes import LONG, PLANTED, SHORT, Plant
+from contseg.tests.integration.released import Trained, replay
 
 pytestmark = pytest.mark.numeric
 

@@ -139,7 +139,7 @@ def test_the_time_limit_requeues(slurm: Slurm, tmp_path: Path) -> None:
     [
         ("launch.partition=gpuu", "invalid partition"),
         ("launch.processes=3", "a batch of 4 cannot feed 3 processes"),
-        ("launch.options=constraint=a100", "Slurm does not take the job"),
+        ("launch.options=constraint=a100", "Slurm refuses the job"),
     ],
 )
 def test_what_slurm_does_not_take_is_one_line(slurm: Slurm, tmp_path: Path, setting: str, wanted: str) -> None:
