@@ -359,7 +359,7 @@ def refuse_equal(built: Iterable[Method]) -> None:
 
     known: dict[str, str] = {}
     for method in built:
-        entries = _entries(method.name)
+        entries = parts_of(method.name)
         plugins = [e for e in entries if not code.is_ours(e.factory.__module__)]
         what = json.dumps([[e.name for e in entries], whole(method), recipe(method.name)])
         if plugins and (other := known.setdefault(what, method.name)) != method.name:
@@ -368,11 +368,13 @@ def refuse_equal(built: Iterable[Method]) -> None:
 
 def plugins_of(name: str) -> tuple[tuple[str, str], ...]:
     """The plugins that define a method and its add-ons: module and SHA-256 of its code."""
-    modules = {e.factory.__module__ for e in _entries(name)}
+    modules = {e.factory.__module__ for e in parts_of(name)}
     return tuple((m, code.outside(m)) for m in sorted(modules) if not code.is_ours(m))
 
 
-def _entries(name: str) -> list[Entry]:
+def parts_of(name: str) -> list[Entry]:
+    """The method and the add-ons of a text, in its order."""
+    _discover()
     return [_entry(part, first=n == 0) for n, (part, _) in enumerate(parse(name))]
 
 

@@ -1,0 +1,112 @@
+"""Trials of a tuning: a method with drawn parameters, and the stream on which its trials are compared.
+
+A trial is a row of a grid as any other, ``MiB[kd=31.6,train.lr=(0.01,0.00316)]``: what it shares with other trials is
+trained once, and it runs wherever a grid runs. Selection as in Chaudhry et al. (arXiv 1812.00420: a part of the
+stream), and Cha and Cho (arXiv 2403.09066: another data set or class order).
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+
+from scipy.stats import qmc
+
+from contseg.benchmark.plan.config import TrainConfig
+from contseg.datasets.errors import UserError, unknown
+from contseg.datasets.scenario import Scenario
+from contseg.methods.grammar import parse, recipe, value_text, with_parameters, with_recipe
+from contseg.methods.ranges import Search, search
+from contseg.methods.registry import parts_of
+
+SELECTIONS = ("first", "stream", "test", "other:SCENARIO")
+
+
+def spaces(method: str) -> dict[tuple[int, str], Search]:
+    """What is varied of a method: (number of the part, parameter) -> its space. What the text gives is left alone."""
+    given = [own for _, own in parse(method)]
+    return {
+        (n, p.name): space
+        for n, entry in enumerate(parts_of(method))
+        for p in entry.parameters
+        if (space := search(p.annotation)) and p.name not in given[n]
+    }
+
+
+def trials(method: str, n: int, *, seed: int, first_rate: float, rate: Search | None) -> list[str]:
+    """``n`` texts of a method: the method as it is, then points of a scrambled Sobol sequence.
+
+    ``rate``: the space of the learning rate of later steps, after ``first_rate`` at step 0; a ``first_rate`` of 0: of
+    the only step. ``None``, or a method that gives its own rate: the rate is not varied. Values have three digits.
+    Raises ``UserError`` for a method of which nothing can be varied.
+    """
+    found = spaces(method)
+    varied = rate is not None and "lr" not in recipe(method)
+    axes = [*found.values(), *([rate] if rate is not None and varied else [])]
+    if n < 1 or (n > 1 and not axes):
+        what = f"{method}: nothing of it can be varied; leave it out" if n > 1 else "a tuning has at least one trial"
+        raise UserError(what)
+    if n == 1:
+        return [method]
+    drawn = qmc.Sobol(len(axes), scramble=True, rng=seed).random_base2((n - 1).bit_length())
+    made = [method]
+    for shares in drawn[1:n]:
+        values = [value_text(float(f"{axis.at(share):.3g}")) for axis, share in zip(axes, shares, strict=True)]
+        text, own = _with_values(method, dict(zip(found, values, strict=False))), recipe(method)
+        if varied:
+            own["lr"] = f"({value_text(first_rate)},{values[-1]})" if first_rate else values[-1]
+        made.append(with_recipe(text, own))
+    return made
+
+
+def _with_values(method: str, values: dict[tuple[int, str], str]) -> str:
+    parts = []
+    for n, (name, own) in enumerate(parse(method)):
+        mine = own | {key: value for (part, key), value in values.items() if part == n}
+        parts.append(with_parameters(name, [f"{key}={value}" for key, value in mine.items()]))
+    return "+".join(parts)
+
+
+def selection(on: str, scenario: Scenario) -> tuple[str, str]:
+    """The scenario on which trials are compared, and ``eval.split``.
+
+    ``first``: a stream inside step 0, scored on a held-out fifth of its images: what later steps bring is unseen.
+    ``other:SCENARIO``: that one, likewise. ``stream``: the scenario itself, likewise; test images are unseen.
+    ``test``: the scenario itself and its test images, an oracle.
+    """
+    kind, _, other = on.partition(":")
+    if kind == "other" and other:
+        return other, "tune"
+    if on == "first":
+        return first_step(scenario), "tune"
+    if on in ("stream", "test"):
+        return scenario.name, {"stream": "tune", "test": "val"}[on]
+    raise unknown("selection", on, SELECTIONS)
+
+
+def first_step(scenario: Scenario) -> str:
+    """A stream inside step 0: half of its classes, then groups of the size of the task's later steps.
+
+    Raises ``UserError`` where step 0 has one class, there is no later step, or its images are chosen by later classes.
+    """
+    groups = scenario.groups
+    if len(groups) < 2 or len(groups[0]) < 2:
+        raise UserError(f"{scenario.name}: no stream fits into step 0; tune on `stream` or `other:SCENARIO`")
+    if scenario.setup != "overlapped":
+        raise UserError(
+            f"{scenario.name}: tune on `first` with the overlapped setup; elsewhere later classes choose its images"
+        )
+    classes, size = groups[0], len(groups[1])
+    half = -(-len(classes) // 2)
+    inner = [classes[:half], *(classes[k : k + size] for k in range(half, len(classes), size))]
+    return f"{scenario.dataset}/[{'|'.join(_labels(group) for group in inner)}]/{scenario.setup}"
+
+
+def _labels(group: Sequence[int]) -> str:
+    whole = len(group) > 1 and list(group) == list(range(group[0], group[-1] + 1))
+    return f"{group[0]}-{group[-1]}" if whole else ",".join(map(str, group))
+
+
+def rate_space() -> Search | None:
+    """The space of the learning rate, of later steps or of the only one."""
+    return search(typing.get_type_hints(TrainConfig, include_extras=True)["lr"])
