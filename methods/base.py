@@ -1,7 +1,7 @@
 """THE CONTRACT between a method and the suite.
 
-A method is a named dictionary of loss terms plus a classifier initialiser; whatever is not additive goes through one
-named hook (a field of ``Method``) whose default does the plain thing.
+A method is a named dictionary of loss terms plus a classifier initialiser. What is not a sum of losses is a hook, a
+named field of ``Method`` with a plain default.
 
 Shapes: ``B`` batch, ``C`` seen classes (logit channels), ``O`` old classes, ``N`` new ones (``C = O + N``),
 ``D`` channels of the encoder, ``E`` channels in front of the classifier, ``H, W`` image, ``h, w`` feature map.
@@ -53,9 +53,9 @@ __all__ = [
 
 @runtime_checkable
 class Classifier(Protocol):
-    """A 1x1 classifier that grew by a block a step: ``blocks[t].weight`` (N_t, E, 1, 1), ``.bias`` (N_t,).
+    """A 1x1 classifier with one block for each step: ``blocks[t].weight`` (N_t, E, 1, 1), ``.bias`` (N_t,).
 
-    ``seed`` is that of its initial weights. What a ``build`` hook puts in its place keeps ``blocks`` and ``grow``.
+    ``seed``: the seed of its initial weights. A ``build`` hook may replace it by a module with ``blocks`` and ``grow``.
     """
 
     blocks: nn.ModuleList
@@ -66,9 +66,9 @@ class Classifier(Protocol):
 
 @runtime_checkable
 class SegModel(Protocol):
-    """What a method may rely on in a network: ``encoder``, ``aspp``, ``classifier``, and ``heads``.
+    """The parts of a network that a method may use: ``encoder``, ``aspp``, ``classifier`` and ``heads``.
 
-    A ``build`` hook may put modules into ``heads``: each reads the embedding, its output is ``SegOutput.extra[name]``.
+    A ``build`` hook may add modules to ``heads``. Each reads the embedding; its output is ``SegOutput.extra[name]``.
     """
 
     encoder: nn.Module
@@ -80,12 +80,12 @@ class SegModel(Protocol):
 
 
 class StepContext(NamedTuple):
-    """What a term may use outside the loop.
+    """What a term may use before the first update and after the last one.
 
-    ``loader`` gives a fresh pass over this step's training images, (images (B, 3, H, W), labels (B, H, W)) already on
-    the device, with a generator of its own: it disturbs no random number of the training. Each process sees its
-    share of every batch, hence ``reduce``; it is empty where images are fewer than processes. ``old_model`` is ``None``
-    at step 0; both models are unwrapped.
+    ``loader()`` is a new pass over the step's training images: pairs of images (B, 3, H, W) and labels (B, H, W), on
+    the device. It has its own random generator, so it does not change the random numbers of the training. Each process
+    gets its share of every batch: use ``reduce`` for sums over all processes. The share may be empty, if there are
+    fewer images than processes. ``old_model`` is ``None`` at step 0. Both models are unwrapped.
     """
 
     step: Step
@@ -100,13 +100,18 @@ class StepContext(NamedTuple):
 class Term:
     """One ingredient of the objective. Its fields are its hyper-parameters; ``weight`` multiplies its value.
 
-    A subclass sets ``uses_old`` if it needs the previous model's output, ``uses_setup = False`` if its numbers do not
-    depend on ``step.setup`` (sequential and disjoint then share step 0), ``observes`` if it never touches loss or
-    gradient (prototypes, importance: it then does not split the key of the weights), ``splits = False`` if it cannot
-    give the same for one global batch and its split over processes, ``state`` to the names of EVERY
-    attribute that changes (a tensor, or a dict of tensors) and raises ``revision`` whenever its numbers change.
-    A term that needs another one's state holds that term in a field.
-    A field that a released class gains later is an ``added_field``: no key changes while it has its default.
+    A subclass sets these class variables:
+
+    - ``uses_old = True`` if it needs the previous model's output;
+    - ``uses_setup = False`` if its numbers do not depend on ``step.setup``: sequential and disjoint then share step 0;
+    - ``observes = True`` if it never changes loss or gradient (prototypes, importance): it is then not part of the key
+      of the weights;
+    - ``splits = False`` if its value changes when a batch is divided over several processes;
+    - ``state``: the names of EVERY attribute that changes during training (a tensor, or a dict of tensors);
+    - ``revision``: raised whenever its numbers change.
+
+    A term that reads the state of another term holds that term in a field. A field that is added to a released class is
+    an ``added_field``: keys do not change while it has its default.
     """
 
     uses_old: ClassVar[bool] = False
@@ -124,20 +129,20 @@ class Term:
             raise TypeError(f"{cls.__name__}.state is the text {cls.state!r}: write a tuple, ({cls.state!r},)")
 
     def begin_step(self, ctx: StepContext) -> None:
-        """Before the first update, after the parent's state is loaded. Grow the state to the new classes here."""
+        """Called before the first update, after the parent's state is loaded: extend the state to the new classes."""
 
     def __call__(self, batch: Batch) -> Tensor | None:
         """The unweighted value (a scalar), or ``None`` if it only observes. ``batch.progress``: where in the step."""
         return None
 
     def after_backward(self, model: Any) -> None:
-        """Once per update; gradients are unscaled and averaged over processes, not yet clipped.
+        """Called once per update. Gradients are unscaled and averaged over processes, and not clipped yet.
 
-        All observers are called before any term that adds a gradient of its own.
+        All observers are called before the terms that add their own gradient.
         """
 
     def end_step(self, ctx: StepContext) -> None:
-        """After the last update and the method's own ``end_step``."""
+        """Called after the last update and after the ``end_step`` functions of the method."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state, flat: ``name`` or ``name/key`` for a dict of tensors. Tensors are not copied."""
@@ -151,7 +156,7 @@ class Term:
         return flat
 
     def load_state_dict(self, flat: dict[str, Tensor]) -> None:
-        """Put a state back in place of the present one; the object stays the same, for those that share it."""
+        """Replace the present state. The object stays the same, because other terms may hold it."""
         for name in self.state:
             inside = {k.removeprefix(f"{name}/"): v for k, v in flat.items() if k.startswith(f"{name}/")}
             if name in flat:
@@ -167,25 +172,25 @@ class CrossEntropy(Term):
     uses_setup: ClassVar[bool] = False
 
     def __call__(self, batch: Batch) -> Tensor:
-        # summed in one fused pass; the mean is formed from global sums
+        # one fused pass for the sum; the mean is a ratio of global sums
         total = F.cross_entropy(batch.logits, batch.labels, ignore_index=VOID, reduction="sum")
         return batch.reduce(total) / batch.n_valid
 
 
-# --- the hooks, and what they do when no method opens them ---------------------------------------------------------
+# --- the default of each hook --------------------------------------------------------------------------------------
 
 
 def same_scenario(scenario: Scenario) -> Scenario:
-    """The scenario as asked for."""
+    """The scenario, unchanged."""
     return scenario
 
 
 def same_model(model: Any, step: Step) -> None:
-    """The network as it is."""
+    """The network, unchanged."""
 
 
 def torch_init(model: Any, step: Step) -> None:
-    """New classifier rows as torch draws them."""
+    """New classifier rows keep torch's random initialisation."""
 
 
 def train_all(model: Any, step: Step) -> list[dict[str, Any]]:
@@ -202,7 +207,7 @@ Hook: TypeAlias = Callable[..., Any]
 
 
 def later(hook: Hook) -> Hook:
-    """Mark a hook that opens at steps >= 1 only: at step 0 the plain one stands, and that step is shared."""
+    """Mark a hook that acts at steps >= 1 only. Step 0 uses the default, and can be shared with other methods."""
     hook.later = True  # type: ignore[attr-defined]
     return hook
 
@@ -224,18 +229,22 @@ HOOKS: dict[str, Hook] = {
 class Method:
     """A named dictionary of loss terms plus a classifier initialiser.
 
-    ``terms`` act at steps >= 1, ``first`` at step 0 (observers there let their state begin). The hooks:
+    ``terms`` are the terms of steps >= 1, ``first`` those of step 0 (an observer that starts at step 0 is in both).
 
-    ``scenario(scenario) -> Scenario`` (Joint: all classes in one step); raise ``UserError`` where it makes no sense.
-    ``build(model, step)`` changes the network in place, after the classifier grew and before ``init``; it runs again,
-    on a fresh network, for steps 0, 1, ... in order, before weights are loaded.
-    ``init(model, step)`` sets the new classifier rows, at steps >= 1.
-    ``trainable(model, step)`` gives the optimiser's groups: dicts with ``params`` and, if wanted, ``lr_scale``
-    and ``weight_decay``. What is in no group is frozen; a normalisation layer with frozen affine parameters, or
-    without parameters, stays in evaluation mode. No parameter at all: the step has no update.
-    ``predict(out, size)`` gives the class map (B, H, W).
-    ``end_step`` functions of a ``StepContext`` run in order after the last update and before evaluation (fusion).
-    What a hook does at later steps only is marked ``@later``; ``hook`` and ``endings`` give what holds at a step.
+    The hooks:
+
+    - ``scenario(scenario)`` returns the scenario to train (Joint: all classes in one step). It raises ``UserError`` for
+      a scenario that the method cannot do.
+    - ``build(model, step)`` changes the network in place, after the classifier has grown and before ``init``. To read a
+      trained step again it is called on a new network for steps 0, 1, ... in order, before the weights are loaded.
+    - ``init(model, step)`` sets the new classifier rows, at steps >= 1.
+    - ``trainable(model, step)`` returns the groups of the optimiser: dicts with ``params`` and, optionally,
+      ``lr_scale`` and ``weight_decay``. A parameter in no group is frozen. A normalisation layer with frozen parameters, or without
+      parameters, stays in evaluation mode. No group: the step has no update.
+    - ``predict(out, size)`` returns the class map (B, H, W).
+    - ``end_step``: functions of a ``StepContext``, called in order after the last update, before evaluation (fusion).
+
+    A hook that acts at steps >= 1 only is marked ``@later``. ``hook`` and ``endings`` return the hooks of a step.
     A hook is a function, or an object with ``__call__`` whose dataclass fields are its parameters.
     """
 
@@ -259,15 +268,15 @@ class Method:
             raise TypeError(f"end_step is a {type(self.end_step).__name__}: give a tuple of functions, (fuse,)")
 
     def plus(self, addon: Method) -> Method:
-        """This method and an add-on's terms and hooks.
+        """This method with the terms and hooks of an add-on.
 
-        Raises ``ValueError`` where both bring a term of one name, or open one hook.
+        Raises ``ValueError`` if both have a term of the same name, or both set the same hook.
         """
         hooks: dict[str, Hook] = {}
         for name, default in HOOKS.items():
             mine, theirs = getattr(self, name), getattr(addon, name)
             if mine is not default and theirs is not default:
-                raise ValueError(f"{self.name} and {addon.name} both bring their own {name!r}")
+                raise ValueError(f"{self.name} and {addon.name} both set the hook {name!r}")
             hooks[name] = theirs if mine is default else mine
         return Method(
             name=f"{self.name}+{addon.name}",
@@ -282,7 +291,7 @@ class Method:
         return self.first if step.index == 0 else self.terms
 
     def hook(self, name: str, step: Step) -> Hook:
-        """The hook as it stands at this step."""
+        """The hook of this step."""
         mine: Hook = getattr(self, name)
         return mine if _open(mine, step) else HOOKS[name]
 
@@ -291,11 +300,11 @@ class Method:
         return [f for f in self.end_step if _open(f, step)]
 
     def uses_old(self, step: Step) -> bool:
-        """Whether the previous model has to run along."""
+        """Whether the previous model is needed at this step."""
         return step.index > 0 and any(t.uses_old for t in self.terms.values())
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Weighted values by name; observers are run and leave no entry. ``MethodError`` for what is not a loss."""
+        """Weighted values by name. Observers are called too, without an entry. ``MethodError``: a value is no loss."""
         values: dict[str, Tensor] = {}
         for name, term in self.active(batch.step).items():
             value = term(batch)
@@ -321,7 +330,7 @@ class Method:
 
 
 def _check_terms(which: str, terms: Any) -> None:
-    """``TypeError`` unless these are terms by name, whose state has a place to be kept in."""
+    """``TypeError`` unless these are terms by name that have the attributes of their state."""
     if not isinstance(terms, dict):
         raise TypeError(f'{which} is a {type(terms).__name__}: give a dictionary, {{"ce": CrossEntropy(), ...}}')
     for name, term in terms.items():
@@ -338,7 +347,7 @@ def _union(a: Method, b: Method, which: str) -> dict[str, Term]:
     mine, theirs = getattr(a, which), getattr(b, which)
     both = [n for n in mine if n in theirs and not (n == "ce" and which == "first")]
     if both:
-        raise ValueError(f"{a.name} and {b.name} both bring a term {both[0]!r}")
+        raise ValueError(f"{a.name} and {b.name} both have a term {both[0]!r}")
     return {**mine, **{n: t for n, t in theirs.items() if n not in mine}}
 
 
@@ -348,7 +357,7 @@ def _product(name: str, term: Term) -> str:
 
 
 def _words(thing: Any) -> str:
-    """``LocalPod(scales=(1, 2, 4))``: a class or function with the parameters that are not defaults."""
+    """``LocalPod(scales=(1, 2, 4))``: the name of a class or function, with its parameters."""
     if not is_dataclass(thing):
         return getattr(thing, "__name__", type(thing).__name__)
     shown = [

@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 class SegOutput(NamedTuple):
-    """What a network gives. A tuple of tensors, so that it survives DDP and autocast.
+    """The output of a network: a tuple of tensors, as DDP and autocast need it.
 
-    ``logits`` (B, C, h, w) at the resolution of the network; ``features`` (B, D, h, w) the encoder's output;
-    ``embedding`` (B, E, h, w) what the 1x1 classifier reads; ``stages`` the encoder's residual stages, each
-    (B, D_l, h_l, w_l), before their last activation; ``extra`` whatever a method's ``build`` hook adds.
+    ``logits`` (B, C, h, w) at the network's resolution; ``features`` (B, D, h, w) the encoder's output;
+    ``embedding`` (B, E, h, w) the input of the 1x1 classifier; ``stages`` the encoder's residual stages, each
+    (B, D_l, h_l, w_l), before their last activation; ``extra`` what a method's ``build`` hook adds.
     """
 
     logits: Tensor
@@ -49,8 +49,8 @@ class Reduce(Protocol):
     """Sums and maxima over processes, any shape, the result on every process."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The sum. Differentiable: its backward sums too, so that the mean of the processes' parameter gradients is
-        exactly the gradient of the one global batch, if every process forms the same global loss from such sums."""
+        """The sum. It is differentiable, and its backward pass sums too: if every process computes the same global
+        loss from such sums, the mean of their parameter gradients is exactly the gradient of the global batch."""
         ...
 
     def max(self, x: Tensor) -> Tensor:
@@ -72,14 +72,14 @@ alone = Alone()
 
 
 class Batch:
-    """Everything a term may read of one micro-batch. Derived maps are computed once, on first use, and kept.
+    """What a term may read of one micro-batch. Derived maps are computed on first use, once.
 
     ``images`` (B, 3, H, W); ``labels`` (B, H, W) int64 channels, 255 void; ``out`` and ``old`` the outputs of the
     current and of the previous model (``None`` at step 0, or if no term uses it).
     ``progress`` says where in its step the batch is; all micro-batches of an update have the same.
-    ``reduce`` is a differentiable sum over processes: whatever is a ratio, a maximum or not linear in the batch is
-    formed from reduced sums, so that several processes have exactly the gradient of the one global batch.
-    Terms must not write to any of these tensors.
+    ``reduce`` is a differentiable sum over processes. Compute a ratio, a maximum or anything else that is not linear in
+    the batch from reduced sums: several processes then have exactly the gradient of the global batch.
+    Terms must not write to these tensors.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Batch:
 
     @cached_property
     def old_feature_prediction(self) -> Tensor:
-        """(B, h, w): arg max of the previous model at label size, brought to feature size by nearest neighbour."""
+        """(B, h, w): arg max of the previous model at label size, then resized to feature size by nearest neighbour."""
         return shrink_labels(self.old_logits.max(1).indices, self._feature_size)
 
     @cached_property
@@ -148,7 +148,7 @@ class Batch:
 
     @cached_property
     def flat_features(self) -> Tensor:
-        """(B, D, hw): ``features`` with the positions in a row; one view for all, so that gradients add in place."""
+        """(B, D, hw): ``features`` with flat positions. All terms share this view, so gradients add in place."""
         return self.features.flatten(2)
 
     @cached_property
@@ -168,11 +168,11 @@ class Batch:
 
     @property
     def has_old(self) -> bool:
-        """Whether the previous model ran along."""
+        """Whether there is an output of the previous model."""
         return self._old is not None
 
     def share(self, name: str, compute: Callable[[], T]) -> T:
-        """What several terms of one method read: computed by the first that asks."""
+        """A value that several terms of a method use: the first one computes it."""
         if name not in self._shared:
             self._shared[name] = compute()
         found: T = self._shared[name]

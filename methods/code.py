@@ -1,8 +1,8 @@
-"""The files behind an object: what made a number beside the values that stand in its key.
+"""The source files of an object, as a key or a record needs them.
 
 A module is *ours* (contseg), a library (the standard library, site-packages), or *outside*: a plugin, and what it
-imports. ``stamp`` names an object for a key; of one from outside it gives the code as well, so that an edited plugin is
-another one. Of our own files ``ours`` gives the hashes, which no key contains (``benchmark/store/origin.py``).
+imports. ``stamp`` is the name of an object in a key. For an object from outside it contains a hash of the code, so an
+edited plugin has another key. ``ours`` hashes our own files; no key contains these (``benchmark/store/origin.py``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from contseg.datasets.errors import UserError
 
 HOME = Path(__file__).resolve().parent.parent
 PACKAGE = __name__.partition(".")[0]
-# what contseg itself is built on: their versions stand in every record, their code in no key
+# the libraries of contseg: every record has their versions, no key has their code
 LIBRARIES = ("torch", "torchvision", "numpy", "PIL", "accelerate", "msgspec")
 STDLIB = Path(os.__file__).resolve().parent
 
@@ -40,9 +40,10 @@ def is_ours(module: str) -> bool:
 
 
 def stamp(thing: Any) -> str:
-    """``module.qualname`` of a class or function; followed by the SHA-256 of its code if it is from outside.
+    """``module.qualname`` of a class or function, and the SHA-256 of its code if it is from outside.
 
-    Of our own the package's name is left out; what has moved to another file since keeps its old name in ``identity``.
+    For our own code the name of the package is left out. A class that has moved to another file keeps its first name in
+    ``identity``: ``identity = "methods.old_file.Name"``.
 
     Raises ``UserError`` for what has no such name: a lambda, a function inside a function, a bound method.
     """
@@ -54,8 +55,8 @@ def stamp(thing: Any) -> str:
     if not name or not same:
         what = name or type(thing).__name__
         raise UserError(
-            f"{what} ({place(thing)}) is not at the top level of a module, so what it holds stands in no key and "
-            "other values would be taken for the same method: make it a function of the module, or a dataclass with "
+            f"{what} ({place(thing)}) is not at the top level of a module, so no key contains its values and "
+            "other values would give the same key: make it a function of the module, or a dataclass with "
             "__call__ whose fields are its parameters"
         )
     if module and is_ours(module):
@@ -79,7 +80,7 @@ def place(thing: Any) -> str:
 
 @cache
 def _source(thing: Any) -> str:
-    """``file.py, line 12``: found by reading the whole file, hence once."""
+    """``file.py, line 12``; cached, because it reads the whole file."""
     line = inspect.getsourcelines(thing)[1]
     return f"{Path(inspect.getsourcefile(thing) or '').name}, line {max(line, 1)}"
 
@@ -89,9 +90,9 @@ def _source(thing: Any) -> str:
 
 @cache
 def outside(module: str) -> str:
-    """SHA-256 of a module from outside and of all that it imports from outside; "" for a library.
+    """SHA-256 of a module from outside and of all modules from outside that it imports; "" for a library.
 
-    For an installed package it is that of its distribution's files. Raises ``UserError`` if there is no file.
+    For an installed package: of the files of its distribution. Raises ``UserError`` if there is no file.
     """
     path = _file(module)
     if path is None:
@@ -105,9 +106,9 @@ def outside(module: str) -> str:
 
 
 def ours(modules: Iterable[str], leave: Callable[[str], bool]) -> dict[str, str]:
-    """Our files that these modules come to by their imports: path from the checkout -> SHA-256, 16 digits.
+    """Our files that these modules import, directly or indirectly: path in the package -> SHA-256, 16 digits.
 
-    Neither the modules that ``leave`` names are followed, nor libraries. Comments and docstrings do not count.
+    Modules for which ``leave`` is true are not followed, nor are libraries. Comments and docstrings do not count.
     """
     known = _closure(modules, lambda name, path: not leave(name) and (is_ours(name) or not _is_library(path)))
     return {path.relative_to(HOME).as_posix(): essence(path) for name, path in sorted(known.items()) if is_ours(name)}
@@ -141,7 +142,7 @@ def _sha256(content: bytes | Iterable[str]) -> str:
 
 
 def _closure(modules: Iterable[str], follow: Callable[[str, Path], bool]) -> dict[str, Path]:
-    """The files of these modules, of their packages and of all that they import, by name, as far as ``follow`` says."""
+    """Name -> file of these modules, their packages and all that they import, where ``follow(name, file)`` is true."""
     found: dict[str, Path] = {}
     seen: set[str] = set()
     waiting = [*modules]
@@ -159,7 +160,7 @@ def _closure(modules: Iterable[str], follow: Callable[[str, Path], bool]) -> dic
 
 @cache
 def _imports(name: str, path: Path) -> frozenset[str]:
-    """Names that may be modules: of the import statements, and of what lies in an outside module's variables."""
+    """Names that may be modules: from import statements, and from the variables of a module from outside."""
     found = {*_written(name, path)}
     module = sys.modules.get(name)
     if module is not None and not is_ours(name):  # a plugin may import by other means than the statement
@@ -193,7 +194,7 @@ def _parents(name: str) -> list[str]:
 
 
 def _file(name: str) -> Path | None:
-    """The file of a module, loaded or not; ``None`` if it has none or is no module."""
+    """The file of a module, loaded or not; ``None`` if there is none."""
     if is_ours(name):
         path = HOME.joinpath(*name.split(".")[1:])
         return next((p for p in (path.with_name(f"{path.name}.py"), path / "__init__.py") if p.is_file()), None)
@@ -204,7 +205,7 @@ def _file(name: str) -> Path | None:
 
 @cache
 def _origin(name: str) -> str | None:
-    """Where a module that is not loaded lies; nothing is imported to find out."""
+    """The file of a module that is not loaded; nothing is imported to find it."""
     first, *rest = name.split(".")
     try:
         spec = importlib.util.find_spec(first)
@@ -234,7 +235,7 @@ def _is_standard(path: Path) -> bool:
 
 
 def _distribution(module: str, path: Path) -> dict[str, Path]:
-    """The files of an installed module's distribution; of its package where no distribution names it."""
+    """The files of the distribution of an installed module; of its package if it is in no distribution."""
     root = module.partition(".")[0]
     files: dict[str, Path] = {}
     for name in importlib.metadata.packages_distributions().get(root, ()):
@@ -264,6 +265,6 @@ def came_from(module: str) -> str:
 
 
 def forget() -> None:
-    """What was read of files is to be read again: plugins were loaded."""
+    """Clear all caches of file contents: plugins were loaded."""
     for kept in (outside, essence, _imports, _origin):
         kept.cache_clear()

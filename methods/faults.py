@@ -1,4 +1,4 @@
-"""Whose line is at fault: a method's author is shown a place in their own file, not one of torch's or the suite's."""
+"""Where an error comes from: the author of a method is shown a line of their own file, not of torch or the suite."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LIBRARIES = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "pure
 
 
 class MethodError(Exception):
-    """A term or a hook does not keep the contract; the message is one line and names its place."""
+    """A term or a hook breaks the contract. The message is one line, with file and line."""
 
 
 def reason(error: BaseException, own: Collection[str] = ()) -> str:
-    """The error in one line, with the author's line. ``own``: files that are the author's wherever they lie."""
+    """The error in one line, with the line of the author's file. ``own``: files of the author, in any folder."""
     text = " ".join(str(error).split())
     if isinstance(error, MethodError):
         return text
@@ -38,19 +38,19 @@ def reason(error: BaseException, own: Collection[str] = ()) -> str:
 
 
 def blamed(error: BaseException, own: Collection[str] = ()) -> traceback.FrameSummary | None:
-    """The innermost frame that is neither the suite's nor a library's; ``None`` if the author wrote none of them."""
+    """The innermost frame outside the suite and the libraries; ``None`` if there is none."""
     frames = traceback.extract_tb(error.__traceback__)
     return next((f for f in reversed(frames) if f.filename in own or not foreign(f.filename)), None)
 
 
 def place(error: BaseException) -> str:
-    """`` (mine.py, line 12)``: the author's line that led to an error; "" if there is none."""
+    """`` (mine.py, line 12)``: the author's line that caused an error; "" if there is none."""
     frame = blamed(error)
     return _place(frame.filename, frame.lineno) if frame else ""
 
 
 def is_a_plugins(error: BaseException) -> bool:
-    """Whether an error is the fault of code outside the suite: its line says enough, no traceback is needed."""
+    """Whether code outside the suite caused an error: its line is enough, no traceback is needed."""
     frame = blamed(error)
     built_in = frame is not None and frame.filename.startswith(str(HOME / "methods"))
     return isinstance(error, MethodError) or (frame is not None and not built_in)
@@ -81,7 +81,7 @@ def foreign(file: str) -> bool:
 
 
 def not_a_loss(observes: bool, value: Any) -> str:
-    """What is wrong with the value of a term, an observer or not; "" if nothing is."""
+    """What is wrong with the value of a term; "" if nothing is."""
     if observes:
         return "only observes (observes = True): it must give None"
     if not hasattr(value, "shape"):

@@ -1,6 +1,6 @@
-"""What a value must be: types with a range, for the parameters of methods and for the fields of a configuration.
+"""Types with a range, for the parameters of methods and for the fields of a configuration.
 
-A range is msgspec's ``Meta`` in an ``Annotated`` type, and stands where the type stands::
+A range is msgspec's ``Meta`` in an ``Annotated`` type; it is written as the type::
 
     def mib(kd: Weight = 10.0) -> Method: ...
     def mine(temperature: Annotated[float, Meta(gt=0, le=10)] = 2.0) -> Method: ...
@@ -62,9 +62,9 @@ NAMES = {float: "number", int: "whole number", str: "text"}
 
 
 def admit(name: str, value: Any, annotation: Any, written: str | None = None) -> Any:
-    """``value`` as ``annotation`` declares it: a list becomes a tuple, 1 becomes 1.0. Numbers must be finite.
+    """``value`` in the declared type: a list becomes a tuple, 1 becomes 1.0. Numbers must be finite.
 
-    Raises ``UserError``: ``NAME must be > 0, not -1``. ``written``: the text that stood for the value.
+    Raises ``UserError``: ``NAME must be > 0, not -1``. ``written``: the text that the user wrote.
     """
     finite = all(math.isfinite(v) for v in (value if isinstance(value, (list, tuple)) else [value]) if type(v) is float)
     try:
@@ -81,7 +81,7 @@ def admit(name: str, value: Any, annotation: Any, written: str | None = None) ->
 
 
 def plain(annotation: Any) -> Any:
-    """A type without its range."""
+    """The type without its range."""
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
 
 
@@ -101,12 +101,12 @@ def search(annotation: Any) -> Search | None:
 
 
 def meaning(annotation: Any) -> str:
-    """What a declaration says of its field (``Meta(description=...)``)."""
+    """The description of a field (``Meta(description=...)``)."""
     return next((m.description for m in _metas(annotation) if m.description), "")
 
 
 def words(annotation: Any) -> str:
-    """A declaration in words: ``number > 0``, ``1 to 2 whole numbers >= 1``, ``"h" or "hv"``."""
+    """A declaration as text: ``number > 0``, ``1 to 2 whole numbers >= 1``, ``"h" or "hv"``."""
     kind, inner = typing.get_origin(plain(annotation)), typing.get_args(plain(annotation))
     if kind is Literal:
         *first, last = (f'"{choice}"' for choice in inner)
@@ -137,7 +137,7 @@ def type_name(annotation: Any) -> str:
 
 
 def _wanted(value: Any, annotation: Any) -> str:
-    """The range, where only the range is missed; else the whole declaration."""
+    """The range, if the value has the right type; else the whole declaration."""
     kind, inner = plain(annotation), typing.get_args(plain(annotation))
     if typing.get_origin(kind) is tuple:
         kind = tuple[plain(inner[0]), ...]  # type: ignore[misc]

@@ -76,7 +76,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered factory: ``kind`` is "method" or "add-on", ``origin`` the file that defines it."""
+    """A registered factory. ``kind``: "method" or "add-on"; ``origin``: the file that defines it."""
 
     name: str
     kind: str
@@ -97,12 +97,12 @@ _NOT_LOADED: list[str] = []  # installed packages with a plugin that failed
 
 
 def register_method(name: str, paper: str = "") -> Callable[[F], F]:
-    """Make a factory known as the method ``name``."""
+    """Register a factory as the method ``name``."""
     return _register(_METHODS, "method", name, paper)
 
 
 def register_addon(name: str, paper: str = "") -> Callable[[F], F]:
-    """Make a factory known as the add-on ``name``: its terms and hooks join those of any method."""
+    """Register a factory as the add-on ``name``: its terms and hooks are added to those of a method."""
     return _register(_ADDONS, "add-on", name, paper)
 
 
@@ -156,14 +156,14 @@ def expand_methods(text: str) -> list[str]:
 
 
 def reason(error: BaseException) -> str:
-    """What a method's code raised, in one line that names the line of its author's file."""
+    """An error of a method's code in one line, with the line of the author's file."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     return faults.reason(error, {entry.origin for table in (_METHODS, _ADDONS) for entry in table.values()})
 
 
 def load_plugins(*specs: str | Path) -> None:
-    """Import plugins, each a Python file or the name of a module; what they decorate is then known by name."""
+    """Import plugins: Python files, or names of modules. What they register can then be used by name."""
     _discover()
     for spec in specs:
         _guarded(f"plugin {str(spec)!r}", lambda spec=spec: _import(spec))  # type: ignore[misc]
@@ -217,7 +217,7 @@ def _built_in() -> None:
 
 
 def _guarded(what: str, action: Callable[[], object]) -> None:
-    """Run a stranger's code: whatever it raises becomes one line, and nothing stays half registered."""
+    """Run a plugin's code. Its error becomes one line, and what it has registered until then is removed."""
     tables = _METHODS, _ADDONS
     before = [dict(table) for table in tables]
     try:
@@ -343,7 +343,7 @@ def _call(entry: Entry, values: dict[str, Any]) -> Method:
 
 
 def _refuse_without_effect(entry: Entry, values: dict[str, Any]) -> None:
-    """``UserError`` for a plugin's parameter that changes nothing which stands in a key."""
+    """``UserError`` for a parameter of a plugin that changes nothing in a key."""
     from contseg.methods.visible import whole
 
     for p in entry.parameters if not code.is_ours(entry.factory.__module__) else ():
@@ -354,7 +354,7 @@ def _refuse_without_effect(entry: Entry, values: dict[str, Any]) -> None:
 
 
 def refuse_equal(built: Iterable[Method]) -> None:
-    """``UserError`` for two settings of a plugin's method of which no key would tell one from the other."""
+    """``UserError`` for two settings of a plugin's method that have the same key."""
     from contseg.methods.visible import whole
 
     known: dict[str, str] = {}

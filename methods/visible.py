@@ -1,4 +1,5 @@
-"""Does a key see all that a method is? What ``describe`` cannot see is refused: two settings would be taken for one."""
+"""Checks that a key contains all that a method is. What ``describe`` cannot see is refused, because two different
+settings would have the same key."""
 
 from __future__ import annotations
 
@@ -14,13 +15,13 @@ from contseg.methods.code import place, stamp
 
 
 def whole(method: Method) -> Any:
-    """All that a method is, in canonical form."""
+    """The canonical form of everything in a method."""
     hooks = [getattr(method, name) for name in HOOKS]
     return describe([[*method.first.items()], [*method.terms.items()], hooks, method.end_step])
 
 
 def check_visible(method: Method) -> None:
-    """Raises ``UserError``, in one line with file and line, for the first thing that no key would see."""
+    """Raises ``UserError``, one line with file and line number, for the first thing that would be in no key."""
     for name, term in [*method.first.items(), *method.terms.items()]:
         _look(term, f"term {name!r}")
     for name in HOOKS:
@@ -50,7 +51,7 @@ def _look(thing: Any, what: str) -> None:
 
 
 def _look_inside(thing: Any, what: str) -> None:
-    """A dataclass: every field, and nothing beside its fields that its fields do not give."""
+    """A dataclass: check every field, and that no other attribute holds what the fields do not determine."""
     kind = type(thing)
     stamp(kind)
     init = kind.__init__

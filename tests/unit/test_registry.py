@@ -350,7 +350,7 @@ def test_a_plugin_does_not_take_a_modules_name(tmp_path: Path) -> None:
         ("from methods.base import (\n    Term,\n)", "write 'from contseg.methods.base import' (old.py, line 2)"),
         ("from datasets.base import x", "write 'from contseg.datasets.base import x' (old.py, line 2)"),
         ("from benchmark.runner import x", "write 'from contseg.benchmark.train.runner import x' (old.py, line 2)"),
-        ("from benchmark.check import x", "benchmark.check is now in contseg.benchmark (old.py, line 2)"),
+        ("from benchmark.lockstep import x", "benchmark.lockstep is now in contseg.benchmark (old.py, line 2)"),
         ("from datasets import no_such_name", "(old.py, line 2)"),
     ],
 )
