@@ -74,6 +74,7 @@ PENALTY = "penalty: QuadraticPenalty(normalise=True)"
 SIGMOIDS = "bce: UnknownBCE(threshold=0.7)"
 CE = "ce: CrossEntropy"
 RECIPES = {
+    "CFSSeg": ("bce: BinaryCrossEntropy", "no loss"),
     "CIL": (CE, "ce: LabelledCrossEntropy + kd: UnlabelledDistillation(gradient_scaling=1.0, formulation=intended)"),
     "DKD": (
         "mbce: MultiBCE(positive_weight=2.0) + ac: Auxiliary",
@@ -112,6 +113,7 @@ RECIPES = {
     "FT+UCD": (CE, f"{CE} + 0.01 contrast: UncertaintyContrast(temperature=0.07)"),
 }
 OBSERVED = {
+    "CFSSeg": "classifier: AnalyticClassifier(width=2048, gamma=10.0, threshold=0.7)",
     "EWC": "importance: Fisher(alpha=0.9)",
     "PI": "importance: PathIntegral(formulation=intended)",
     "RW": "importance: RiemannianWalk(formulation=intended, alpha=0.9, every=10)",
@@ -122,6 +124,7 @@ OBSERVED = {
     "FT+SDR": "prototypes: Prototypes",
 }
 HOOKS = {
+    "CFSSeg": ["build: deeper_head", "trainable: FirstStepOnly(encoder_lr=0.1)", "predict: LargestSigmoid"],
     "DFTStar": ["trainable: train_rows_to_come"],
     "DKD": ["build: add_decomposition", "init: start_from_auxiliary", "trainable: SlowEncoder(lr_scale=0.1)",
             "predict: above_half"],
