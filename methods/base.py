@@ -239,8 +239,8 @@ class Method:
       trained step again it is called on a new network for steps 0, 1, ... in order, before the weights are loaded.
     - ``init(model, step)`` sets the new classifier rows, at steps >= 1.
     - ``trainable(model, step)`` returns the groups of the optimiser: dicts with ``params`` and, optionally,
-      ``lr_scale`` and ``weight_decay``. A parameter in no group is frozen. A normalisation layer with frozen parameters, or without
-      parameters, stays in evaluation mode. No group: the step has no update.
+      ``lr_scale`` and ``weight_decay``. A parameter in no group is frozen. A normalisation layer with frozen
+      parameters, or without parameters, stays in evaluation mode. No group: the step has no update.
     - ``predict(out, size)`` returns the class map (B, H, W).
     - ``end_step``: functions of a ``StepContext``, called in order after the last update, before evaluation (fusion).
 
