@@ -21,9 +21,11 @@ T = TypeVar("T")
 class SegOutput(NamedTuple):
     """The output of a network: a tuple of tensors, as DDP and autocast need it.
 
-    ``logits`` (B, C, h, w) at the network's resolution; ``features`` (B, D, h, w) the encoder's output;
-    ``embedding`` (B, E, h, w) the input of the 1x1 classifier; ``stages`` the encoder's residual stages, each
-    (B, D_l, h_l, w_l), before their last activation; ``extra`` what a method's ``build`` hook adds.
+    ``logits`` (B, C, h, w) at the network's resolution; ``features`` (B, D, h, w) the encoder's output, of either sign
+    unless ``model.encoder.nonnegative``; ``embedding`` (B, E, h, w) the input of the 1x1 classifier, of either sign
+    unless ``model.aspp.nonnegative``; ``stages`` four of the encoder's maps from fine to coarse, each
+    (B, D_l, h_l, w_l), before their last activation unless ``model.encoder.activated``; ``extra`` what a method's
+    ``build`` hook adds.
     """
 
     logits: Tensor

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import Step
 from contseg.methods.base import Batch, Method, Reduce, SegOutput, Term, full_precision, resize
 from contseg.methods.lwf_mc import log_partition
@@ -51,6 +52,8 @@ def decompose(model: Any, images: tuple[Tensor, ...], out: SegOutput) -> SegOutp
 def add_decomposition(model: Any, step: Step) -> None:
     """Let the network give the parts of its logits. The classifier stays as it is."""
     if step.index == 0:
+        if not getattr(model.aspp, "nonnegative", True):
+            raise UserError("DKD needs an embedding that is never negative: set model.head_activation=relu")
         model.register_forward_hook(decompose)
 
 

@@ -20,8 +20,8 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def norm_like(model: nn.Module, channels: int) -> nn.Module:
-    """A fresh normalisation layer of the kind that ``model`` has, for so many channels."""
-    found = next(m for m in model.modules() if is_norm(m))
+    """A fresh normalisation layer of the kind that ``model`` has, for so many channels. timm's own activate as well."""
+    found = next(m for m in model.modules() if is_norm(m) and not hasattr(m, "act"))
     if isinstance(found, nn.GroupNorm):
         return nn.GroupNorm(gcd(found.num_groups, channels), channels, found.eps)
     return type(found)(channels)

@@ -130,6 +130,11 @@ class ParallelBranches:
             return
         if any(isinstance(m, nn.GroupNorm) for m in model.modules()):
             raise UserError("RCIL folds normalisation into convolutions, GroupNorm cannot be: set another model.norm")
+        if any(isinstance(m, nn.LayerNorm) or (is_norm(m) and hasattr(m, "act")) for m in model.encoder.modules()):
+            raise UserError(
+                "RCIL folds a BatchNorm without activation into the convolution before it; this encoder has LayerNorm "
+                "or norms that activate: choose a ResNet, such as model.backbone=resnet101 or timm:resnet50"
+            )
         for parent, conv, norm in list(spatial_pairs(model.encoder)):
             double(parent, conv, norm)
         for number, pair in enumerate(model.aspp.maps):

@@ -3,6 +3,9 @@
 The stages are the outputs of the residual stages *before their last activation*, as PLOP and its line read them. Here
 a residual block activates what comes in instead of what goes out: the same function as torchvision's, bit by bit, and
 the maps before activation are simply what flows between the blocks. No hook, no copy.
+
+What an encoder promises of its maps, beside their shapes: ``nonnegative``, that no feature is negative; ``activated``,
+that the stages are what the network hands on, after an activation if it has one, and not before it.
 """
 
 from __future__ import annotations
@@ -16,25 +19,28 @@ from torchvision.models import resnet
 Encoded = tuple[Tensor, tuple[Tensor, ...]]
 
 
-def build_encoder(name: str, output_stride: int) -> nn.Module:
-    """The encoder ``name`` of ``BACKBONES``, freshly initialised, with BatchNorm."""
-    if name == "tiny":
-        return Tiny()
-    return ResNet(name, output_stride)
+def build_encoder(name: str, output_stride: int, dilation: str = "rest") -> nn.Module:
+    """The encoder ``name`` of ``BACKBONES``, freshly initialised, with BatchNorm. ``dilation``: of a ResNet."""
+    return Tiny() if name == "tiny" else ResNet(name, output_stride, dilation)
 
 
-def set_output_stride(blocks: Iterable[nn.Module], output_stride: int, before: int = 1) -> None:
+def set_output_stride(
+    blocks: Iterable[nn.Module], output_stride: int, before: int = 1, dilation_of: str = "rest"
+) -> None:
     """Strides beyond ``output_stride`` become dilation of all that follows (à trous): the same weights, the same values
     on a denser grid. ``before``: the stride in front of the first block.
 
     Done on finished blocks because torchvision refuses dilation for ResNet-18 and -34; where torchvision allows it
-    (ResNet-50, -101), the result is the same network. MiB's body dilates the first block of a dense stage as well.
+    (ResNet-50, -101), the result is the same network. In MiB's and SDR's body the first block of a dense stage is
+    dilated as well: ``dilation_of="all"``.
     """
     stride, dilation = before, 1
     for block in blocks:
         convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
         own = max(c.stride[0] for c in convs)
         dense, after = stride * own > output_stride, dilation * own
+        if dense and dilation_of == "all":
+            dilation = after
         for conv in convs:
             spatial = conv.kernel_size[0] > 1
             if spatial:
@@ -75,11 +81,13 @@ class ResNet(resnet.ResNet):
         "resnet101": (Bottleneck, [3, 4, 23, 3]),
     }
 
-    def __init__(self, name: str, output_stride: int) -> None:
+    nonnegative, activated = True, False
+
+    def __init__(self, name: str, output_stride: int, dilation: str = "rest") -> None:
         super().__init__(*self.DEPTHS[name])
         del self.avgpool, self.fc
         blocks = (b for layer in (self.layer1, self.layer2, self.layer3, self.layer4) for b in layer)
-        set_output_stride(blocks, output_stride, before=4)
+        set_output_stride(blocks, output_stride, before=4, dilation_of=dilation)
 
     def forward(self, x: Tensor) -> Encoded:
         x = self.maxpool(self.bn1(self.conv1(x)))  # the first block activates: maximum and ReLU commute
@@ -92,6 +100,8 @@ class ResNet(resnet.ResNet):
 
 class Tiny(nn.Module):
     """For the drawn shapes: stride 4, D = 64 after ReLU; a convolution and three residual blocks of basic type."""
+
+    nonnegative, activated = True, False
 
     def __init__(self) -> None:
         super().__init__()

@@ -43,11 +43,15 @@ def build_model(config: ModelConfig, groups: Sequence[int], seed: int = 0) -> Se
 
             encoder: nn.Module = TimmEncoder(config.backbone, config.output_stride, file)
         else:
-            encoder = build_encoder(config.backbone, config.output_stride)
-        aspp = ASPP(backbone.channels, hidden, width, backbone.rates[config.output_stride], config.pooling)
+            encoder = build_encoder(config.backbone, config.output_stride, config.dilation)
+        rates = backbone.rates[config.output_stride]
+        aspp = ASPP(backbone.channels, hidden, width, rates, config.pooling, activation=config.head_activation)
     model = Segmenter(encoder, aspp, IncrementalClassifier(width, groups, seed))
     model.pixels = Pixels(backbone.mean, backbone.std)
     set_norm(model, config.norm)
+    for module in encoder.modules():
+        if config.norm_momentum and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = config.norm_momentum
     if file is not None and not of_timm:
         load_weights(encoder, file)
     return model
@@ -98,32 +102,43 @@ class IncrementalClassifier(nn.Module):
         return torch.cat([block(embedding) for block in self.blocks], dim=1)
 
 
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky": lambda: nn.LeakyReLU(0.01),  # MiB: inplace-abn's default slope
+    "none": nn.Identity,
+}
+
+
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling as in MiB (modules/deeplab.py): features (B, D, h, w) -> embedding (B, E, h, w).
 
     A 1x1 and some dilated 3x3 convolutions side by side, ``maps``, each with its norm; image pooling is projected by
     itself and added. Pooling is global in training and a sliding window of ``pooling`` cells a side otherwise, so
-    that a test image larger than the training crop is pooled as a crop was. ReLU where MiB has leaky ReLU.
+    that a test image larger than the training crop is pooled as a crop was. ``activation``: one of ``ACTIVATIONS``;
+    MiB has leaky ReLU, SDR's release none. ``nonnegative``: whether no element of the embedding is negative.
     """
 
-    def __init__(self, channels: int, hidden: int, width: int, rates: Sequence[int], pooling: int) -> None:
+    def __init__(
+        self, channels: int, hidden: int, width: int, rates: Sequence[int], pooling: int, *, activation: str = "relu"
+    ) -> None:
         super().__init__()
-        self.pooling = pooling
+        self.pooling, self.nonnegative = pooling, activation == "relu"
+        self.activate = ACTIVATIONS[activation]()
         self.maps = nn.ModuleList([nn.Sequential(_conv(channels, hidden, 1), nn.BatchNorm2d(hidden))])
         for rate in rates:
             self.maps.append(nn.Sequential(_conv(channels, hidden, 3, rate), nn.BatchNorm2d(hidden)))
         self.project = _conv(hidden * len(self.maps), width, 1)
-        self.pool = nn.Sequential(_conv(channels, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU())
+        self.pool = nn.Sequential(_conv(channels, hidden, 1), nn.BatchNorm2d(hidden), ACTIVATIONS[activation]())
         self.project_pool = _conv(hidden, width, 1)
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, features: Tensor) -> Tensor:
-        maps = self.project(F.relu(torch.cat([m(features) for m in self.maps], dim=1)))
+        maps = self.project(self.activate(torch.cat([m(features) for m in self.maps], dim=1)))
         if self.training or self.pooling == 0:
             pooled = features.mean((2, 3), keepdim=True)  # broadcast; unlike adaptive pooling deterministic on a GPU
         else:
             pooled = sliding_mean(features, self.pooling)
-        return F.relu(self.norm(maps + self.project_pool(self.pool(pooled))))
+        return self.activate(self.norm(maps + self.project_pool(self.pool(pooled))))
 
 
 def sliding_mean(x: Tensor, side: int) -> Tensor:

@@ -22,8 +22,10 @@ class TimmEncoder(nn.Module):
     """The encoder ``timm:NAME`` with the weights of ``file``, or freshly initialised by timm's own rules.
 
     Stochastic depth, which some networks have by default, is off: an update is a function of its images.
-    Raises ``UserError`` for weights of another network.
+    Features may be negative. Raises ``UserError`` for weights of another network.
     """
+
+    nonnegative, activated = False, True
 
     def __init__(self, backbone: str, output_stride: int, file: Path | None = None) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from msgspec import Meta
 
-from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.plan.model_config import ModelConfig, left_out
 from contseg.datasets.errors import UserError, need, unknown
 from contseg.methods.grammar import coerce, method_text, recipe, with_recipe
 from contseg.methods.ranges import Count, Number, Positive, Search, Weight, admit, plain
@@ -252,10 +252,11 @@ def checked(config: Config) -> Config:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """A configuration section as plain values, for records and keys."""
+    """A configuration section as plain values, for records and keys, without an ``added_field`` at its default."""
     return {
         f.name: identity(v) if is_dataclass(v := getattr(config, f.name)) else list(v) if isinstance(v, tuple) else v
         for f in fields(config)
+        if not left_out(config, f)
     }
 
 

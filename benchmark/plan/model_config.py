@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from contseg.benchmark.plan.timm_networks import PREFIX, timm_network
 from contseg.datasets.errors import UserError, unknown
+from contseg.methods.identity import added_field
 from contseg.methods.ranges import Number
 
 Three: TypeAlias = tuple[float, ...]
@@ -88,6 +89,24 @@ class ModelConfig:
         Number,
         Meta(description="cells on a side of the ASPP's pooling window at test (MiB: 512 / 16); 0: the whole map"),
     ] = 32
+    norm_momentum: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="a batch's share in the encoder's statistics (SDR: 3e-4); 0: the backbone's own, 0.1",
+        ),
+    ] = added_field(0.0)
+    head_activation: Annotated[
+        Literal["relu", "leaky", "none"],
+        Meta(description="in the ASPP: ReLU, leaky ReLU of slope 0.01 (MiB), or none, an affine head (SDR)"),
+    ] = added_field("relu")
+    dilation: Annotated[
+        Literal["rest", "all"],
+        Meta(
+            description="dilated blocks of a ResNet's dense stage: all but the first (torchvision), or all (SDR, MiB)"
+        ),
+    ] = added_field("rest")
 
 
 def check(config: ModelConfig) -> ModelConfig:
@@ -104,7 +123,14 @@ def check(config: ModelConfig) -> ModelConfig:
         raise UserError(f"model.weights=imagenet: there are none for {config.backbone}; set model.weights=none")
     if weights == "imagenet" and config.norm == "group":
         raise UserError("model.weights=imagenet were trained with BatchNorm: set model.norm=sync or model.weights=none")
-    return ModelConfig(config.backbone, stride, weights, config.norm, config.pooling)
+    if config.dilation == "all" and not config.backbone.startswith("resnet"):
+        raise UserError(f"model.dilation=all: only torchvision's ResNets have it, not {config.backbone}")
+    return replace(config, output_stride=stride, weights=weights)
+
+
+def left_out(config: Any, field: Field[Any]) -> bool:
+    """Whether a key, or a record, leaves the field out: one that was added later, at its default."""
+    return bool(field.metadata.get("added")) and getattr(config, field.name) == field.default
 
 
 def local_weights(config: ModelConfig) -> Path | None:
@@ -140,6 +166,11 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
         "norm": config.norm,
         "pooling": config.pooling,
         **({"mean": [*backbone.mean], "std": [*backbone.std]} if config.backbone.startswith(PREFIX) else {}),
+        **{
+            f.name: value
+            for f in fields(config)
+            if f.metadata.get("added") and (value := getattr(config, f.name)) != f.default
+        },
     }
 
 

@@ -5,6 +5,7 @@ import re
 import urllib.error
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,16 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, resnet
 
 from contseg.benchmark.models.encoders import build_encoder, set_output_stride
+from contseg.benchmark.models.load import skeleton
 from contseg.benchmark.models.segmenter import ASPP, IncrementalClassifier, build_model, set_norm, sliding_mean
 from contseg.benchmark.models.weights import fetch_weights, load_weights
-from contseg.benchmark.plan.config import Config, checked
+from contseg.benchmark.plan.config import Config, checked, identity, read_config
 from contseg.benchmark.plan.model_config import BACKBONES, ModelConfig, check, model_identity
 from contseg.datasets.errors import UserError
 from contseg.methods.base import SegModel, SegOutput
+from contseg.methods.registry import build_method
+from contseg.tests.material import ROOT
+from contseg.tests.unit.networks import make_steps
 
 pytestmark = pytest.mark.numeric
 
@@ -285,6 +290,85 @@ def test_identity_of_imagenet_weights_is_that_of_their_file(tmp_path: Path, monk
     monkeypatch.setattr("contseg.benchmark.plan.model_config._sha256", lambda *_: "f37072fd" + "0" * 56)
     assert model_identity(ModelConfig("resnet18", weights=str(copy))) == official
     assert model_identity(ModelConfig("resnet34", weights=str(copy)))["weights"].startswith("sha256/")
+
+
+# --- the networks of SDR and MiB -----------------------------------------------------------------------------------
+
+SDR = replace(read_config(ROOT / "benchmark/configs/sdr_paper.toml").model, weights="none")
+
+
+def activations(model: nn.Module) -> list[str]:
+    return [type(m).__name__ for m in model.modules() if isinstance(m, (nn.ReLU, nn.LeakyReLU, nn.Identity))]
+
+
+def test_sdrs_network_is_that_of_its_release() -> None:
+    model = build_model(SDR, [3])
+    norms = [m.momentum for m in model.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms == [3e-4] * 104  # 1 + 3 * 33 in the blocks + 4 shortcuts
+    assert [m.momentum for m in model.aspp.modules() if isinstance(m, nn.BatchNorm2d)] == [0.1] * 6
+    assert activations(model.aspp) == ["Identity", "Identity"]
+    dilations = [[b.conv2.dilation[0] for b in layer] for layer in (model.encoder.layer3, model.encoder.layer4)]
+    assert dilations == [[1] * 23, [2, 2, 2]]
+    usual = build_model(replace(SDR, norm_momentum=0, head_activation="relu", dilation="rest"), [3])
+    assert [b.conv2.dilation[0] for b in usual.encoder.layer4] == [1, 2, 2]
+    assert {m.momentum for m in usual.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+    assert activations(usual.aspp) == ["ReLU", "ReLU"]
+
+
+def test_mibs_network_is_leaky_and_dense_from_the_first_block() -> None:
+    model = build_model(ModelConfig("resnet18", 8, "none", head_activation="leaky", dilation="all"), [3])
+    assert [m.negative_slope for m in model.aspp.modules() if isinstance(m, nn.LeakyReLU)] == [0.01, 0.01]
+    for layer, rate in ((model.encoder.layer3, 2), (model.encoder.layer4, 4)):
+        convs = [c for c in layer.modules() if isinstance(c, nn.Conv2d) and c.kernel_size == (3, 3)]
+        assert [(c.dilation, c.padding, c.stride) for c in convs] == [((rate, rate), (rate, rate), (1, 1))] * 4
+
+
+def test_an_affine_head_is_affine() -> None:
+    aspp = build_model(replace(TINY, head_activation="none"), [3]).aspp.double().eval()
+    x, y = images(1, 64, 5, 4).double(), images(1, 64, 5, 4, seed=1).double()
+    torch.testing.assert_close(aspp(x) + aspp(y), aspp(x + y) + aspp(torch.zeros_like(x)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("change", [{"norm_momentum": 3e-4}, {"head_activation": "leaky"}, {"dilation": "all"}])
+def test_a_field_is_in_the_key_unless_it_is_at_its_default(change: dict[str, Any]) -> None:
+    plain, changed = ModelConfig("resnet18"), ModelConfig("resnet18", **change)
+    for named in (model_identity, identity):
+        assert named(changed) == named(plain) | change
+        assert not change.keys() & named(plain).keys()
+
+
+def test_dilation_of_all_blocks_is_for_torchvisions_resnets() -> None:
+    with pytest.raises(UserError, match=r"model\.dilation=all: only torchvision's ResNets have it, not tiny"):
+        check(ModelConfig("tiny", dilation="all"))
+
+
+# --- what is promised of the maps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", [*BACKBONES, "timm:resnet18", "timm:tf_efficientnet_lite0", "timm:vit_tiny_patch16_224"]
+)
+@pytest.mark.parametrize("activation", ["relu", "leaky", "none"])
+def test_maps_are_what_the_network_promises(name: str, activation: Any) -> None:
+    model = build_model(ModelConfig(name, weights="none", head_activation=activation), [3])
+    with torch.no_grad():
+        out = model(images(2, 3, 64, 64))
+    assert (out.features.min() >= 0) or not model.encoder.nonnegative
+    assert bool(out.embedding.min() >= 0) == model.aspp.nonnegative
+    before = torch.equal(F.relu(out.stages[-1]), out.features) and bool(out.stages[-1].min() < 0)
+    assert before == (not model.encoder.activated)
+
+
+def test_a_method_that_needs_more_says_so() -> None:
+    first = make_steps(2)[0]
+    with pytest.raises(
+        UserError, match=r"DKD needs an embedding that is never negative: set model\.head_activation=relu"
+    ):
+        skeleton(replace(TINY, head_activation="none"), [first], build_method("DKD"), 0)
+    for backbone in ("timm:tf_efficientnet_lite0", "timm:vit_tiny_patch16_224"):
+        with pytest.raises(UserError, match=r"RCIL folds a BatchNorm.* timm:resnet50"):
+            skeleton(ModelConfig(backbone), [first], build_method("RCIL"), 0)
+    skeleton(ModelConfig("timm:resnet18"), [first], build_method("RCIL"), 0)
 
 
 # --- initial weights -----------------------------------------------------------------------------------------------
