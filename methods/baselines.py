@@ -1,8 +1,8 @@
-"""Three plain ways to leave most of the network as step 0 left it.
+"""Three baselines that freeze most of the network after step 0.
 
 Zhang et al., "Revisiting Continual Semantic Segmentation with Pre-trained Vision Models", arXiv 2508.04267, find that
-forgetting sits in the classifier rather than in the backbone. Their own method is ``DFTStar`` (``methods/dft.py``). Of
-the three here only one has a counterpart in their release: ``LinearProbe``.
+forgetting happens in the classifier rather than in the backbone. Their own method is ``DFTStar`` (``methods/dft.py``).
+Only one of the three baselines is in their release: ``LinearProbe``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ PAPER = "after Zhang et al., 2025, arXiv 2508.04267"
 
 @register_method("FrozenBackbone", paper=PAPER)
 def frozen_backbone() -> Method:
-    """Fine-tuning of ASPP and classifier; the encoder stays as step 0 left it.
+    """Fine-tuning of ASPP and classifier; the encoder is frozen after step 0.
 
-    Not in the release of arXiv 2508.04267, which freezes ASPP wherever it freezes the encoder.
+    Not in the release of arXiv 2508.04267, which always freezes ASPP together with the encoder.
     """
     return Method("FrozenBackbone", terms={"ce": CrossEntropy()}, trainable=train_head)
 
@@ -53,7 +53,7 @@ def linear_probe() -> Method:
 
 @register_method("NearestPrototype", paper=PAPER)
 def nearest_prototype() -> Method:
-    """No update after step 0: a pixel has the class whose mean embedding has the smallest angle to its own."""
+    """No update after step 0: a pixel gets the class whose mean embedding has the smallest angle to its embedding."""
     means = ClassMeans()
     return Method(
         "NearestPrototype",
@@ -69,7 +69,7 @@ def nearest_prototype() -> Method:
 
 @later
 def train_head(model: Any, step: Step) -> list[dict[str, Any]]:
-    """All that comes after the encoder."""
+    """All parameters after the encoder."""
     encoder = {id(p) for p in model.encoder.parameters()}
     return [{"params": [p for p in model.parameters() if id(p) not in encoder]}]
 
@@ -93,8 +93,9 @@ def train_nothing(model: Any, step: Step) -> list[dict[str, Any]]:
 class ClassMeans(Term):
     """Mean direction of each class's embedding, over all positions of the step in which the class is new.
 
-    From one pass after the last update, the network in evaluation mode, labels brought to the embedding's size.
-    Background's is that of step 0: later, its label holds old classes. A class without a position stays at zero.
+    Computed in one pass after the last update, with the network in evaluation mode and labels resized to the embedding.
+    The mean of background comes from step 0, because at later steps its label contains old classes. The mean of a class
+    without positions is zero.
     """
 
     observes = True
@@ -115,7 +116,7 @@ class ClassMeans(Term):
 
 @dataclass(eq=False)
 class NearestMean:
-    """The class of the largest cosine; cosines are upsampled as logits are. A class without a mean is never chosen."""
+    """The class with the largest cosine; cosines are upsampled like logits. A class without a mean is never chosen."""
 
     means: ClassMeans
 

@@ -1,6 +1,6 @@
 """CIL: re-using neither old data nor old labels. Klingner et al., ITSC 2020, arXiv 2005.06050.
 
-A pixel teaches the new classes where it is labelled, and the old ones where it is not.
+Labelled pixels train the new classes; pixels without a label train the old ones, by distillation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Formulation: TypeAlias = Literal["intended", "released"]
 class LabelledCrossEntropy(Term):
     """Cross entropy over the labelled pixels: neither background nor void.
 
-    These are the pixels of new classes; in the sequential setup, those of old classes too.
+    These are the pixels of new classes, and in the sequential setup also those of old classes.
     """
 
     uses_setup = False
@@ -38,12 +38,12 @@ class LabelledCrossEntropy(Term):
 
 @dataclass(eq=False)
 class UnlabelledDistillation(Term):
-    """Distillation where the pixel has no label, stronger where the previous model is unsure (F-CIL).
+    """Distillation on pixels without a label, stronger where the previous model is uncertain (F-CIL).
 
     - 1/|M| sum_{i in M} (1 + g_s H_2(q_i)) sum_{c < O} q_ic log p_ic,    M: background or void
 
-    p over all channels, q over the old ones, entropy in bits. Background counts as unlabelled, as in SDR's port.
-    ``released`` is that port: its sign and logarithm are lost, so it drives the student away from the teacher.
+    p: softmax over all channels, q: over the old ones; entropy in bits. Background counts as unlabelled, as in SDR's
+    port. ``released`` is that port: it lacks sign and logarithm, so it drives the student away from the teacher.
     """
 
     uses_old = True
@@ -69,7 +69,7 @@ def scaled_distillation(logits: Tensor, old_logits: Tensor, gradient_scaling: fl
 
 
 def ported_distillation(logits: Tensor, old_logits: Tensor, gradient_scaling: float) -> Tensor:
-    """The same as SDR's release has it: + sum_c q_c p_c, with the teacher's logits of new classes at 0."""
+    """The form of SDR's release: + sum_c q_c p_c, where the teacher's logits of new classes are 0."""
     padding = old_logits.new_zeros(len(logits), logits.shape[1] - old_logits.shape[1], *logits.shape[2:])
     q = torch.cat([old_logits, padding], 1).softmax(1)
     bits = -(q * (q + 1e-8).log2()).sum(1)
@@ -82,7 +82,7 @@ def cil(
 ) -> Method:
     """Cross entropy on the labelled pixels, distillation on the others.
 
-    The authors' weighting of the two was not found: both have weight 1.
+    The authors' weights were not found: both are 1.
 
     kd: weight of the distillation; 1, not from the authors
     gradient_scaling: g_s, how much more an unsure pixel counts; 1 in the authors' code

@@ -1,15 +1,15 @@
 """DKD: decomposed knowledge distillation (Baek et al., NeurIPS 2022, arXiv 2210.05941).
 
-Independent sigmoid classifiers instead of a softmax, so that nothing is shared between old and new classes. Distilled
-are the old classes' logits and, each by itself, the evidence for and against them. The first row of the classifier is
-no background class but the *auxiliary* row, "none of the classes seen": trained beside the network, from detached
-features, to say no everywhere, it starts the rows of the next classes and takes no part in the prediction.
+Independent sigmoid classifiers replace the softmax, so old and new classes do not compete. Distillation keeps the
+logits of the old classes and, separately, the evidence for and against each of them. The first row of the classifier is
+not a background class but the *auxiliary* row, "none of the classes seen". It is trained on detached features to answer
+no at every pixel. It initialises the rows of the next classes and is not used in the prediction.
 
-Source: F-MBCE, F-BKD, F-DKD, F-AC, F-DKD-PRED of the project's formula sheet, from ``DKD@fb4693f``; checkpoints, data
-recipe and warm-up are the suite's. Departs from the release in F-MBCE, where void pixels are left out (there they
-count as negatives of every new class).
+Source: F-MBCE, F-BKD, F-DKD, F-AC, F-DKD-PRED of docs/methods.md, from ``DKD@fb4693f``. Checkpoints, data recipe and
+warm-up are those of the suite. Differs from the release in F-MBCE: void pixels are left out (in the release they are
+negatives of every new class).
 
-Evidence for and against needs non-negative features in front of the classifier (ReLU, not leaky).
+The split into evidence for and against needs non-negative features before the classifier (ReLU, not leaky).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from contseg.methods.registry import register_method
 
 
 def logit_parts(embedding: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What speaks for and against each class: z+ and z-, each (B, K, h, w), without bias (F-DKD).
+    """The evidence for and against each class: z+ and z-, each (B, K, h, w), without bias (F-DKD).
 
     embedding (B, E, h, w), weight (K, E, 1, 1); z+ + z- + bias is the logit.
     """
@@ -41,8 +41,8 @@ def logit_parts(embedding: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decompose(model: Any, images: tuple[Tensor, ...], out: SegOutput) -> SegOutput:
-    """Forward hook: ``extra`` gains "for" and "against" (B, C - 1, h, w), of the foreground classes, and "auxiliary"
-    (B, 1, h, w), whose gradient stops in front of the features."""
+    """Forward hook. It adds to ``extra``: "for" and "against" (B, C - 1, h, w) of the foreground classes, and
+    "auxiliary" (B, 1, h, w), which gives no gradient to the features."""
     rows = torch.cat([block.weight for block in model.classifier.blocks])
     speaks_for, speaks_against = logit_parts(out.embedding, rows[1:])
     auxiliary = F.conv2d(out.embedding.detach(), rows[:1], model.classifier.blocks[0].bias[:1])
@@ -50,7 +50,7 @@ def decompose(model: Any, images: tuple[Tensor, ...], out: SegOutput) -> SegOutp
 
 
 def add_decomposition(model: Any, step: Step) -> None:
-    """Let the network give the parts of its logits. The classifier stays as it is."""
+    """Make the network return the parts of its logits. The classifier does not change."""
     if step.index == 0:
         if not getattr(model.aspp, "nonnegative", True):
             raise UserError("DKD needs an embedding that is never negative: set model.head_activation=relu")
@@ -58,7 +58,7 @@ def add_decomposition(model: Any, step: Step) -> None:
 
 
 def start_from_auxiliary(model: Any, step: Step) -> None:
-    """Every new row is the auxiliary row of the previous step, weight and bias (models/model.py:110)."""
+    """Every new row starts as the auxiliary row of the previous step, weight and bias (models/model.py:110)."""
     auxiliary, new = model.classifier.blocks[0], model.classifier.blocks[-1]
     with torch.no_grad():
         new.weight.copy_(auxiliary.weight[:1].expand_as(new.weight))
@@ -67,7 +67,7 @@ def start_from_auxiliary(model: Any, step: Step) -> None:
 
 @dataclass(frozen=True)
 class SlowEncoder:
-    """The encoder learns slower than ASPP and classifier; later, normalisation is frozen and only new rows decay."""
+    """A lower learning rate for the encoder. At later steps norms are frozen and only new rows have weight decay."""
 
     lr_scale: float
 
@@ -118,7 +118,7 @@ def mean(values: Tensor, reduce: Reduce) -> Tensor:
 
 @dataclass(eq=False)
 class MultiBCE(Term):
-    """F-MBCE: the step's classes against all else, over the valid pixels."""
+    """F-MBCE: the step's classes against everything else, over the valid pixels."""
 
     uses_setup = False
 
@@ -159,7 +159,7 @@ class EvidenceDistillation(Term):
 
 @dataclass(eq=False)
 class Auxiliary(Term):
-    """F-AC: the auxiliary row says no at every pixel, at label size."""
+    """F-AC: the auxiliary row answers no at every pixel, at label size."""
 
     uses_setup = False
 
@@ -176,7 +176,7 @@ def dkd(
     positive: Weight = 1.0,
     encoder_lr: Weight = 0.1,
 ) -> Method:
-    """Decomposed knowledge distillation: sigmoid classifiers, evidence for and against distilled separately.
+    """Decomposed knowledge distillation: sigmoid classifiers; separate distillation of evidence for and against.
 
     kd: weight of the old logits' distillation; 5 as released (configs/config_voc.json)
     evidence: weight of each of the two parts' distillation; 5 as released (configs/config_voc.json)

@@ -1,12 +1,12 @@
 """EWF: endpoints weight fusion (Xiao et al., CVPR 2023, arXiv 2305.06071).
 
-After a step the network is averaged with the one before it, with a weight that depends on the numbers of classes only;
-there is no loss. Joins any method: ``MiB+EWF``, ``PLOP+EWF``. Source: F-EWF of the project's formula sheet, from the
-released code (``EWF_official@560382d``, ``run.py:511-545``, ``train.py:334``), without departures; its option
-``threshold_choice``, which is not in the paper, is left out.
+After each step the network is averaged with the previous one. The weight depends only on the numbers of classes. There
+is no loss. An add-on for any method: ``MiB+EWF``, ``PLOP+EWF``. Source: F-EWF of docs/methods.md, equal to the released
+code (``EWF_official@560382d``, ``run.py:511-545``, ``train.py:334``). Its option ``threshold_choice``, which is not in
+the paper, is left out.
 
-A consequence worth knowing with MiB's initialisation: the background bias is lowered by log(N + 1), frozen, and then
-fused, so that it ends only alpha log(N + 1) lower, while the new rows learned against the full shift.
+Note for MiB's initialisation: it lowers the background bias by log(N + 1). The bias is then frozen and fused, so at the
+end it is only alpha log(N + 1) lower, while the new rows were trained against the full shift.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def fusion_weight(n_old: int, n_new: int) -> float:
 def fuse_(state: Mapping[str, Tensor], old_state: Mapping[str, Tensor], alpha: float) -> None:
     """theta <- (1 - alpha) theta_old + alpha theta, in place, for every floating tensor of the previous state (F-EWF).
 
-    Running statistics and old classifier rows are among them; tensors of new classes stay as trained.
+    These include running statistics and old classifier rows. The tensors of new classes do not change.
     """
     for name, old in old_state.items():
         if old.is_floating_point():
@@ -41,14 +41,14 @@ def fuse_(state: Mapping[str, Tensor], old_state: Mapping[str, Tensor], alpha: f
 
 @later
 def fuse_with_previous(ctx: StepContext) -> None:
-    """Fuse the trained network with the previous, already fused one."""
+    """Fuse the trained network with the previous one, which is already a fused network."""
     assert ctx.old_model is not None
     fuse_(ctx.model.state_dict(), ctx.old_model.state_dict(), fusion_weight(ctx.step.n_old, ctx.step.n_new))
 
 
 @later
 def freeze_old_rows(model: Any, step: Step) -> list[dict[str, Any]]:
-    """Everything trains but the classifiers of earlier steps, background's row included."""
+    """Everything trains except the classifier rows of earlier steps, including the background row."""
     frozen = {id(p) for block in list(model.classifier.blocks)[: step.index] for p in block.parameters()}
     return [{"params": [p for p in model.parameters() if id(p) not in frozen]}]
 

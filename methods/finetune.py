@@ -9,7 +9,7 @@ from contseg.methods.registry import register_method
 
 @register_method("FT")
 def finetune() -> Method:
-    """Plain cross entropy on the labels of the step; nothing is done against forgetting."""
+    """Plain cross entropy on the labels of the step, with nothing against forgetting."""
     return Method("FT", terms={"ce": CrossEntropy()})
 
 
@@ -20,5 +20,5 @@ def joint() -> Method:
 
 
 def all_at_once(scenario: Scenario) -> Scenario:
-    """The scenario with a single step that has every class."""
+    """The scenario with a single step of all classes."""
     return scenario.offline()

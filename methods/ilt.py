@@ -16,7 +16,7 @@ from contseg.methods.registry import register_method
 
 @dataclass(eq=False)
 class FeatureDistillation(Term):
-    """Keep the encoder's features: mean squared difference over images, channels and positions (F-ILT)."""
+    """Distillation of the encoder's features: mean squared difference over images, channels, positions (F-ILT)."""
 
     uses_old = True
     uses_setup = False

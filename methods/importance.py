@@ -1,26 +1,27 @@
-"""EWC, PI and RW: a quadratic penalty on the weights that mattered before.
+"""EWC, PI and RW: a quadratic penalty on changes of weights that were important before.
 
     penalty = sum_p nu(w_p) (theta_p - theta_p^ref)^2            over the tensors of the previous model
 
-Observers measure the importance ``w`` from the data gradients of every update, at step 0 as well; the penalty adds
-its own gradient, in closed form, once all of them have read theirs. ``theta^ref`` are the weights with which the
-step begins, after the new rows are initialised; ``nu`` is the min-max normalisation of each tensor.
+Observers measure the importance ``w`` from the data gradients of every update, also at step 0. After they have read the
+gradients, the penalty adds its own gradient in closed form. ``theta^ref``: the weights at the start of the step, after
+the initialisation of the new rows; ``nu``: the min-max normalisation of each tensor.
 
 - EWC: Kirkpatrick et al., PNAS 2017, arXiv 1612.00796 (F-EWC)
 - PI: Zenke et al., ICML 2017, arXiv 1703.04200 (F-PI)
 - RW: Chaudhry et al., ECCV 2018, arXiv 1801.10112 (F-RW)
 
-The releases of MiB, SDR and PLOP share one implementation of the three, which departs from the papers:
+The releases of MiB, SDR and PLOP share one implementation of the three, which differs from the papers:
 
-- PI multiplies a displacement by the gradient at its end, and the last update is missed
+- PI multiplies a displacement by the gradient at its end, and misses the last update
 - RW multiplies the displacement of ``every`` updates by the gradient of one of them
-- a tensor without gradient stops EWC with an error; here its importance stays as it is
+- EWC stops with an error at a tensor without gradient; here the importance of that tensor does not change
 
 ``formulation="released"`` reproduces the first two.
 
-A penalty is a spring of stiffness 2 weight nu with nu up to 1 (RW: 2). SGD with Nesterov momentum 0.9 diverges where
-rate x stiffness > 1.36 (3.8 without Nesterov): keep weight below 0.68 / rate (RW: 0.34 / rate). The releases' weights
-go with the rates of 1e-3 and 1e-4 that they use after step 0; at 1e-2 EWC and PI need less than 68.
+The penalty acts like a spring of stiffness 2 weight nu, with nu up to 1 (RW: 2). SGD with Nesterov momentum 0.9
+diverges if learning rate x stiffness > 1.36 (3.8 without Nesterov): keep weight below 0.68 / learning rate (RW: 0.34 /
+learning rate). The weights of the releases fit the learning rates of 1e-3 and 1e-4 that they use after step 0. At
+1e-2, EWC and PI need a weight below 68.
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ ByName: TypeAlias = dict[str, Tensor]
 
 @dataclass(eq=False)
 class Importance(Term):
-    """An observer that measures how much each weight matters."""
+    """An observer that measures how important each weight is."""
 
     observes = True
     uses_setup = False
 
     def measured(self) -> tuple[ByName, ...]:
-        """What the steps before have measured, by parameter name; read in ``begin_step``, not written to later."""
+        """The importance measured at earlier steps, by parameter name. Read in ``begin_step``; not changed later."""
         raise TypeError(f"{type(self).__name__} has no measured()")
 
 
 @dataclass(eq=False)
 class Fisher(Importance):
-    """Diagonal Fisher information: F <- alpha g^2 + (1 - alpha) F at every update, from 1 in new tensors (F-EWC)."""
+    """Diagonal Fisher information: F <- alpha g^2 + (1 - alpha) F at every update; new tensors start at 1 (F-EWC)."""
 
     state = ("fisher",)
     alpha: float = 0.9  # weight of the new gradient: run.py of MiB
@@ -72,7 +73,7 @@ class Fisher(Importance):
 
 @dataclass(eq=False)
 class PathIntegral(Importance):
-    """Share of each weight in the fall of the loss, over the square of its way (F-PI).
+    """Contribution of each weight to the decrease of the loss, divided by its squared displacement (F-PI).
 
     change = sum_t g_t (theta_t - theta_{t+1});  score <- max(0, change / ((theta_T - theta^ref)^2 + 1e-20)) + score
     """
@@ -120,10 +121,10 @@ class PathIntegral(Importance):
 
 @dataclass(eq=False)
 class RiemannianWalk(PathIntegral):
-    """EWC's Fisher information, and loss change over distance in its metric, window by window (F-RW).
+    """EWC's Fisher information, plus the loss change per distance in its metric over windows of n updates (F-RW).
 
     walk += change / (F (theta_{t-n} - theta_t)^2 / 2 + 1e-8) every n updates, with F before the gradient at t;
-    score <- max(0, walk), in old tensors the mean of that and the score before.
+    score <- max(0, walk); in old tensors the mean of this value and the earlier score.
     """
 
     state = (*PathIntegral.state, "fisher", "walk", "updates")
@@ -169,7 +170,7 @@ class RiemannianWalk(PathIntegral):
 
     @property
     def updates(self) -> Tensor:
-        """The count of updates as a piece of state; kept as a number, so that no update waits for the device."""
+        """The number of updates, as a tensor of the state. It is kept as an int, so no update waits for the device."""
         return torch.tensor(self._updates)
 
     @updates.setter
@@ -181,15 +182,15 @@ class RiemannianWalk(PathIntegral):
 
 @dataclass(eq=False)
 class QuadraticPenalty(Term):
-    """sum_p nu(w_p) (theta_p - theta_p^ref)^2; what is measured in two ways has two nu, added.
+    """sum_p nu(w_p) (theta_p - theta_p^ref)^2; if importance is measured in two ways, the two nu are added.
 
-    The value carries no gradient: ``after_backward`` adds 2 weight nu(w) (theta - theta^ref), once per update.
+    The value has no gradient: ``after_backward`` adds 2 weight nu(w) (theta - theta^ref), once per update.
     """
 
     uses_setup = False
     importance: Importance
     normalise: bool = True
-    # fixed by begin_step: the tensors of the previous model, where they begin, and how much they matter
+    # set by begin_step: the tensors of the previous model, their start values, and their importance
     parameters: list[Tensor] = field(default_factory=list, init=False, repr=False)
     reference: list[Tensor] = field(default_factory=list, init=False, repr=False)
     factors: list[Tensor] = field(default_factory=list, init=False, repr=False)
@@ -218,7 +219,7 @@ class QuadraticPenalty(Term):
 
 
 def min_max(x: Tensor) -> Tensor:
-    """nu: a tensor of importances brought to [0, 1]; 0 where its values are equal up to the last digit."""
+    """nu: a tensor of importances scaled to [0, 1]; 0 if its values are equal up to rounding."""
     low, high = x.aminmax()
     return torch.where(high - low > torch.finfo(x.dtype).eps * high, (x - low) / (high - low + 1e-8), 0)
 
@@ -236,7 +237,7 @@ def _gradients(model: Any) -> ByName:
 
 
 def _grown(fisher: ByName, ctx: StepContext) -> ByName:
-    """Fisher information for the tensors of this step's model, 1 in new ones; a copy, since it changes in place."""
+    """Fisher information for the tensors of this step's model, 1 in new ones. A copy: it is updated in place."""
     old = _names(ctx.old_model)
     return {n: fisher[n].clone() if n in old else torch.ones_like(p) for n, p in _weights(ctx.model).items()}
 
@@ -259,7 +260,7 @@ def _pick(tensors: ByName, names: Iterable[str]) -> list[Tensor]:
 
 @register_method("EWC", paper="Kirkpatrick et al., PNAS 2017, arXiv 1612.00796")
 def ewc(weight: Annotated[Weight, Search(1, 1000)] = 500.0, alpha: Share = 0.9, normalise: bool = True) -> Method:
-    """Elastic weight consolidation: weights of high Fisher information are held.
+    """Elastic weight consolidation: changes of weights with high Fisher information are penalised.
 
     weight: of the penalty; 500 in MiB's release, 1000 in SDR's, 100 in PLOP's; below 0.68 / learning rate
     alpha: weight of the new squared gradient in the running Fisher information; 0.9 in the releases
@@ -272,7 +273,7 @@ def ewc(weight: Annotated[Weight, Search(1, 1000)] = 500.0, alpha: Share = 0.9, 
 def pi(
     weight: Annotated[Weight, Search(1, 1000)] = 500.0, normalise: bool = True, formulation: Formulation = "intended"
 ) -> Method:
-    """Path integral (synaptic intelligence): weights that brought the loss down are held.
+    """Path integral (synaptic intelligence): changes of weights that reduced the loss are penalised.
 
     weight: of the penalty; 500 in MiB's release, 1000 in SDR's, 100 in PLOP's; below 0.68 / learning rate
     normalise: min-max normalisation of each tensor's importance; on in the releases

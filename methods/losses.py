@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, ``align_corners=False``: logits (B, C, h, w) -> (B, C, H, W); nothing if they have that size."""
+    """Bilinear, ``align_corners=False``: logits (B, C, h, w) -> (B, C, H, W); unchanged if they have that size."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
@@ -28,12 +28,12 @@ def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """At least float32: what mixed precision halved is brought back, float64 stays."""
+    """At least float32: float16 and bfloat16 become float32, float64 stays."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """(B, h, w) -> (B, classes, hw) of 0 and 1; a label that is no class, such as void, has no 1."""
+    """One-hot: (B, h, w) -> (B, classes, hw) of 0 and 1. A label that is no class, such as void, has no 1."""
     names = torch.arange(classes, device=labels.device)
     return (labels.flatten(1)[:, None] == names[:, None]).to(dtype)
 
@@ -44,10 +44,10 @@ def class_sums(features: Tensor, membership: Tensor) -> Tensor:
 
 
 def tiles(x: Tensor, limit: int = 2**22) -> Iterator[tuple[slice, slice]]:
-    """Cut x (B, C, P) into pieces (images, positions): what is computed of them stays small beside a large x.
+    """Cut x (B, C, P) into pieces (images, positions), so that intermediate results need little memory.
 
-    Whole images as long as one fits, else runs of positions of one image; each position comes with all its channels,
-    so that what is summed over channels does not depend on the cut. ``limit``: numbers in a piece on a CPU.
+    A piece has whole images if at least one fits, else a run of positions of one image. Each position has all its
+    channels, so a sum over channels does not depend on the cut. ``limit``: numbers in a piece on a CPU.
     """
     images, channels, positions = x.shape
     if not channels:
@@ -60,4 +60,4 @@ def tiles(x: Tensor, limit: int = 2**22) -> Iterator[tuple[slice, slice]]:
             yield slice(i, i + group), slice(p, p + run)
 
 
-LANES = 64  # a run begins where the vectors of an uncut loop begin: the same bits, however it is cut
+LANES = 64  # a run starts where a vector of the uncut loop starts, so every cut gives the same bits

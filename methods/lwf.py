@@ -1,4 +1,4 @@
-"""LwF: learning without forgetting. Li and Hoiem, ECCV 2016, arXiv 1606.09282; as MiB's code adapts it to pixels."""
+"""LwF: learning without forgetting. Li and Hoiem, ECCV 2016, arXiv 1606.09282; per pixel as in MiB's code."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from contseg.methods.registry import register_method
 
 @dataclass(eq=False)
 class Distillation(Term):
-    """Keep the previous model's distribution over the old classes (F-KD).
+    """Distillation of the previous model's distribution over the old classes (F-KD).
 
-    Cross entropy of the student's softmax over the O old channels against the teacher's, a mean over classes (1/O)
-    and over all pixels, void included.
+    Cross entropy between the softmax of teacher and student over the O old channels; a mean over classes (1/O) and over
+    all pixels, including void.
     """
 
     uses_old = True

@@ -1,6 +1,7 @@
-"""LwF-MC: sigmoid outputs, distilled. Rebuffi et al. (iCaRL), CVPR 2017, arXiv 1611.07725; per pixel in MiB's code.
+"""LwF-MC: distillation of sigmoid outputs. Rebuffi et al. (iCaRL), CVPR 2017, arXiv 1611.07725; per pixel as in MiB's
+code.
 
-Every channel is a binary classifier; the arg max of sigmoids is that of the logits.
+Every channel is a binary classifier. The arg max of the sigmoids is the arg max of the logits.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class BinaryCrossEntropy(Term):
 class SigmoidDistillation(Term):
     """Binary cross entropy against the previous model's sigmoids, summed over the O old classes (F-LWFMC).
 
-    Mean over all pixels, void included: the factor O of the release turns its mean over classes into a sum.
+    A mean over all pixels, including void. The factor O of the release turns its mean over classes into a sum.
     """
 
     uses_old = True
@@ -47,10 +48,10 @@ class SigmoidDistillation(Term):
 
 @dataclass(eq=False)
 class ReplacedTargets(Term):
-    """iCaRL's own loss: one binary cross entropy, its targets for old classes are the previous model's sigmoids.
+    """iCaRL's own loss: one binary cross entropy whose targets for old classes are the previous model's sigmoids.
 
-    ``keep_background``: background's target stays the label's. Void pixels count, as pixels of no class: this is
-    the released option, mean over all pixels.
+    ``keep_background``: the target of background still comes from the label. A mean over all pixels, as in the released
+    option: void pixels count, as pixels of no class.
     """
 
     uses_old = True

@@ -1,7 +1,7 @@
 """MiB: modelling the background. Cermelli et al., CVPR 2020, arXiv 2002.00718.
 
-In the labels of a step, background holds the old classes too; in the previous model's output, it holds the new ones.
-Both losses move that mass to where it belongs, and the classifier's new rows start as shares of background.
+In the labels of a step, background includes the old classes. In the output of the previous model, it includes the new
+classes. Both losses correct this. The new rows of the classifier start with a share of the background probability.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from contseg.methods.registry import register_method
 class UnbiasedCrossEntropy(Term):
     """Cross entropy in which background is the sum of all old channels (MiB eq. 5, F-UNCE), mean over valid pixels.
 
-    In the sequential setup a kept old label uses its own probability; the releases of MiB and SDR fold it into
+    In the sequential setup an old label that is present uses its own probability. The releases of MiB and SDR add it to
     background, and take the mean over all pixels.
     """
 
@@ -37,9 +37,9 @@ class UnbiasedCrossEntropy(Term):
 
 @dataclass(eq=False)
 class UnbiasedDistillation(Term):
-    """Distillation in which the student's background takes in the new channels (MiB eq. 8, F-UNKD).
+    """Distillation in which the student's background includes the new channels (MiB eq. 8, F-UNKD).
 
-    A mean over old classes (1/O, as released) and over all pixels, void included.
+    A mean over old classes (1/O, as released) and over all pixels, including void.
     """
 
     uses_old = True
@@ -50,12 +50,12 @@ class UnbiasedDistillation(Term):
 
 
 def _sums(batch: Batch, keeps_old: bool = True) -> tuple[Tensor, Tensor]:
-    """Both losses summed over this process's pixels: one pass over the logits serves both."""
+    """Both losses, summed over the pixels of this process, from one pass over the logits."""
     keeps_old = keeps_old and batch.step.setup == "sequential"
 
     def compute() -> tuple[Tensor, Tensor]:
         old = batch.old_logits if batch.has_old else None
-        n_old = max(batch.step.n_old, 1)  # without an old class background stands for itself
+        n_old = max(batch.step.n_old, 1)  # without old classes, background is background
         return unbiased_losses(batch.logits, old, batch.labels, n_old, keeps_old)
 
     return batch.share(f"unbiased losses, old labels {'kept' if keeps_old else 'folded'}", compute)
@@ -69,16 +69,16 @@ def unbiased_losses(
     logits (B, C, H, W), old_logits (B, O, H, W), labels (B, H, W). With R = lse(z_1..z_{O-1}), N = lse(z_O..),
     A = lse(all), and q the teacher's softmax:
     UNCE = A - (lse(z_0, R) if y < O else z_y), UNKD = (A - q_0 lse(z_0, N) - sum_{0<c<O} q_c z_c) / O.
-    ``keeps_old``: a label 0 < y < O is true and uses z_y.
+    ``keeps_old``: a label 0 < y < O uses its own z_y.
     """
     ce, kd = _Unbiased.apply(logits, old_logits, labels, n_old, keeps_old)
     return ce, kd
 
 
 class _Unbiased(torch.autograd.Function):
-    """The pass over the logits: beyond inputs and gradient only maps of one channel are made.
+    """The pass over the logits. Apart from inputs and gradient it needs only maps of one channel.
 
-    Three groups of channels have a log-sum-exp each: background (its logit), the old foreground, the new classes.
+    Three groups of channels have one log-sum-exp each: background (its logit), the old foreground, the new classes.
     """
 
     @staticmethod
@@ -109,7 +109,7 @@ class _Unbiased(torch.autograd.Function):
         supervised = grad_ce * (y != VOID)
         folded = supervised.masked_fill(own, 0)
         whole = supervised if old_logits is None else supervised + grad_kd
-        # the gradient of each group's lse, then the softmax inside the group
+        # the gradient of the log-sum-exp of each group, then the softmax inside the group
         d_background = whole * _exp(parts.z0, parts.all) - folded * _exp(parts.z0, parts.old)
         d_foreground = whole * _exp(parts.foreground, parts.all) - folded * _exp(parts.foreground, parts.old)
         d_new = whole * _exp(parts.new, parts.all)
@@ -144,13 +144,13 @@ class _Parts(NamedTuple):
         return cls(z0, foreground, new, old, torch.logaddexp(z0, new), torch.logaddexp(old, new))
 
 
-# What follows makes nothing as large as its input: a piece that stays in the processor's cache is gone over several
-# times. Maps (B, P) are log-sum-exps or factors.
+# The functions below allocate nothing as large as their input: they work on pieces that fit the processor's cache.
+# Maps (B, P) are log-sum-exps or factors.
 PIECE = 2**19
 
 
 def _exp(x: Tensor, logsumexp: Tensor) -> Tensor:
-    """exp(x - logsumexp), maps: the share of one group in another."""
+    """Maps exp(x - logsumexp): the share of one group in another."""
     return (x - logsumexp).exp_()
 
 
@@ -191,19 +191,19 @@ def _softmax_times(x: Tensor, logsumexp: Tensor, factor: Tensor, out: Tensor) ->
 
 
 def _less_softmax(x: Tensor, logsumexp: Tensor, factor: Tensor, out: Tensor) -> None:
-    """Take softmax(x) times a factor () from ``out`` (B, c, P)."""
+    """Subtract softmax(x) * factor () from ``out`` (B, c, P)."""
     for b, p in tiles(x, PIECE):
         out[b, :, p].sub_((x[b, :, p] - logsumexp[b, None, p]).exp_().mul_(factor))
 
 
 def _own(label: Tensor, n_old: int, keeps_old: bool) -> tuple[Tensor, Tensor]:
-    """Where the label stands for its own channel alone, and that channel (0 elsewhere)."""
+    """Where the label means its own channel only, and that channel (0 elsewhere)."""
     own = (label >= (1 if keeps_old else n_old)) & (label != VOID)
     return own, torch.where(own, label, 0)
 
 
 def background_shares(model: Any, step: Step) -> None:
-    """New rows equal background's, and all share its probability (MiB eq. 9-10, F-INIT)."""
+    """New rows are copies of background's; together they keep its old probability (MiB eq. 9-10, F-INIT)."""
     first, new = model.classifier.blocks[0], model.classifier.blocks[step.index]
     with torch.no_grad():
         first.bias[0] -= math.log(len(new.bias) + 1)

@@ -1,7 +1,7 @@
 """PLOP: learning without forgetting. Douillard et al., CVPR 2021, arXiv 2011.11390.
 
-Local POD keeps the statistics of every stage over windows of several sizes; background pixels of which the previous
-model is sure take its prediction as their label.
+Local POD distils the statistics of every stage over windows of several sizes. Background pixels get the prediction of
+the previous model as their label, where that model is certain.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ DIGIT = 15
 
 @dataclass(eq=False)
 class LocalPod(Term):
-    """Distance of window statistics between the models (PLOP eq. 5-6, F-POD).
+    """Distance between the window statistics of the two models (PLOP eq. 5-6, F-POD).
 
     1/L sum_l lambda_l sqrt((O + N) / N) 1/B sum_b |Phi(old_l^2) - Phi(new_l^2)|_2 over the encoder's stages, the
-    embedding in front of the classifier and the logits at their own size, whose new channels join background.
-    The release needs square maps; here windows are as rectangular as the map.
+    embedding before the classifier, and the logits at their own size, whose new channels are added to background.
+    The release needs square maps; here the windows have the proportions of the map.
     """
 
     uses_old = True
@@ -56,7 +56,7 @@ class LocalPod(Term):
 
 
 def fold_new_into_background(logits: Tensor, n_old: int) -> Tensor:
-    """(B, C, h, w) -> (B, O, h, w): the logits of new classes are summed into background's."""
+    """(B, C, h, w) -> (B, O, h, w): the logits of new classes are added to that of background."""
     background = logits[:, :1] + logits[:, n_old:].sum(1, keepdim=True)
     return torch.cat([background, logits[:, 1:n_old]], 1)
 
@@ -64,10 +64,10 @@ def fold_new_into_background(logits: Tensor, n_old: int) -> Tensor:
 def local_pod(old: Tensor, new: Tensor, scales: tuple[int, ...] = (1, 2, 4)) -> Tensor:
     r"""Maps (B, D, h, w) -> (B,): |Phi(old^2) - Phi(new^2)|_2. No gradient to ``old``, zero gradient at distance 0.
 
-    Phi of a map: for every scale s, in each of s x s windows of size floor(h/s) x floor(w/s), the mean of every row
-    and of every column. Phi is linear, and a row's mean does not depend on where its window ends above and below:
-    with P_h, P_w the averaging matrices (K, h) and (K, w), K = sum s, it is the entries of d P_w^T and of P_h d that
-    lie in some window, d = old^2 - new^2.
+    Phi of a map: for every scale s, in each of the s x s windows of size floor(h/s) x floor(w/s), the mean of every row
+    and of every column. Phi is linear, and the mean of a row does not depend on the height of its window. With the
+    averaging matrices P_h (K, h) and P_w (K, w), K = sum s, and d = old^2 - new^2, the difference Phi(old^2) -
+    Phi(new^2) has those entries of d P_w^T and of P_h d that are inside a window.
     """
     with torch.autocast(new.device.type, enabled=False):
         distance: Tensor = _LocalPod.apply(old.detach(), new, scales)
@@ -75,7 +75,7 @@ def local_pod(old: Tensor, new: Tensor, scales: tuple[int, ...] = (1, 2, 4)) -> 
 
 
 class _LocalPod(torch.autograd.Function):
-    """Tile by tile: nothing as large as the maps is made but the gradient."""
+    """Tile by tile: only the gradient is as large as the maps."""
 
     @staticmethod
     def forward(ctx: Any, old: Tensor, new: Tensor, scales: tuple[int, ...]) -> Tensor:
@@ -113,7 +113,7 @@ class _LocalPod(torch.autograd.Function):
 
 
 def _tiles(planes: Tensor) -> Iterator[slice]:
-    """Cut planes (P, h, w) into pieces that fit a processor's cache."""
+    """Cut planes (P, h, w) into pieces that fit the processor's cache."""
     limit = 2**19 if planes.device.type == "cpu" else 2**27
     size = max(limit // (planes.shape[1] * planes.shape[2]), 1)
     for i in range(0, len(planes), size):
@@ -122,9 +122,9 @@ def _tiles(planes: Tensor) -> Iterator[slice]:
 
 @cache
 def windows(n: int, scales: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(K, n) averages over the windows along a side of length n, and (K, n) 1 where a window of that scale reaches.
+    """(K, n) averages over the windows along a side of length n, and (K, n) 1 where a window of that scale is.
 
-    A scale s has windows of length floor(n/s) from 0 on; K = sum of scales. A window of length 0 averages nothing.
+    A scale s has s windows of length floor(n/s), from 0 on; K = sum of scales. A window of length 0 averages nothing.
     """
     scale = torch.tensor([s for s in scales for _ in range(s)])[:, None]
     window = torch.tensor([j for s in scales for j in range(s)])[:, None]
@@ -141,13 +141,13 @@ def windows(n: int, scales: tuple[int, ...], dtype: torch.dtype, device: torch.d
 class PseudoLabelCrossEntropy(Term):
     """Cross entropy on labels completed by the previous model (PLOP eq. 7-9, F-PL).
 
-    A background pixel takes the prediction c of the previous model if its entropy is below tau_c, the median of such
-    entropies over the step's images, and is left out otherwise. An image weighs nu_b, its share of background pixels
-    that were kept; mean over all pixels, as the paper has it.
+    A background pixel gets the prediction c of the previous model if its entropy is below tau_c, the median of these
+    entropies over the step's images. Otherwise it is left out. The weight of an image is nu_b, the share of its
+    background pixels that got a label. A mean over all pixels, as in the paper.
 
-    The release divides the entropy by O log O and again by log(O + N), so that 100 bins share 2 % of their range,
-    adds up bin numbers where it means counts, and overwrites kept old labels of the sequential setup:
-    ``formulation="released"``.
+    ``formulation="released"``: the release divides the entropy by O log O and again by log(O + N), so only 2 % of the
+    range of the 100 bins is used. It adds bin numbers instead of counts. It overwrites the old labels of the sequential
+    setup.
     """
 
     uses_old = True
@@ -176,7 +176,7 @@ class PseudoLabelCrossEntropy(Term):
         return batch.reduce((factor * pixels.sum((1, 2))).sum()) / batch.n_pixels
 
     def complete(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Labels (B, H, W) with the previous model's predictions where it is sure, and the factors nu (B,)."""
+        """Labels (B, H, W) with the previous model's predictions where it is certain, and the factors nu (B,)."""
         assert self.thresholds is not None, "begin_step comes first"
         old, labels = batch.old_logits, batch.labels
         unlabelled = labels < batch.step.n_old if self.formulation == "released" else labels == BACKGROUND
@@ -194,15 +194,15 @@ class PseudoLabelCrossEntropy(Term):
 
 
 def exact_medians(values: Pass, n_classes: int, like: Tensor, reduce: Reduce = alone) -> Tensor:
-    """(C,): the median of each class's values, NaN where it has none; the mean of the middle two if n is even.
+    """(C,): the median of the values of each class, NaN if it has none; the mean of the middle two if n is even.
 
-    ``values`` makes a pass over chunks of values (P,) in [0, 2) with their classes (P,), the same at every call, of
-    the type of ``like``. Selection by digits: the bits of such floats sort like integers; each pass counts the next
-    ``DIGIT`` bits of the values that share the bits found so far. Two passes do for float32, memory is that of the
-    counts (2, C, 2^DIGIT) whatever the number of values, and counts are summed over processes.
+    ``values()`` is a pass over chunks of values (P,) in [0, 2) and their classes (P,), the same at every call, with the
+    dtype of ``like``. Selection by digits: the bits of such floats sort like integers. Each pass counts the next
+    ``DIGIT`` bits of those values that have the bits found so far. Two passes are enough for float32. Memory: the
+    counts (2, C, 2^DIGIT), for any number of values. Counts are summed over processes.
     """
     integer, bits = {torch.float32: (torch.int32, 30), torch.float64: (torch.int64, 62)}[like.dtype]
-    # of the lower and of the upper middle value: the bits found, and how many of those that share them come before
+    # for the lower and the upper middle value: the bits found, and its rank among the values with these bits
     found, before = (torch.zeros(2, n_classes, dtype=torch.int64, device=like.device) for _ in range(2))
     n: Tensor | None = None
     for shift in range((bits - 1) // DIGIT * DIGIT, -1, -DIGIT):
@@ -228,7 +228,7 @@ def exact_medians(values: Pass, n_classes: int, like: Tensor, reduce: Reduce = a
 def histogram_medians(
     values: Pass, n_classes: int, like: Tensor, reduce: Reduce = alone, *, bins: int = 100, floor: float = 0.001
 ) -> Tensor:
-    """(C,): what the release takes for medians, from a histogram over [0, 1] whose running sum adds bin numbers."""
+    """(C,): the "medians" of the release, from a histogram over [0, 1] whose running sum adds bin numbers."""
     counts = torch.zeros(n_classes * bins, dtype=torch.int64, device=like.device)
     for chunk, classes in values():
         place = classes * bins + (chunk * bins).long().clamp(max=bins - 1)
@@ -238,7 +238,7 @@ def histogram_medians(
     running = bin_ * (bin_ - 1) / 2
     half = counts.sum(1, keepdim=True) / 2
     hit = (running <= half) & (half <= running + counts)
-    # no hit: the last bin, with a sum over all of them
+    # no hit: the last bin, with the sum over all bins
     missed = ~hit.any(1, keepdim=True)
     at = torch.where(missed, bins - 1, hit.int().argmax(1, keepdim=True))
     passed = torch.where(missed, bins * (bins - 1) / 2, running[at])

@@ -1,15 +1,16 @@
 """RCIL: representation compensation (Zhang et al., CVPR 2022, arXiv 2203.05402), on top of MiB.
 
-Every spatial convolution of a residual block and every map of the ASPP, each with its norm, is there twice; the two
-outputs are mixed at random in training and averaged otherwise. At a new step the average is folded into the first
-branch, which is frozen, and the second one learns. Pooled maps of all stages are distilled.
+Every spatial convolution of a residual block and every map of the ASPP, each with its norm, exists twice. The two
+outputs are mixed at random in training, and averaged in evaluation. At a new step the average is folded into the first
+branch, which is frozen; the second branch learns. Pooled maps of all stages are distilled.
 
-Source: F-RC, F-RC-MERGE and F-PCKD of the project's formula sheet, from ``RCIL@b9aad58``. As released, the second
-branch goes on from where it was (``start="kept"``), so the network that starts a step is not the teacher: a quarter
-first branch, three quarters second. ``start="merged"`` sets the second branch to the merged one as well, and student
-equals teacher. As released, stage maps are read after their activation (PLOP's are read before).
-Departs from the release: plain norms (gamma, not |gamma| + epsilon); the folded branch is a convolution with bias and
-without norm, so its epsilon cannot change on reloading; basic blocks, which the release does not have, have two pairs.
+Source: F-RC, F-RC-MERGE and F-PCKD of docs/methods.md, from ``RCIL@b9aad58``. As released, the second branch continues
+with its weights (``start="kept"``), so at the start of a step the network is not equal to the teacher: it is a quarter
+first branch and three quarters second branch. ``start="merged"`` sets the second branch to the merged one too; then the
+student equals the teacher. As released, stage maps are read after their activation (PLOP reads them before).
+Differs from the release: plain norms (gamma, not |gamma| + epsilon); the folded branch is a convolution with bias and
+without norm, so its epsilon cannot change when it is loaded; basic blocks, which the release does not have, have two
+pairs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from contseg.methods.registry import register_method
 
 
 def mix(first: Tensor, second: Tensor, draw: Tensor) -> Tensor:
-    """One branch, the other, or their mean, by channel (F-RC).
+    """The first branch, the second, or their mean, for each channel (F-RC).
 
     first, second (B, C, h, w); draw (C,), uniform in [0, 1): below 0.33, below 0.66, above.
     """
@@ -48,7 +49,7 @@ def mix(first: Tensor, second: Tensor, draw: Tensor) -> Tensor:
 
 
 def folded(branch: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that does what the branch does in evaluation.
+    """Weight and bias of the single convolution that is equal to the branch in evaluation.
 
     ``branch``: a convolution without bias and its norm, or a convolution with bias.
     """
@@ -61,9 +62,10 @@ def folded(branch: Any) -> tuple[Tensor, Tensor]:
 
 
 class Branches(nn.Module):
-    """Two convolutions with norm side by side, (B, C_in, h, w) -> (B, C, h, w) before activation.
+    """Two parallel convolutions with norm, (B, C_in, h, w) -> (B, C, h, w) before activation.
 
-    After the first merge ``first`` is a convolution with bias. ``draw`` (C,) decides about the next training pass.
+    After the first merge ``first`` is a convolution with bias. ``draw`` (C,) holds the random numbers of the next
+    training pass.
     """
 
     draw: Tensor
@@ -82,7 +84,7 @@ class Branches(nn.Module):
 
     @torch.no_grad()
     def merge(self, start: str) -> None:
-        """Fold the mean of both branches into the first one (F-RC-MERGE); the second is kept, or does the same."""
+        """Fold the mean of both branches into the first (F-RC-MERGE); the second is kept, or made equal to it."""
         weight, bias = ((a + b) / 2 for a, b in zip(folded(self.first), folded(self.second), strict=True))
         merged = copy.deepcopy(self.second[0])
         merged.weight.copy_(weight)
@@ -94,9 +96,9 @@ class Branches(nn.Module):
 
 
 def unfold_(conv: nn.Conv2d, norm: Any, weight: Tensor, bias: Tensor) -> None:
-    """Let ``conv`` and ``norm`` do in evaluation what a convolution with this weight and bias does.
+    """Make ``conv`` and ``norm`` equal, in evaluation, to a convolution with this weight and bias.
 
-    The norm keeps its gain, offset and variance, so that outputs normalised by a batch keep their size too.
+    The norm keeps its gain, offset and variance, so that outputs in training mode keep their scale too.
     """
     gain = norm.weight
     gain.copy_(torch.where(gain.abs() < 1e-3, 1e-3, gain))  # a dead channel is revived
@@ -106,7 +108,7 @@ def unfold_(conv: nn.Conv2d, norm: Any, weight: Tensor, bias: Tensor) -> None:
 
 
 def spatial_pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    """The places of all convolutions with a window that are followed by a norm, save the one that reads images."""
+    """Parent and names of every convolution larger than 1x1 and the norm after it, except the one that reads images."""
     for parent in module.modules():
         children = list(parent.named_children())
         for (name, conv), (next_name, norm) in pairwise(children):
@@ -116,9 +118,9 @@ def spatial_pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
 
 @dataclass(frozen=True)
 class ParallelBranches:
-    """Step 0: double the convolutions; later: merge, so that one more branch can learn.
+    """At step 0, double the convolutions; later, merge the branches, so that the second one can learn again.
 
-    At step 0 both branches have the pretrained weights; those of the ASPP, which has none, are drawn separately.
+    At step 0 both branches have the pretrained weights. The ASPP has none: its branches are initialised separately.
     """
 
     start: Literal["kept", "merged"]
@@ -129,7 +131,7 @@ class ParallelBranches:
                 branches.merge(self.start)
             return
         if any(isinstance(m, nn.GroupNorm) for m in model.modules()):
-            raise UserError("RCIL folds normalisation into convolutions, GroupNorm cannot be: set another model.norm")
+            raise UserError("RCIL folds norms into convolutions, GroupNorm cannot be folded: set another model.norm")
         if any(isinstance(m, nn.LayerNorm) or (is_norm(m) and hasattr(m, "act")) for m in model.encoder.modules()):
             raise UserError(
                 "RCIL folds a BatchNorm without activation into the convolution before it; this encoder has LayerNorm "
@@ -145,7 +147,7 @@ class ParallelBranches:
 
 
 def double(parent: nn.Module, conv: str, norm: str) -> Branches:
-    """Put ``Branches`` in the place of a convolution, and nothing in that of its norm."""
+    """Replace a convolution by ``Branches``, and its norm by the identity."""
     branches = Branches(getattr(parent, conv), getattr(parent, norm))
     setattr(parent, conv, branches)
     setattr(parent, norm, nn.Identity())
@@ -153,19 +155,19 @@ def double(parent: nn.Module, conv: str, norm: str) -> Branches:
 
 
 def branches_of(model: Any) -> list[Branches]:
-    """All of them, in the order of the network."""
+    """All ``Branches``, in the order of the network."""
     return [m for m in model.modules() if isinstance(m, Branches)]
 
 
 def freeze_merged(model: Any, step: Step) -> list[dict[str, Any]]:
-    """Everything trains; at later steps all but the merged branches."""
+    """Everything trains, except the merged branches at later steps."""
     frozen = {id(p) for b in branches_of(model) for p in b.first.parameters()} if step.index > 0 else set()
     return [{"params": [p for p in model.parameters() if id(p) not in frozen]}]
 
 
 @dataclass(eq=False)
 class BranchDraws(Term):
-    """Draws which branches the next pass uses (F-RC). No loss; the draws are the same in every process."""
+    """Random choice of branches for the next pass (F-RC). No loss. The choice is the same in every process."""
 
     uses_setup = False
     state = ("generator",)
@@ -181,7 +183,7 @@ class BranchDraws(Term):
         self._draw()
 
     def __call__(self, batch: Batch) -> None:
-        """After a pass, draw for the next one."""
+        """After a pass, choose for the next one."""
         self._draw()
 
     def _draw(self) -> None:
@@ -203,7 +205,7 @@ WINDOWS = (4, 8, 12, 16, 20, 24)
 def spatial_norms(difference: Tensor) -> Tensor:
     """(B,): mean over window sizes of the norm of the pooled map (B, D, h, w); padding counts (F-PCKD, L_sp).
 
-    Pooled maps are formed again for the gradient: six of them would be kept for every map otherwise.
+    Pooled maps are computed again for the gradient. Otherwise six of them would be stored for every map.
     """
     norms = [checkpoint(_pooled_norm, difference, k, use_reentrant=False, preserve_rng_state=False) for k in WINDOWS]
     return torch.stack(norms).mean(0)
@@ -225,9 +227,9 @@ def channel_norms(difference: Tensor) -> Tensor:
 def pooled_cube(
     old: Sequence[Tensor], new: Sequence[Tensor], n_old: int, n_new: int, *, factor: float, last: float
 ) -> tuple[Tensor, Tensor]:
-    """L_sp and L_ch, each image's value, (B,) (F-PCKD).
+    """L_sp and L_ch, one value for each image, (B,) (F-PCKD).
 
-    ``old`` and ``new`` are maps (B, D_l, h_l, w_l), the last ones logits, whose new channels join background.
+    ``old`` and ``new``: maps (B, D_l, h_l, w_l). The last ones are logits; their new channels are added to background.
     """
     new = [*new[:-1], fold_new_into_background(new[-1], n_old)]
     differences = [a.detach() ** 2 - b**2 for a, b in zip(old, new, strict=True)]
@@ -244,7 +246,7 @@ def pooled_cube(
 class PooledCube(Term):
     """F-PCKD of the four stages, the embedding and the logits; mean over images.
 
-    ``last`` weighs the last map of each list: the logits pooled in space, the embedding pooled over channels.
+    ``last``: weight of the last map of each list, the logits pooled in space and the embedding pooled over channels.
     """
 
     uses_old = True
@@ -261,7 +263,7 @@ class PooledCube(Term):
 
 
 def maps(out: Any) -> list[Tensor]:
-    """What is distilled: stages after activation, embedding, logits at the resolution of the network."""
+    """The distilled maps: stages after activation, embedding, logits at the network's resolution."""
     return [*(F.relu(stage) for stage in out.stages), out.embedding, out.logits]
 
 

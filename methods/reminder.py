@@ -1,16 +1,16 @@
 """REMINDER: class similarity weighted distillation (Phan et al., CVPR 2022), on top of PLOP.
 
-On the pixels of a new class, the previous model's answer is distilled, and an old class counts the more, the more its
-prototype resembles the new class's. Source: F-CSW and F-CSW-PROTO of the project's formula sheet, from the released
-code (``REMINDER@f8d225e``, numbers only).
+On the pixels of a new class the previous model's output is distilled. The weight of an old class grows with the
+similarity of its prototype to that of the new class. Source: F-CSW and F-CSW-PROTO of docs/methods.md, from the
+released code (``REMINDER@f8d225e``, numbers only).
 
-``delta`` is visible because it decides what the method is: with 0, the release's preset for VOC, the weights are
-nearly uniform, and the term is close to plain distillation on new pixels divided by O; with 1, as in all its scripts
-for ADE, old classes of less than average similarity are left out.
-Departs from the release: no 1e-7 added to the target; 0, not NaN, for a batch without new pixels; prototypes and means
-are those of all processes.
+``delta`` is a parameter because it changes the method. With 0, the release's preset for VOC, the weights are nearly
+uniform, and the term is close to plain distillation on new pixels divided by O. With 1, as in all its scripts for ADE,
+old classes with a similarity below the average are left out.
+Differs from the release: no 1e-7 is added to the target; a batch without new pixels gives 0, not NaN; prototypes and
+means are those of all processes.
 
-Shapes: ``E`` channels of the embedding, in front of the classifier.
+Shapes: ``E`` channels of the embedding, the input of the classifier.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from contseg.methods.registry import register_method
 def class_means(embedding: Tensor, labels: Tensor, first: int, last: int, reduce: Reduce) -> tuple[Tensor, Tensor]:
     """Means (K, E) and pixel counts (K,) of classes ``first`` to ``last - 1`` at label size, over all processes.
 
-    embedding (B, E, h, w), upsampled bilinearly with aligned corners; labels (B, H, W). A class without pixel has the
-    mean 0. Instead of E channels of features, K masks are brought to the other's size: by the transposed upsampling.
+    embedding (B, E, h, w), upsampled bilinearly with aligned corners; labels (B, H, W). A class without pixels has the
+    mean 0. Instead of upsampling E channels of features, the K masks are resized by the transposed upsampling.
     """
     masks = (labels[:, None] == torch.arange(first, last, device=labels.device)[:, None, None]).to(embedding.dtype)
     up_h, up_w = (_upsampling(embedding, dim, labels.shape[dim - 1]) for dim in (2, 3))
@@ -44,14 +44,14 @@ def class_means(embedding: Tensor, labels: Tensor, first: int, last: int, reduce
 
 
 def _upsampling(embedding: Tensor, dim: int, size: int) -> Tensor:
-    """(n, size): what each of the n positions along ``dim`` gives to each position after upsampling."""
+    """(n, size): the weight of each of the n positions along ``dim`` at each position after upsampling."""
     n = embedding.shape[dim]
     unit = torch.eye(n, dtype=embedding.dtype, device=embedding.device)
     return F.interpolate(unit[None], size=size, mode="linear", align_corners=True)[0]
 
 
 def similarity_weights(new: Tensor, old: Tensor, delta: float) -> Tensor:
-    """(N, O): softmax over old classes of the cosine with a new one; what is below delta / O becomes 0 (F-CSW).
+    """(N, O): softmax over old classes of the cosine with a new class; weights below delta / O become 0 (F-CSW).
 
     new (N, E), old (O, E). No temperature, and no renormalisation after the threshold.
     """
@@ -65,7 +65,7 @@ def weighted_distillation(
 ) -> tuple[Tensor, Tensor]:
     """Sum over the pixels of new classes of the weighted cross entropy, and their number |M| (F-CSW).
 
-    logits (B, C, H, W), of which the O old channels are read; old_logits (B, O, H, W); weights (N, O).
+    logits (B, C, H, W), only the O old channels are used; old_logits (B, O, H, W); weights (N, O).
     """
     n_old = old_logits.shape[1]
     chosen = (labels >= n_old) & (labels != VOID)
@@ -78,10 +78,10 @@ def weighted_distillation(
 
 @dataclass(eq=False)
 class BatchPrototypes(Term):
-    """Each class's mean embedding: the mean over batches of the batch's mean, whatever its pixels (F-CSW-PROTO).
+    """The mean embedding of each class: the mean over batches of the batch's mean, for any pixel count (F-CSW-PROTO).
 
-    Found after a step in one pass over its images, for the step's classes; earlier ones keep theirs, background that
-    of step 0.
+    Computed after a step in one pass over its images, for the new classes of the step. Prototypes of earlier classes do
+    not change; that of background is from step 0.
     """
 
     observes = True
@@ -92,7 +92,7 @@ class BatchPrototypes(Term):
 
     @torch.no_grad()
     def end_step(self, ctx: StepContext) -> None:
-        """The pass, with the model in evaluation mode."""
+        """One pass with the model in evaluation mode."""
         first, last = ctx.step.n_old, ctx.step.n_classes
         training = ctx.model.training
         ctx.model.eval()
@@ -109,7 +109,7 @@ class BatchPrototypes(Term):
 
 @dataclass(eq=False)
 class SimilarityDistillation(Term):
-    """F-CSW: distillation on the pixels of new classes, weighted by how much these resemble each old class."""
+    """F-CSW: distillation on the pixels of new classes, weighted by their similarity to each old class."""
 
     uses_old = True
     uses_setup = False
@@ -120,7 +120,7 @@ class SimilarityDistillation(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         old, n_old = self.prototypes.prototypes, batch.step.n_old
-        assert old is not None  # found at the end of the step before
+        assert old is not None  # computed at the end of the previous step
         embedding = full_precision(batch.out.embedding).detach()
         means, _ = class_means(embedding, batch.labels, n_old, batch.step.n_classes, batch.reduce)
         weights = similarity_weights(means, old[:n_old].to(means), self.delta)
@@ -136,7 +136,7 @@ def reminder(
     pod: Annotated[Weight, Search(0.001, 0.1)] = 0.01,
     pod_logits: Annotated[Weight, Search(0.00005, 0.005)] = 0.0005,
 ) -> Method:
-    """PLOP with distillation on new classes' pixels, weighted by the similarity of classes.
+    """PLOP plus distillation on the pixels of new classes, weighted by the similarity of classes.
 
     csw: weight of the similarity weighted distillation; 0.5 as released (argparser.py:67)
     delta: old classes with a weight below delta / O are left out; 0 for VOC, 1 for ADE as released

@@ -1,11 +1,11 @@
 """SDR: sparse and disentangled representations. Michieli and Zanuttigh, CVPR 2021, arXiv 2103.06342.
 
-Four terms on the encoder's features, with running class prototypes: matching keeps old classes where they were,
-attraction and repulsion disentangle classes, sparsity leaves room for those to come. Intended formulas; the released
-and the printed forms differ (``sdr_variants``).
+Four terms on the encoder's features, with running class prototypes: matching keeps the features of old classes in
+place, attraction and repulsion separate the classes, sparsity leaves capacity for future classes. These are the
+intended formulas; the released and the printed forms differ (``sdr_variants``).
 
-``f_i`` (D,) the feature at position i of ``B h w``, ``y_i`` its label, ``mu_c`` (D,) the running prototype of class c,
-``K`` the classes of the batch. Void belongs to no term. Sums and counts are those of the global batch.
+``f_i`` (D,): the feature at position i of ``B h w``; ``y_i``: its label; ``mu_c`` (D,): the running prototype of class
+c; ``K``: the classes of the batch. No term uses void. Sums and counts are those of the global batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Formulation = Literal["intended", "released", "printed"]
 
 
 def background_is_trusted(step: Step) -> bool:
-    """Whether background's label means background: not where it holds classes that were or will be learned."""
+    """Whether the label background means background: false if it includes classes that were or will be learned."""
     return step.setup == "sequential" or (step.index == 0 and step.setup != "overlapped")
 
 
@@ -38,7 +38,7 @@ def background_is_trusted(step: Step) -> bool:
 class Prototypes(Term):
     """Mean feature of every class over all positions seen so far (F-PROTO); it never decays.
 
-    Background is skipped where its label is not to be trusted. The release keeps one set per process.
+    Background is skipped if its label is not trusted. The release has one set of prototypes for each process.
     """
 
     observes = True
@@ -67,7 +67,7 @@ class Prototypes(Term):
         return batch.class_sums.detach(), batch.class_counts
 
     def update(self, sums: Tensor, counts: Tensor) -> None:
-        """Move the mean of every class with a count."""
+        """Update the mean of every class with a count."""
         assert self.prototypes is not None and self.counts is not None
         total = self.counts + counts.round().to(torch.int64)
         shift = (sums - counts[:, None] * self.prototypes) / total.clamp(min=1).to(sums.dtype)[:, None]
@@ -75,7 +75,7 @@ class Prototypes(Term):
         self.counts = total
 
     def trusted(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The prototypes (C, D), and whether each is one (C,) bool."""
+        """The prototypes (C, D), and (C,) bool: whether each is known and trusted."""
         assert self.prototypes is not None and self.counts is not None, "prototypes come before the terms that use them"
         known = self.counts > 0
         if not background_is_trusted(step):
@@ -96,7 +96,7 @@ def pseudo_labels(batch: Batch) -> Tensor:
 
 @dataclass(eq=False)
 class Matching(Term):
-    """F-PM: mean over present old foreground classes of the mean squared gap between centroid and prototype."""
+    """F-PM: mean over present old foreground classes of the mean squared distance from centroid to prototype."""
 
     uses_old = True
 
@@ -120,10 +120,10 @@ def old_centroids(batch: Batch) -> tuple[Tensor, Tensor]:
 
 @dataclass(eq=False)
 class Attraction(Term):
-    """F-ATT: mean over present classes of the mean squared gap, over positions and channels, to the prototype.
+    """F-ATT: mean over present classes of the mean squared distance, over positions and channels, to the prototype.
 
-    A class without a trusted prototype, such as background in the overlapped setup, is left out; the release pulls
-    it to the origin.
+    A class without a trusted prototype, such as background in the overlapped setup, is left out. The release pulls it
+    to the origin.
     """
 
     prototypes: Prototypes
@@ -142,8 +142,8 @@ class Attraction(Term):
 class Repulsion(Term):
     """F-REP: mean over pairs of present classes of the inverse distance of their centroids; 0 below two classes.
 
-    Distances come from differences, never from products, so that equal centroids are at exactly zero; they then
-    count nothing. (The release's ``cdist`` leaves a class's rounding noise with itself in the sum from 26 classes on.)
+    Distances are computed from differences, never from products, so equal centroids have distance exactly zero; they
+    then add nothing. (From 26 classes on, the release's ``cdist`` adds the rounding noise between a class and itself.)
     """
 
     uses_setup = False
@@ -167,12 +167,12 @@ def mean_inverse_distance(centroids: Tensor, present: Tensor) -> Tensor:
 class Sparsity(Term):
     """F-SP: mean over positions of (sum_j exp a_j) / (sum_j a_j + phi), a = |f| / max |f| of the position's class.
 
-    The gradient flows through the maximum. phi, a constant, is the most negative feature of the class over the same
-    maximum: 0 where no feature is negative, and then this is the published ratio to the last bit. With it no
-    denominator of a class with negative features comes near zero, neither by cancelling nor at a small vector:
-    with m = max |f|, value <= e D / phi and |d value / d f| <= 2 e (D + 1) / (phi^2 m).
-    A position whose sizes sum to less than ``TINY``, such as an all-zero vector, has no such ratio and is left out;
-    the release divides by 1e-15 there, takes void for a class of its own, and gives 0 if there is only background.
+    The gradient flows through the maximum. phi is the most negative feature of the class, divided by the same maximum,
+    and is a constant. If no feature is negative, phi is 0 and this is the published ratio to the last bit. With phi no
+    denominator of a class with negative features is near zero, neither by cancellation nor for a small vector: with
+    m = max |f|, value <= e D / phi and |d value / d f| <= 2 e (D + 1) / (phi^2 m).
+    A position whose sizes sum to less than ``TINY``, such as an all-zero vector, has no such ratio and is left out. The
+    release divides by 1e-15 there, treats void as a class, and gives 0 if there is only background.
     """
 
     uses_setup = False
@@ -180,7 +180,7 @@ class Sparsity(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         peaks = class_peaks(batch, batch.class_hot, signed=False)
-        usable = (peaks > 0) & (1 / peaks / peaks).isfinite()  # else the gradient is not a number
+        usable = (peaks > 0) & (1 / peaks / peaks).isfinite()  # otherwise the gradient is NaN
         scale = torch.where(usable, 1 / torch.where(usable, peaks, 1), 0)
         lowest = batch.reduce.max(by_class(-extremes(batch)[0], batch.class_hot).amax(1)).clamp(min=0)
         exponentials, sums = scaled_sums(batch.flat_features, batch.class_hot, scale, signed=False)
@@ -207,8 +207,8 @@ def by_class(values: Tensor, membership: Tensor) -> Tensor:
 def class_peaks(batch: Batch, membership: Tensor, signed: bool) -> Tensor:
     """(C,): maximum of f, or of |f| unless ``signed``, over the channels and positions of each class; 0 where absent.
 
-    Over the global batch. The gradient goes to the element that is the maximum, in equal shares where several
-    processes tie; the slope of |f| is 1 at zero, where the features of a ReLU often are.
+    Over the global batch. The gradient goes to the maximal element, in equal shares if several processes have the same
+    maximum. The slope of |f| at zero is 1, because features after a ReLU are often zero.
     """
     features = batch.flat_features
     low, high = extremes(batch)
@@ -233,7 +233,7 @@ def scaled_sums(features: Tensor, membership: Tensor, scale: Tensor, signed: boo
 
 
 class _SquaredGap(torch.autograd.Function):
-    """sum_i w_i |f_i - mu_{y_i}|^2, tile by tile: no second map of the features' size is kept."""
+    """sum_i w_i |f_i - mu_{y_i}|^2, tile by tile, without a second map as large as the features."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, prototypes: Tensor, membership: Tensor, weights: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ class _ExpSums(torch.autograd.Function):
         return out, out_scale, None
 
 
-# formulation -> the class of each term; ``sdr_variants`` adds those that are for study
+# formulation -> the class of each term; ``sdr_variants`` adds the forms for study
 FORMULATIONS: dict[str, dict[str, type[Any]]] = {
     "intended": {
         "unce": UnbiasedCrossEntropy,

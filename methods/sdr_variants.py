@@ -1,11 +1,11 @@
 """SDR's terms as its release computes them and as its authors print them: for study, ``formulation=`` of SDR.
 
-The release takes the features of one class with a mask over (image, channel, position) and reshapes the flat result
-as if it were one image: with several images the rows mix channels (R1), in matching with any batch (R2). Here
-``flat_positions`` says where the mask puts every number, so that the mixing needs no loop over classes.
-As released, each process forms its own loss and mixes its own images, so that ``released`` depends on the number of
-processes (rule 16 of the contract check says so); their mean counts, and the prototypes are summed over processes.
-Not reproduced: the rounding noise that the release adds to repulsion from 26 classes on (R11).
+The release selects the features of a class with a mask over (image, channel, position), and reshapes the flat result as
+if it were one image. With several images the rows then mix channels (R1); in matching they do for every batch (R2).
+``flat_positions`` computes where the mask puts every number, so no loop over classes is needed.
+As released, each process computes its own loss and mixes its own images, so ``released`` depends on the number of
+processes (rule 16 of the contract check reports it). The loss is the mean over processes; prototypes are summed over
+processes. Not reproduced: the rounding noise that the release adds to repulsion from 26 classes on (R11).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from contseg.methods.sdr import (
 
 
 def flat_positions(membership: Tensor, channels: int) -> Tensor:
-    """(B, D, P) int64: place of every number in ``features[mask of its class]``, a flat list by image, channel, rank.
+    """(B, D, P) int64: index of every number in ``features[mask of its class]``, a flat list by image, channel, rank.
 
     membership (B, C, P); 0 at positions without a class.
     """
@@ -53,7 +53,7 @@ def flat_positions(membership: Tensor, channels: int) -> Tensor:
 
 
 def scattered_sums(features: Tensor, membership: Tensor, places: Tensor) -> Tensor:
-    """Sums (C, D) of the numbers that fall to each class and place; features and places (B, D, P)."""
+    """Sums (C, D) of the numbers of each class and place; features and places (B, D, P)."""
     classes, channels = membership.shape[1], features.shape[1]
     owner = torch.where(membership.any(1), membership.argmax(1), classes)[:, None]  # (B, 1, P); no class: a spare row
     sums = features.new_zeros((classes + 1) * channels)
@@ -68,7 +68,7 @@ def mixed_rows(membership: Tensor, channels: int) -> Tensor:
 
 
 def local_mean(batch: Batch, value: Tensor) -> Tensor:
-    """The mean of the processes' own values."""
+    """The mean of the values of the processes."""
     return batch.reduce(value) / batch.reduce(torch.ones_like(value))
 
 
@@ -80,14 +80,14 @@ def mixed_sums(batch: Batch) -> Tensor:
 
 @dataclass(eq=False)
 class ReleasedCrossEntropy(UnbiasedCrossEntropy):
-    """A kept old label of the sequential setup is folded into background; still a mean over valid pixels."""
+    """An old label of the sequential setup is added to background; still a mean over valid pixels."""
 
     keeps_old = False
 
 
 @dataclass(eq=False)
 class ReleasedPrototypes(Prototypes):
-    """R1 and R5: mixed channels; where background is to be skipped, the lowest present class is, whatever it is."""
+    """R1 and R5: mixed channels; instead of background, the lowest present class is skipped, whichever it is."""
 
     def seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         counts = batch.class_counts
@@ -114,7 +114,7 @@ class ReleasedMatching(Matching):
 
 @dataclass(eq=False)
 class ReleasedAttraction(Attraction):
-    """R1, R3 and R4: mixed channels; class k of n present weighs n^-(n-k+1); background is pulled to its prototype."""
+    """R1, R3, R4: mixed channels; class k of n present has weight n^-(n-k+1); background is pulled to its prototype."""
 
     def __call__(self, batch: Batch) -> Tensor:
         assert self.prototypes.prototypes is not None
@@ -141,7 +141,7 @@ class ReleasedRepulsion(Repulsion):
 
 @dataclass(eq=False)
 class ReleasedSparsity(Sparsity):
-    """R10: void is a class of its own; 0 if there is only background, or if the normalised features sum to <= 0."""
+    """R10: void is a class; 0 if there is only background, or if the sum of the normalised features is <= 0."""
 
     revision = 1
 
@@ -160,7 +160,7 @@ class ReleasedSparsity(Sparsity):
 
 @dataclass(eq=False)
 class PrintedMatching(Matching):
-    """Sum of the norms (not squared, not averaged) over present classes, by the number O of all old classes."""
+    """Sum of the norms (not squared, not averaged) over present classes, divided by the number O of old classes."""
 
     def __call__(self, batch: Batch) -> Tensor:
         prototypes, known = self.prototypes.trusted(batch.step)
@@ -172,7 +172,7 @@ class PrintedMatching(Matching):
 
 @dataclass(eq=False)
 class PrintedAttraction(Attraction):
-    """Sum over positions of the norm, not squared, by the number of present classes."""
+    """Sum over positions of the norm, not squared, divided by the number of present classes."""
 
     def __call__(self, batch: Batch) -> Tensor:
         prototypes, known = self.prototypes.trusted(batch.step)
@@ -185,7 +185,7 @@ class PrintedAttraction(Attraction):
 
 @dataclass(eq=False)
 class PrintedRepulsion(Repulsion):
-    """Each class counts every other: (K - 1) times the mean over pairs."""
+    """Sum over all other classes for each class: (K - 1) times the mean over pairs."""
 
     def __call__(self, batch: Batch) -> Tensor:
         others: Tensor = ((batch.class_counts > 0).sum() - 1).clamp(min=0)

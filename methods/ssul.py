@@ -1,13 +1,12 @@
 """SSUL: semantic segmentation with unknown label (Cha et al., NeurIPS 2021, arXiv 2106.11562).
 
-Independent sigmoid heads and one more channel, *unknown*: background that may hold a class still to come. After step 0
-encoder, ASPP and the heads of old classes are frozen; pseudo-labels therefore act through the unknown, the background
-and the new head only. A new head starts as the unknown one.
+Independent sigmoid heads, and one more channel, *unknown*: background that may contain future classes. After step 0 the
+encoder, the ASPP and the heads of old classes are frozen, so pseudo-labels train only the unknown, the background and
+the new head. A new head starts as a copy of the unknown head.
 
-Source: F-SSUL-LABEL, F-SSUL-PSEUDO, F-BCE and F-SSUL-PRED of the project's formula sheet, from ``SSUL@e08ee9c``, in the
-form without external saliency (the release's own rule for ADE): every background pixel is unknown. No memory (SSUL-M).
-Departs from the release in the state that is kept: the last one, not the one with the best validation score on the
-step's classes.
+Source: F-SSUL-LABEL, F-SSUL-PSEUDO, F-BCE and F-SSUL-PRED of docs/methods.md, from ``SSUL@e08ee9c``, in the form
+without external saliency (the release's own rule for ADE): every background pixel is unknown. No memory (SSUL-M).
+Differs from the release: the last state is kept, not the one with the best validation score on the step's classes.
 
 Channels of scores and labels are shifted by one: 0 unknown, 1 background, class k at k + 1.
 """
@@ -41,7 +40,7 @@ class Head(nn.Sequential):
 
 
 def new_head(model: nn.Module, channels: int, n: int, seed: int, purpose: str) -> Head:
-    """A head with a norm of the kind that ``model`` has, beside its parameters."""
+    """A head with the kind of norm that ``model`` has, on the same device."""
     with drawn_from(seed, f"SSUL head, {purpose}"):
         head = Head(norm_like(model, channels), channels, n)
     return beside(head, model)
@@ -50,7 +49,7 @@ def new_head(model: nn.Module, channels: int, n: int, seed: int, purpose: str) -
 class GroupHeads(nn.Module):
     """Embedding (B, E, h, w) -> logits (B, C, h, w): a head for background and one for each step's classes.
 
-    Stands in place of the 1x1 classifier, and grows as that does.
+    It replaces the 1x1 classifier, and grows in the same way.
     """
 
     def __init__(self, background: Head, first: Head, channels: int, seed: int) -> None:
@@ -67,7 +66,7 @@ class GroupHeads(nn.Module):
 
 
 def head_per_group(model: Any, step: Step) -> None:
-    """At step 0 replace the classifier by heads of two layers, and add the unknown one."""
+    """At step 0, replace the classifier by heads of two layers, and add the unknown head."""
     if step.index > 0:
         return
     rows, seed = model.classifier.blocks[0], model.classifier.seed
@@ -78,7 +77,7 @@ def head_per_group(model: Any, step: Step) -> None:
 
 
 def start_from_unknown(model: Any, step: Step) -> None:
-    """The new head is the unknown one, whose last row starts every new class (main.py:305)."""
+    """The new head is a copy of the unknown head; the unknown row initialises every new class (main.py:305)."""
     unknown, new = model.heads["unknown"], model.classifier.blocks[-1]
     with torch.no_grad():
         for mine, theirs in zip(new.state_dict().values(), unknown.state_dict().values(), strict=True):
@@ -87,7 +86,7 @@ def start_from_unknown(model: Any, step: Step) -> None:
 
 @dataclass(frozen=True)
 class NewUnknownBackground:
-    """Later steps train the new and the unknown head, and hardly the background head; all normalisation is frozen."""
+    """Later steps train the new and the unknown head, and the background head very slowly; all norms are frozen."""
 
     encoder_lr: float
     later_lr: float
@@ -105,12 +104,12 @@ class NewUnknownBackground:
 
 
 def scores(out: SegOutput) -> Tensor:
-    """(B, C + 1, h, w): logits with the unknown channel in front."""
+    """(B, C + 1, h, w): the unknown channel, then the logits."""
     return torch.cat([full_precision(out.extra["unknown"]), full_precision(out.logits)], dim=1)
 
 
 def unknown_is_background(out: SegOutput, size: tuple[int, int]) -> Tensor:
-    """(B, H, W): arg max where the sigmoids of unknown and background are added (F-SSUL-PRED)."""
+    """(B, H, W): arg max after adding the sigmoids of unknown and background (F-SSUL-PRED)."""
     probability = resize(scores(out), size).sigmoid()
     background = probability[:, :2].sum(1, keepdim=True)
     return torch.cat([background, probability[:, 2:]], dim=1).argmax(1)
@@ -120,7 +119,7 @@ def unknown_is_background(out: SegOutput, size: tuple[int, int]) -> Tensor:
 
 
 def shifted_labels(labels: Tensor, salient: Tensor) -> Tensor:
-    """(B, H, W): void stays, background is unknown where salient, else background, class k is k + 1 (F-SSUL-LABEL).
+    """(B, H, W): void stays; background becomes unknown where salient; class k becomes k + 1 (F-SSUL-LABEL).
 
     labels (B, H, W), salient (B, H, W) bool, or () for one value everywhere.
     """
@@ -129,7 +128,7 @@ def shifted_labels(labels: Tensor, salient: Tensor) -> Tensor:
 
 
 def pseudo_labels(shifted: Tensor, old_scores: Tensor, threshold: float) -> Tensor:
-    """(B, H, W): unknown and background become the old class of which the previous model is sure (F-SSUL-PSEUDO).
+    """(B, H, W): unknown and background become the old class that the previous model is certain of (F-SSUL-PSEUDO).
 
     shifted (B, H, W), old_scores (B, O + 1, H, W).
     """
@@ -163,7 +162,7 @@ class UnknownBCE(Term):
         return self.mean(batch, labels)
 
     def mean(self, batch: Batch, labels: Tensor) -> Tensor:
-        """Over the valid pixels; labels (B, H, W) as the channels are: 0 unknown, 1 background, k + 1 class k."""
+        """The mean over valid pixels; labels (B, H, W) number the channels: 0 unknown, 1 background, k + 1 class k."""
         size = batch.labels.shape[-2], batch.labels.shape[-1]
         total = sigmoid_cross_entropy(resize(scores(batch.out), size), labels).sum()
         return batch.reduce(total) / batch.reduce(batch.valid.sum().to(total.dtype)).clamp(min=1)

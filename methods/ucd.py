@@ -1,14 +1,20 @@
 """UCD: uncertainty-aware contrastive distillation (Yang et al., TPAMI 2022, arXiv 2203.14098).
 
-A supervised contrastive loss between pre-classifier features, with keys from the current and the previous network;
-positives among old classes count as much as the previous network finds the two positions alike. Joins any method:
-``MiB+UCD``, ``PLOP+UCD``. Source: F-UCD of the project's formula sheet, in the consistent form.
+A supervised contrastive loss on the features before the classifier, with keys from the current and the previous
+network. The weight of a positive pair of old classes is the similarity that the previous network gives to the two
+positions. An add-on for any method: ``MiB+UCD``, ``PLOP+UCD``. Source: F-UCD of docs/methods.md, in the consistent
+form.
 
-Departs from the released code (``UCD@cc73546``), whose version on MiB stops at every step >= 1: negatives are weighed
-like positives (there e^(1/temperature) times more), labels are brought to feature size by nearest neighbour (there
-bilinearly, which invents class ids) and never pseudo-labelled, any number of classes works (there 20), and the factor
-that normalisation cancels is left out. As released, pairs stay inside a process: several processes give the mean over
-all their anchors, but no pair across them, so unlike other terms this one depends on how a batch is split.
+Differs from the released code (``UCD@cc73546``), whose version on MiB stops with an error at every step >= 1:
+
+- negatives have the same weight as positives (release: e^(1/temperature) times more)
+- labels are resized to feature size by nearest neighbour (release: bilinearly, which invents class ids)
+- labels are never pseudo-labels
+- any number of classes works (release: 20)
+- the factor that normalisation cancels is left out
+
+As released, pairs stay inside a process. Several processes give the mean over all their anchors, but no pair across
+processes. So, unlike other terms, this one depends on how a batch is split.
 
 Shapes: ``P`` positions of the batch (B h w), of which anchors and keys are chosen by masks; ``E`` embedding channels.
 """
@@ -28,11 +34,11 @@ from contseg.methods.base import Batch, Method, Term, full_precision, shrink_lab
 from contseg.methods.ranges import Positive, Search, Weight
 from contseg.methods.registry import register_addon
 
-FAR = -1e9  # a similarity that takes no part in a log-sum-exp, without the NaN gradient of -inf
+FAR = -1e9  # a similarity that adds nothing to a log-sum-exp, without the NaN gradient of -inf
 
 
 def pair_labels(labels: Tensor, old_logits: Tensor) -> Tensor:
-    """(B, h, w): the ground truth, the previous model's arg max where that is background, and 255 where void.
+    """(B, h, w): the label; where it is background, the previous model's arg max; 255 where void.
 
     labels (B, H, W), old_logits (B, O, h, w).
     """
@@ -87,9 +93,9 @@ def contrastive_distillation(
 ) -> tuple[Tensor, Tensor]:
     """Sum of the anchors' losses, and the number of anchors that have a positive, |A+| (F-UCD).
 
-    embedding, old_embedding (B, E, h, w); labels (B, h, w) of ``pair_labels``; old_logits (B, O, h, w). Anchors are the
-    foreground positions; keys, without gradient, the anchors, and the previous features where the label is old.
-    The matrix of pairs is formed ``chunk`` anchors at a time, and formed again for the gradient.
+    embedding, old_embedding (B, E, h, w); labels (B, h, w) of ``pair_labels``; old_logits (B, O, h, w). Anchors: the
+    foreground positions. Keys, without gradient: the anchors, and the previous features where the label is old.
+    The matrix of pairs is computed for ``chunk`` anchors at a time, and computed again for the gradient.
     """
     current, previous = _positions(F.normalize(embedding, dim=1)), _positions(F.normalize(old_embedding, dim=1))
     labels = labels.flatten().long()

@@ -54,21 +54,21 @@ TESTS = {
 
 FAULTS = [
     # defaults
-    Fault("sdr.py", """    repulsion: Weight | None = 1e-3,
-    sparsity: Weight | None = 1e-3,
+    Fault("sdr.py", """    repulsion: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-3,
+    sparsity: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-3,
     formulation: Formulation = "intended",
 ) -> Method:
-    \"\"\"The four""", """    repulsion: Weight | None = 1e-2,
-    sparsity: Weight | None = 1e-3,
+    \"\"\"The four""", """    repulsion: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-2,
+    sparsity: Annotated[Weight | None, Search(0.0001, 0.1)] = 1e-3,
     formulation: Formulation = "intended",
 ) -> Method:
     \"\"\"The four"""),
-    Fault("rcil.py", "    kd: Weight = 100.0,", "    kd: Weight = 10.0,"),
+    Fault("rcil.py", "Search(10, 1000)] = 100.0,", "Search(10, 1000)] = 10.0,"),
     Fault("ucd.py", "temperature: Positive = 0.07", "temperature: Positive = 0.1"),
-    Fault("reminder.py", "    csw: Weight = 0.5,", "    csw: Weight = 1.0,"),
+    Fault("reminder.py", "Search(0.05, 5)] = 0.5,", "Search(0.05, 5)] = 1.0,"),
     Fault("ssul.py", "def ssul(threshold: Share = 0.7,", "def ssul(threshold: Share = 0.5,"),
-    Fault("plop.py", "pod_logits: Weight = 0.0005,", "pod_logits: Weight = 0.005,"),
-    Fault("importance.py", "def ewc(weight: Weight = 500.0, alpha: Share = 0.9,", "def ewc(weight: Weight = 500.0, alpha: Share = 0.1,"),
+    Fault("plop.py", "Search(0.00005, 0.005)] = 0.0005,", "Search(0.00005, 0.005)] = 0.005,"),
+    Fault("importance.py", "= 500.0, alpha: Share = 0.9, normalise: bool = True)", "= 500.0, alpha: Share = 0.1, normalise: bool = True)"),
     Fault("importance.py", "    every: Count = 10,", "    every: Count = 1,"),
     Fault("dkd.py", "    first_positive: Weight = 2.0,", "    first_positive: Weight = 1.0,"),
     # reductions
@@ -103,7 +103,7 @@ FAULTS = [
     Fault("rcil.py", "share = torch.where(draw < 0.33, 1.0, torch.where(draw < 0.66, 0.0, 0.5))", "share = torch.where(draw < 0.33, 1.0, torch.where(draw < 0.5, 0.0, 0.5))"),
     Fault("rcil.py", "WINDOWS = (4, 8, 12, 16, 20, 24)", "WINDOWS = (4, 8, 12, 16, 20)"),
     Fault("ucd.py", "positive = same & ~itself & used", "positive = same & used"),
-    Fault("ucd.py", "keys = torch.cat([current, previous]).detach()", "keys = torch.cat([current, previous])"),
+    Fault("ucd.py", "torch.cat([current, previous]).detach()", "torch.cat([current, previous])"),
     Fault("ewf.py", "return sqrt(n_new / (n_old + n_new))", "return sqrt(n_new / n_old)"),
     Fault("ewf.py", "state[name].lerp_(old.to(state[name]), 1 - alpha)", "state[name].lerp_(old.to(state[name]), alpha)"),
     Fault("ssul.py", "sure = (channel >= 2) & (best >= threshold)", "sure = (channel >= 1) & (best >= threshold)"),
