@@ -20,7 +20,7 @@ from contseg.benchmark.contract.rules import RULES, Broken
 from contseg.benchmark.contract.toy_run import Build
 from contseg.methods.registry import addons, build_method, methods, reason
 
-# what papers combine; every add-on is checked on FT as well
+# combinations of the papers; every add-on is also checked on FT
 COMPOSED = (
     "LwF+SDR",
     "ILT+SDR",
@@ -37,7 +37,7 @@ COMPOSED = (
 
 @dataclass(frozen=True)
 class Report:
-    """What came out: ``rule`` and ``reason`` are empty if every rule holds."""
+    """The result of a check; ``rule`` and ``reason`` are empty if every rule holds."""
 
     method: str
     rules: int
@@ -55,7 +55,7 @@ class Report:
 
 
 def check_method(method: str | Build) -> Report:
-    """Check a method by name, or a function that builds it anew each time."""
+    """Check a method by its name, or by a function that builds a new one at each call."""
     build = method if callable(method) else lambda: build_method(method)
     name = build().name
     with torch.random.fork_rng(devices=[]):
@@ -71,11 +71,11 @@ def check_method(method: str | Build) -> Report:
 
 
 def every_name() -> list[str]:
-    """Every registered method, every add-on on FT, and the combinations that papers make."""
+    """Every registered method, every add-on on FT, and the combinations of the papers."""
     return [*methods(), *(f"FT+{name}" for name in addons()), *COMPOSED]
 
 
 def assert_contract(method: str | Build) -> None:
-    """For tests: an ``AssertionError`` that names the first broken rule."""
+    """For tests: raises an ``AssertionError`` that names the first broken rule."""
     report = check_method(method)
     assert report.passed, str(report)

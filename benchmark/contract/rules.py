@@ -37,33 +37,33 @@ class Broken(Exception):
 def losses_are_finite(build: Build) -> None:
     """Losses are finite in every setup, and predictions are seen classes."""
     for setup in SETUPS:
-        _lead(ToyRun(setup), build)
+        _train_and_predict(ToyRun(setup), build)
 
 
 def one_class(build: Build) -> None:
     """One class a step works."""
-    _lead(ToyRun(sizes=(1, 1)), build)
+    _train_and_predict(ToyRun(sizes=(1, 1)), build)
 
 
 def absent_class(build: Build) -> None:
     """A class that occurs in no image of the step works."""
-    _lead(ToyRun(classes="some"), build)
+    _train_and_predict(ToyRun(classes="some"), build)
 
 
 def only_background(build: Build) -> None:
     """Batches of background only, and of void only, work."""
     for classes in ("background", "void"):
-        _lead(ToyRun(classes=classes), build)
+        _train_and_predict(ToyRun(classes=classes), build)
 
 
 def rectangular(build: Build) -> None:
     """Rectangular images work."""
-    _lead(ToyRun(height=24, width=56), build)
+    _train_and_predict(ToyRun(height=24, width=56), build)
 
 
 def bfloat16(build: Build) -> None:
     """Networks in bfloat16 work."""
-    _lead(ToyRun(autocast=True), build)
+    _train_and_predict(ToyRun(autocast=True), build)
 
 
 def gradients_arrive(build: Build) -> None:
@@ -93,14 +93,14 @@ def old_model_stays(build: Build) -> None:
     if stage is None or stage.old is None:
         return
     before = clones(stage.old.state_dict())
-    hooks = (
+    phases = (
         ("begin_step", stage.start),
         ("an update", lambda: stage.updates(range(2))),
         ("the end of the step", stage.end),
         ("predict", lambda: stage.predict(stage.toy.draw(stage.step, 0)[0])),
     )
-    for name, hook in hooks:
-        hook()
+    for name, run in phases:
+        run()
         if changed := _differing(before, stage.old.state_dict()):
             raise Broken(f"{changed} changed in {name}")
 
@@ -145,13 +145,13 @@ def differs_from_fine_tuning(build: Build) -> None:
         return
     (weights, map_), (weights_ft, map_ft) = _perturbed(build), _fine_tuned()
     if weights.keys() == weights_ft.keys() and not _differing(weights, weights_ft) and torch.equal(map_, map_ft):
-        raise Broken("they are equal: it is plain fine-tuning by another name")
+        raise Broken("they are equal: this is plain fine-tuning under another name")
 
 
 def observers_only_observe(build: Build) -> None:
     """Weights with and without the observers are equal, and no shared random number is drawn.
 
-    An observer that a loss of the step holds stays in: it has its part in the key of the weights.
+    An observer that a loss of the step holds is kept in both: it is part of the key of the weights.
     """
     if not _unread_observers(build()):
         return
@@ -188,12 +188,12 @@ def terms_do_not_wait(build: Build) -> None:
                 for batch in batches:
                     stage.method.losses(batch)
         except WaitError as wait:
-            raise Broken(f"{wait} at step {stage.step.index}{place(wait)}: keep to tensors of fixed shapes") from wait
+            raise Broken(f"{wait} at step {stage.step.index}{place(wait)}: use tensors of fixed shapes") from wait
 
 
 def signed_features(build: Build) -> None:
     """Features that may be negative work: losses are finite, and their gradients not a thousand times the usual."""
-    _lead(ToyRun(signed=True), build)
+    _train_and_predict(ToyRun(signed=True), build)
     usual, signed = (steepest(ToyRun(signed=s), build) for s in (False, True))
     for name, slope in signed.items():
         if slope > 1000 * max(usual.get(name, 0.0), 0.01 * sum(usual.values())):
@@ -209,7 +209,7 @@ def state_survives(build: Build) -> None:
         kept = clones(term_states(stage.terms))
         again = make().resume(stage.save())
         if changed := _differing(kept, term_states(again.terms)):
-            raise Broken(f"{changed} of the terms' state is not what it was at step {stage.step.index}")
+            raise Broken(f"{changed} of the terms' state is not the saved one at step {stage.step.index}")
 
 
 def interruption_is_harmless(build: Build) -> None:
@@ -229,7 +229,7 @@ def interruption_is_harmless(build: Build) -> None:
 def future_is_unseen(build: Build) -> None:
     """No step depends on the classes of a later one."""
     if len(ToyRun().steps(build())) < 2:
-        return  # it asks for a scenario of its own, in which there is no later step
+        return  # the method changes the scenario: there is no later step
     ends = []
     for sizes in ((2, 1, 2), (2, 1, 3, 1)):
         toy = ToyRun(sizes=sizes)
@@ -237,7 +237,7 @@ def future_is_unseen(build: Build) -> None:
         second = ToyStep.begin(toy, build, 1, first).updates(range(2)).end()
         ends.append(second.model | second.terms)
     if changed := _differing(*ends):
-        raise Broken(f"{changed} at step 1 differs with what step 2 will be")
+        raise Broken(f"{changed} at step 1 depends on step 2")
 
 
 def processes_agree(build: Build) -> None:
@@ -253,7 +253,7 @@ def processes_agree(build: Build) -> None:
 
 
 def keys_see_all(build: Build) -> None:
-    """Whatever makes a method is a field that stands in its steps' keys."""
+    """Everything that makes a method is a field, and part of its steps' keys."""
     try:
         check_visible(build())
     except UserError as error:
@@ -282,11 +282,11 @@ RULES: tuple[Callable[[Build], None], ...] = (
     keys_see_all,
 )
 
-# --- what rules share ----------------------------------------------------------------------------------------------
+# --- shared by rules ------------------------------------------------------------------------------------------------
 
 
-def _lead(toy: ToyRun, build: Build) -> None:
-    """Through all steps, two updates each: finite losses and weights, class maps of seen classes."""
+def _train_and_predict(toy: ToyRun, build: Build) -> None:
+    """Train all steps, two updates each: losses and weights are finite, and class maps hold seen classes."""
     parent = None
     for index in range(len(toy.steps(build()))):
         stage = ToyStep.begin(toy, build, index, parent)
@@ -308,7 +308,7 @@ def _lead(toy: ToyRun, build: Build) -> None:
 
 
 def _perturbed(build: Build) -> tuple[dict[str, Tensor], Tensor]:
-    """Weights and a class map after all steps, five updates each, every later student moved."""
+    """Weights and a class map after all steps, five updates each; every later student is moved first."""
     toy, parent = ToyRun(), None
     for index in range(len(toy.steps(build()))):
         stage = ToyStep.begin(toy, build, index, parent, moved=index > 0).updates(range(5))
@@ -318,7 +318,7 @@ def _perturbed(build: Build) -> tuple[dict[str, Tensor], Tensor]:
 
 @cache
 def _fine_tuned() -> tuple[dict[str, Tensor], Tensor]:
-    """FT's, found once for all methods."""
+    """Those of FT, computed once for all methods."""
     return _perturbed(lambda: build_method("FT"))
 
 
@@ -332,7 +332,7 @@ def _weights(stage: ToyStep) -> dict[str, Tensor]:
 
 
 def _differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
-    """The first name whose tensors are not equal, NaN being equal to NaN; "" if there is none."""
+    """The first name whose tensors differ (NaN equals NaN); "" if there is none."""
     for name in [*a, *(n for n in b if n not in a)]:
         if name not in a or name not in b or a[name].shape != b[name].shape or a[name].dtype != b[name].dtype:
             return name

@@ -1,6 +1,6 @@
-"""A small course for the contract check: one method, drawn images, the trainer's own steps.
+"""A toy run for the contract check: one method on drawn images, trained by the trainer's own code.
 
-No data and no Accelerator: a step is begun, updated and ended by hand, so that a rule can look in between.
+It needs no data set and no Accelerator. A rule starts, updates and ends each step itself, so it can look in between.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ImagesLabels: TypeAlias = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ToyRun:
-    """What is learned, on which kind of images: ``sizes`` are foreground classes by step."""
+    """A small run: setup, number of new foreground classes of each step (``sizes``), and kind of images."""
 
     setup: str = "overlapped"
     sizes: tuple[int, ...] = (2, 1, 2)
@@ -47,25 +47,25 @@ class ToyRun:
 
     @property
     def train(self) -> TrainConfig:
-        """How a step is trained."""
+        """The training configuration of a step."""
         precision: Any = "double" if self.dtype == torch.float64 else "no"
         return TrainConfig(
             updates=(6,), lr=(1e-3,), batch=(self.batch,), nesterov=False, weight_decay=0.0, precision=precision
         )
 
     def steps(self, method: Method) -> tuple[Step, ...]:
-        """The steps as the method wants them."""
+        """The steps, after the method's ``scenario`` hook."""
         return self.scenario(method).steps
 
     def scenario(self, method: Method) -> Scenario:
-        """The scenario as the method wants it."""
+        """The scenario, after the method's ``scenario`` hook."""
         ends = [sum(self.sizes[: t + 1]) for t in range(len(self.sizes))]
         groups = tuple(tuple(range(e - n + 1, e + 1)) for e, n in zip(ends, self.sizes, strict=True))
         scenario: Scenario = method.scenario(Scenario("drawn", "-".join(map(str, self.sizes)), self.setup, groups))
         return scenario
 
     def draw(self, step: Step, number: int) -> ImagesLabels:
-        """Noise, coloured by class, and labels in blocks of 8 x 8: the same for the same number."""
+        """Images (noise, coloured by class) and labels (blocks of 8 x 8): a function of step and number."""
         g = torch.Generator().manual_seed(1000 * step.index + number)
         kept = range(1, step.n_old) if step.setup == "sequential" else ()
         new = range(max(step.n_old, 1), step.n_classes - (self.classes == "some"))
@@ -90,7 +90,7 @@ class Parent:
 
 
 class ToyStore:
-    """What the trainer asks of a ``Store``: what the parent left, and a place for a checkpoint."""
+    """What the trainer needs of a ``Store``: the parent's state, and a place for a checkpoint."""
 
     def __init__(self, parent: Parent | None) -> None:
         self.parent = parent
@@ -112,7 +112,7 @@ class ToyStore:
 
 
 class ToyAccelerator:
-    """What the trainer asks of an ``Accelerator``, for one process on a CPU."""
+    """What the trainer needs of an ``Accelerator``, for one process on a CPU."""
 
     device, process_index, num_processes, is_main_process = CPU, 0, 1, True
 
@@ -130,11 +130,11 @@ class ToyAccelerator:
         return forward
 
     def wait_for_everyone(self) -> None:
-        """There is nobody else."""
+        """Nothing: there is one process."""
 
 
 class ToyBatches:
-    """What the trainer asks of ``StepBatches``."""
+    """What the trainer needs of ``StepBatches``."""
 
     def __init__(self, node: StepNode, config: Config, toy: ToyRun, *_: Any) -> None:
         self.step, self.toy = node.step, toy
@@ -145,19 +145,19 @@ class ToyBatches:
 
 
 class ToyStep(StepTrainer):
-    """One step under way: the trainer's own, in pieces."""
+    """One step, trained in pieces by the trainer's own code."""
 
     batches = ToyBatches
 
     @classmethod
     def begin(cls, toy: ToyRun, build: Build, index: int, parent: Parent | None = None, moved: bool = False) -> ToyStep:
-        """The step before its first update; ``moved``: the student is not where its teacher is."""
+        """The step before its first update. ``moved``: the student's weights differ from its teacher's."""
         return cls(toy, build, index, parent, moved).start()
 
     def __init__(
         self, toy: ToyRun, build: Build, index: int, parent: Parent | None = None, moved: bool = False
     ) -> None:
-        """The step with its networks and states; no term has begun."""
+        """The step with its networks and states; ``begin_step`` is not called yet."""
         self.toy, method = toy, build()
         scenario = toy.scenario(method)
         view = StepView((), np.zeros(256, np.uint8), "")
@@ -181,10 +181,10 @@ class ToyStep(StepTrainer):
         )
 
     def _begin(self) -> None:
-        """Not yet."""
+        """Nothing yet: ``start`` does it."""
 
     def start(self) -> ToyStep:
-        """Let the terms begin, and make the optimiser."""
+        """Call every term's ``begin_step``, and make the optimiser."""
         super()._begin()
         if not self.trains:
             self.prepared, self.prepared_old = (self.accelerator.prepare_model(m) for m in (self.model, self.old))
@@ -193,7 +193,7 @@ class ToyStep(StepTrainer):
 
     @property
     def trains(self) -> bool:
-        """Whether the step has an update."""
+        """Whether the step has updates."""
         return self.total > 0
 
     def batch(self, number: int) -> Batch:
@@ -208,14 +208,14 @@ class ToyStep(StepTrainer):
         return self
 
     def update(self, number: int) -> dict[str, Tensor]:
-        """One optimiser update; the weighted losses by name, none where nothing trains."""
+        """One optimiser update; the weighted losses by name, none if nothing trains."""
         if not self.trains:
             return {}
         self._train_mode()
         return self._update(iter([self.toy.draw(self.step, number)]))
 
     def end(self) -> Parent:
-        """After the last update."""
+        """End the step; what it leaves to the next one."""
         self._finish()
         return Parent(clones(self.model.state_dict()), clones(term_states(self.terms)))
 
@@ -227,13 +227,13 @@ class ToyStep(StepTrainer):
         return prediction
 
     def save(self) -> Any:
-        """Write a checkpoint, as every step with an update can; where it lies."""
+        """Write a checkpoint, if the step has updates; returns the store that holds it."""
         if self.trains:
             self.save_checkpoint()
         return self.store
 
     def resume(self, store: Any) -> ToyStep:
-        """Go on from a checkpoint."""
+        """Load the checkpoint of a store that ``save`` returned."""
         self.store = store
         self.load_checkpoint()
         return self
@@ -241,14 +241,14 @@ class ToyStep(StepTrainer):
 
 @lru_cache(maxsize=2)
 def first_step(toy: ToyRun, build: Build) -> Parent:
-    """What a first step of three updates leaves; found once for all rules that begin at the second."""
+    """What a first step of three updates leaves; computed once for all rules that start at the second step."""
     return ToyStep.begin(toy, build, 0, None).updates(range(3)).end()
 
 
 def second_step(toy: ToyRun, build: Build) -> Callable[..., ToyStep] | None:
-    """Makes the second step, its student moved, after a trained first one: the same every time.
+    """A function that makes the second step, its student moved, after the trained first one; always the same step.
 
-    ``begin=False``: its terms have not begun. None if the method asks for a scenario with one step.
+    With ``begin=False``, ``begin_step`` is not called. ``None`` if the method's scenario has one step.
     """
     if len(toy.steps(build())) < 2:
         return None
@@ -278,7 +278,7 @@ def steepest(toy: ToyRun, build: Build) -> dict[str, float]:
 
 
 def then(hook: Callable[[Any, Step], None], more: Callable[[Any, Step], None]) -> Callable[[Any, Step], None]:
-    """One after the other."""
+    """A hook that calls both, one after the other."""
 
     def both(model: Any, step: Step) -> None:
         hook(model, step)
@@ -288,7 +288,7 @@ def then(hook: Callable[[Any, Step], None], more: Callable[[Any, Step], None]) -
 
 
 def without_activation(model: Any, step: Step) -> None:
-    """The encoder's features are its last stage before the activation."""
+    """Make the encoder's features its last stage before the activation, so that they may be negative."""
     if step.index == 0:
         model.encoder.register_forward_hook(_last_stage)
 
@@ -299,7 +299,7 @@ def _last_stage(encoder: nn.Module, images: Any, output: Any) -> Any:
 
 
 def move(model: nn.Module, step: Step) -> None:
-    """Move every weight by about a twentieth of its tensor's size."""
+    """Add noise to every weight, about a twentieth of its tensor's root mean square."""
     g = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for p in model.parameters():
@@ -308,7 +308,7 @@ def move(model: nn.Module, step: Step) -> None:
 
 
 def clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same, in memory of their own."""
+    """Detached copies of the tensors."""
     return {k: v.detach().clone() for k, v in tensors.items()}
 
 

@@ -1,7 +1,7 @@
-"""Two processes, simulated by two threads that exchange sums: does a method give what one process gives?
+"""Two processes, simulated by two threads that exchange sums: does a method give the same as in one process?
 
-The sum carries the gradient of both, and the mean of both losses stands for DDP's averaging; so the gradients with
-respect to the network's output are those that two processes would have.
+A sum carries the gradients of both threads, and the mean of both losses stands for DDP's averaging. So the gradients
+with respect to the network's output are those of two real processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contseg.methods.base import Batch, Reduce, SegOutput
 
 
 class Exchange:
-    """Where two threads meet: each leaves a tensor and takes both."""
+    """Where two threads meet: each gives one tensor and gets both."""
 
     def __init__(self) -> None:
         self.slots: list[Any] = [None, None]
@@ -37,7 +37,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Rank:
-    """The ``Reduce`` of one of the two."""
+    """The ``Reduce`` of one of the two processes."""
 
     rank: int
     exchange: Exchange
@@ -52,18 +52,18 @@ class Rank:
 
     @property
     def rows(self) -> slice:
-        """This one's share of a batch of four."""
+        """The process's share of a batch of four."""
         return slice(2 * self.rank, 2 * self.rank + 2)
 
 
 def own_batch() -> type[Batch]:
-    """A ``Batch`` for one thread: Python 3.11's ``cached_property`` has one lock a class, in which both would wait."""
+    """A ``Batch`` for one thread: Python 3.11's ``cached_property`` has one lock a class, a deadlock of two threads."""
     lazy = {n: cached_property(v.func) for n, v in vars(Batch).items() if isinstance(v, cached_property)}
     return type("Batch", (Batch,), lazy)
 
 
 def on_both(work: Callable[[Rank], Any]) -> list[Any]:
-    """What the two return that work at the same time; raises what stopped the first of them."""
+    """Run ``work`` in both processes at the same time; returns both results, or raises the first error."""
     exchange, results = Exchange(), [None, None]
     errors: list[Exception] = []
 
@@ -81,21 +81,21 @@ def on_both(work: Callable[[Rank], Any]) -> list[Any]:
         thread.join()
     if errors:
         if isinstance(errors[0], threading.BrokenBarrierError):
-            raise RuntimeError("two processes do not form the same number of sums: they would wait for ever")
+            raise RuntimeError("the two processes form different numbers of sums: they would wait forever")
         raise errors[0]
     return results
 
 
 def compare_split(whole: ToyStep, parts: list[ToyStep]) -> str:
-    """What differs between one process and two; "" if nothing does. The stages are ready, not started.
+    """The first difference between one process and two; "" if there is none. The steps must not be started.
 
-    Compared are the states after ``begin_step``, the losses of a batch and their gradients with respect to the
-    network's output, and the states after that batch and after ``end_step``.
+    It compares the states after ``begin_step``, the losses of a batch and their gradients with respect to the network's
+    output, and the states after that batch and after ``end_step``.
     """
     whole.start()
     batch = whole.batch(0)
     for part in parts:
-        part.model.load_state_dict(whole.model.state_dict())  # the pass has moved the running statistics
+        part.model.load_state_dict(whole.model.state_dict())  # the forward pass changed the running statistics
     leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors_of(batch.out)]
     draws = whole.generator.get_state()
 
@@ -147,7 +147,7 @@ def compare_split(whole: ToyStep, parts: list[ToyStep]) -> str:
 
 
 def gradients(value: Tensor, leaves: Iterable[Tensor]) -> list[Tensor]:
-    """d value / d each leaf, zero where it does not depend on it."""
+    """d value / d leaf for each leaf; zero if the value does not depend on it."""
     leaves = list(leaves)
     found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]

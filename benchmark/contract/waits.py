@@ -1,4 +1,4 @@
-"""Notice what would wait for a GPU, on a CPU: reading a value, and every result whose shape depends on values."""
+"""Detect on a CPU what would wait for a GPU: reading a value, and every result whose shape depends on values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-READS = {  # of a tensor on a CPU they reach no dispatcher
+READS = {  # on a CPU they bypass the dispatcher
     Tensor.tolist: "tolist()",
     Tensor.numpy: "numpy()",
 }
@@ -26,7 +26,7 @@ WAITS = {
 
 
 class WaitError(Exception):
-    """Something waits for the device; the traceback says where."""
+    """An operation waits for the device; the traceback shows which."""
 
 
 class _Reads(TorchFunctionMode):
@@ -48,6 +48,6 @@ class _Waits(TorchDispatchMode):
 
 @contextmanager
 def no_waits() -> Iterator[None]:
-    """Whatever would wait for a GPU raises ``WaitError`` inside."""
+    """Raise ``WaitError`` for every operation in the block that would wait for a GPU."""
     with _Reads(), _Waits():
         yield
