@@ -55,7 +55,7 @@ def totals(plan: Plan, store: Store) -> dict[str, Any]:
         "distinct_steps": len(plan.nodes),
         "to_train": len(todo),
         "replays": len(replays),
-        "made_otherwise": len(plan.made_otherwise(store)),
+        "made_otherwise": len(plan.made_by_other_code(store)),
         "branches": sum(n.branch for n in plan.nodes.values()),
         "to_score": len(plan.missing_scores(store)),
         "images_alone": alone,
@@ -107,7 +107,7 @@ def as_table(plan: Plan, store: Store) -> str:
 
 def other_code(plan: Plan, store: Store) -> str:
     """What is done again as other code made it, in one line; "" if nothing is."""
-    made = plan.made_otherwise(store)
+    made = plan.made_by_other_code(store)
     if not made:
         return ""
     files = _some(sorted({f for names in made.values() for f in names}), ", ")

@@ -1,7 +1,7 @@
-"""grid -> runs -> step keys: what is to train, what is shared, what is done. The only place a product is expanded.
+"""grid -> runs -> step keys: what must be trained, what is shared, what is stored. Only here a grid is expanded.
 
-A step's key hashes what the step *sees and does*, never the names of scenario or method: whatever is equal is
-trained once. Observers (terms that change no weight) have keys of their own and ride on one training.
+A step's key hashes what the step *sees and does*, never the names of scenario or method: equal steps are trained once.
+Observers (terms that change no weight) have keys of their own, so methods with different observers share a training.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from contseg.datasets.view import StepView, step_view, tune_view, val_view
 from contseg.methods.base import HOOKS, Method, Term, describe, held
 from contseg.methods.registry import build_method, expand_methods, plugins_of, refuse_equal
 
-# Of trainer, network and transforms, by train.precision: raised when their numbers change, so that no old step is taken
-# over. 2: a step in float64 starts from its parent's weights unrounded; in fp16 with a loss scale of its own.
+# Of trainer, network and transforms, by train.precision: raised when their numbers change, so that no old step is
+# reused. 2: a step in float64 starts from its parent's weights unrounded; in fp16 with a loss scale of its own.
 REVISIONS = {"no": 1, "bf16": 1, "fp16": 2, "double": 2}
 
 
 @dataclass(frozen=True)
 class SharedObserver:
-    """An observer that rides on a training: the term ``term`` of ``method``.
+    """An observer of a training: the term ``term`` of ``method``.
 
-    ``before`` is the key of the state in which the step before left it, ``None`` where it begins here.
+    ``before`` is the key of its state after the step before; ``None`` if it starts here.
     """
 
     method: str
@@ -43,9 +43,9 @@ class SharedObserver:
 
 @dataclass
 class StepNode:
-    """One training, with the observers that ride on it by key.
+    """One training, with its observers by key.
 
-    ``branch``: an equal training is kept that an observer missed, and that gave other weights when done again.
+    ``branch``: retraining for a late observer gave other weights, so that this observer has a training of its own.
     """
 
     key: str
@@ -70,7 +70,7 @@ class StepNode:
 
     @property
     def images(self) -> int:
-        """Training images to be seen."""
+        """Training images that it processes."""
         return self.updates * self.train.batch[0]
 
     @property
@@ -81,7 +81,7 @@ class StepNode:
 
 @dataclass(frozen=True)
 class Cell:
-    """A step of a run: the training it needs, the evaluation it is, and the record that it becomes."""
+    """A step of a run: its training, its evaluation and its record."""
 
     node: StepNode
     score: str  # key of the evaluation, and of the record
@@ -107,7 +107,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid, expanded: its runs, and the trainings behind them in an order in which parents come first."""
+    """An expanded grid: its runs, and their trainings, parents first."""
 
     config: Config
     protocol: Protocol
@@ -117,19 +117,19 @@ class Plan:
     origins: Origins
 
     def recorded(self, store: Store, cell: Cell) -> bool:
-        """Whether a cell's record is there; one of other code is not, unless it is trusted."""
+        """Whether a cell's record is stored. A record of other code does not count, unless it is trusted."""
         return store.record_key(cell.path) == cell.score and not self._record_differs(store, cell)
 
     def scored(self, store: Store, cell: Cell) -> bool:
-        """Whether a cell's evaluation is in the cache, by the code of today."""
+        """Whether a cell's evaluation is in the cache, made by the present code."""
         return self.origins.current(cell.score, store)
 
     def trained(self, store: Store, key: str, observers: Iterable[str] = ()) -> bool:
-        """Whether a step's weights and the states of these observers are in the cache, by the code of today."""
+        """Whether a step's weights and the states of these observers are in the cache, made by the present code."""
         return all(self.origins.current(k, store) for k in (key, *observers))
 
-    def made_otherwise(self, store: Store) -> dict[str, list[str]]:
-        """Steps to be done again as other code made them: their titles, and the files that are not what they were."""
+    def made_by_other_code(self, store: Store) -> dict[str, list[str]]:
+        """Steps to repeat because other code made them: their titles, and the files that changed."""
         found: dict[str, list[str]] = {}
         todo = {n.key for n in self.to_score_or_train(store)}
         for cell in (c for r in self.runs for c in r.cells if c.node.key in todo):
@@ -149,12 +149,12 @@ class Plan:
         return files[0] or files[1]
 
     def missing_scores(self, store: Store) -> list[Cell]:
-        """Cells without a record that is theirs, one for each evaluation."""
+        """Cells without their record, one for each evaluation."""
         cells = {c.score: c for r in self.runs for c in r.cells if not self.recorded(store, c)}
         return list(cells.values())
 
     def to_train(self, store: Store) -> list[StepNode]:
-        """The trainings that the missing cells need, parents first; those whose results are kept are left out."""
+        """The trainings that the missing cells need, parents first, without those whose results are stored."""
         wanted: dict[str, set[str]] = {}
 
         def need(node: StepNode, observers: Iterable[str]) -> None:
@@ -184,7 +184,7 @@ class Plan:
         return [*dict.fromkeys(n.train for n in self.nodes.values())]
 
     def alone(self) -> int:
-        """Training images if every cell were run on its own."""
+        """Training images if every cell were trained on its own."""
         return sum(c.node.images for r in self.runs for c in r.cells)
 
     def shared(self) -> int:
@@ -195,7 +195,7 @@ class Plan:
 def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], branches: Collection[str] = ()) -> Plan:
     """Expand the grid. Every mistake that can be known before training raises ``UserError`` here.
 
-    ``branches``: the observers whose step, trained again for them, gave other weights (``Store.branches``).
+    ``branches``: the observers whose retraining gave other weights (``Store.branches``).
     """
     config = checked(config)
     protocol = parse_protocol(config.protocol)
@@ -209,7 +209,7 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], b
         name, train = own_recipe(config, method.name)
         methods[name], recipes[name] = replace(method, name=name), train
     refuse_equal(methods.values())
-    for m in methods.values():  # before data are read for minutes: the files as they were loaded
+    for m in methods.values():  # now, before reading data takes minutes: the files as they were loaded
         training_files([*m.first.values(), *m.terms.values()])
     builder = _Builder(config, protocol, open_data, branches)
     builder.recipes |= recipes
@@ -337,7 +337,7 @@ class _Builder:
         )
 
     def _test(self, scenario: Scenario, index: int) -> dict[str, Any]:
-        """What an evaluation depends on beside the network."""
+        """What an evaluation depends on, besides the network."""
         evaluation, dataset = self.config.eval, self.datasets[scenario.dataset]
         tune = evaluation.split == "tune"
         place = (scenario, index) if tune else scenario.dataset
@@ -369,7 +369,7 @@ def _with_paths(scenario: Scenario, method: str, seed: int, cells: list[Cell]) -
 
 
 def _observed(key: str, step: Step, active: dict[str, Term], before: dict[int, str]) -> dict[int, str]:
-    """The keys of the states in which the step ``key`` leaves the observers, by ``id``."""
+    """The keys of the observers' states after the step ``key``, by ``id``."""
     return {
         id(term): digest({"step": key, "setup": step.setup, "is": describe(term), "before": before.get(id(term))})
         for term in active.values()

@@ -1,6 +1,6 @@
-"""What a number means: the conventions in which "the same" published cell silently differs, each a named field.
+"""What a number means: the conventions in which published numbers silently differ, each a named field.
 
-A protocol has three parts, because they cost different things to change: *labelling* changes training, *pass* needs
+A protocol has three parts, because their changes cost different work: *labelling* changes training, *pass* needs
 the stored weights and a new evaluation, *scoring* is derived from a stored confusion matrix. Which repository does
 what was read in its released code: MiB ``dataset/voc.py:142``, SDR ``dataset/voc.py:151``, PLOP ``dataset/voc.py:182``.
 """

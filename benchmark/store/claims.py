@@ -1,12 +1,12 @@
-"""Who trains which step, where several processes or machines walk one grid over a shared folder.
+"""Claims: which process trains which step, when several processes or machines work on one grid in a shared folder.
 
-A claim is a file made in one atomic act; its holder touches it every few seconds. A claim that was not touched for a
-minute is taken over; at once, if its holder is a dead process of this machine. A process number is judged only where
-the claim was made in this boot of the machine and in this namespace of process numbers (not in another container).
+A claim is a file that is created atomically; its holder touches it every few seconds. A claim that was not touched for
+a minute is taken over; at once, if its holder is a dead process of this machine. A process id is judged only if the
+claim was made since this boot of the machine and in this namespace of process ids (not in another container).
 
-The first claim on a step is ``claim.json``; what takes over the claim with some ``id`` is ``claim-<id>.json``. So only
-one of those who see a claim abandoned can take it over, and none can mistake the taker's claim for the abandoned one.
-The end of this chain is the claim that counts.
+The first claim on a step is ``claim.json``; the claim that takes over the one with some ``id`` is ``claim-<id>.json``.
+So only one of the processes that see an abandoned claim can take it over, and none can confuse the new claim with the
+abandoned one. The last file of this chain is the valid claim.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Claim:
 
     @property
     def path(self) -> Path:
-        """The first claim's file: it is there as long as anybody holds the step."""
+        """The first claim's file: it exists as long as anybody holds the step."""
         return self.folder / "claim.json"
 
     def acquire(self) -> bool:
-        """Whether the step is now ours."""
+        """Try to claim the step; whether it is ours now."""
         with writing(self.path):
             mine = self._make()
         if mine:
@@ -69,16 +69,16 @@ class Claim:
         except FileExistsError:
             return False
         self._held = [*chain, mine]
-        if self._chain() != self._held:  # what was abandoned has been given back meanwhile
+        if self._chain() != self._held:  # the abandoned claim was released meanwhile
             mine.unlink()
             return False
         return True
 
     def release(self) -> None:
-        """Give the step back, unless another has taken it over (from a holder that slept, for example)."""
+        """Release the step, unless another process has taken it over (while this one was suspended, for example)."""
         self._stop.set()
         if self._chain() == self._held:
-            for path in self._held:  # the first one first: what it led to counts no more
+            for path in self._held:  # the first one first: without it the others are void
                 path.unlink(missing_ok=True)
 
     def holder(self) -> str:
@@ -114,18 +114,18 @@ class Claim:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a claim says; nothing where there is no file, or none of ours."""
+    """The content of a claim; empty if there is no file, or not one of ours."""
     try:
-        holder = json.loads(path.read_text()) if path.is_file() else {}  # not a pipe: it would be waited for
+        holder = json.loads(path.read_text()) if path.is_file() else {}  # opening a pipe would wait forever
     except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}
 
 
 def _place() -> str:
-    """Where a process number means something: this boot of this machine, this namespace; "" where nothing tells."""
+    """Where a process id is valid: this boot of this machine, this namespace of ids; "" if unknown."""
     try:
-        if os.readlink("/proc/self") != str(os.getpid()):  # /proc of another namespace: its numbers are not ours
+        if os.readlink("/proc/self") != str(os.getpid()):  # /proc of another namespace: its ids are not ours
             return ""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -134,7 +134,7 @@ def _place() -> str:
 
 
 def _alive(pid: Any, started: Any) -> bool:
-    """Whether the process of this place lives that had this number and start. Unknown content counts as alive."""
+    """Whether the process with this id and this start is alive. Unknown content counts as alive."""
     if not isinstance(pid, int):
         return True
     try:
@@ -148,7 +148,7 @@ def _alive(pid: Any, started: Any) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in the system's ticks: its number may be used again; "" where nothing tells."""
+    """Start of a process in system ticks, as an id may be reused; "" if unknown."""
     return _stat(pid)[1]
 
 
@@ -162,7 +162,7 @@ def _stat(pid: int) -> tuple[str, str]:
 
 
 def _now(folder: Path) -> float:
-    """The clock of the folder's file system, which may be another machine's."""
+    """Time by the clock of the folder's file system, which may be another machine's."""
     probe = folder / f".now.{uuid.uuid4().hex}"
     probe.touch()
     try:

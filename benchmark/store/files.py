@@ -1,9 +1,9 @@
-"""Where things stay: states by key (disposable) and records by cell (kept). Every write is atomic.
+"""The results folder: cached states by key (disposable) and records by cell (kept). Every write is atomic.
 
-``DIR/cache/<2 digits>/<step key>/`` holds what a step's training left: ``model.safetensors``, ``terms.safetensors``,
-one ``observer-<key>.safetensors`` for each observer that rode along, ``score-<key>.json`` for each evaluation, and
-``checkpoint.safetensors`` while it trains. Every file carries a SHA-256 of its content; one that is cut short or
-altered is noticed, set aside with a warning, and its work is done again.
+``DIR/cache/<2 digits>/<step key>/`` holds the results of a step's training: ``model.safetensors``,
+``terms.safetensors``, ``observer-<key>.safetensors`` for each observer of the training, ``score-<key>.json`` for each
+evaluation, and ``checkpoint.safetensors`` while it trains. Every file carries a SHA-256 of its content. A truncated or
+altered file is detected and set aside with a warning, and its work is repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECORD_FORMAT = 2  # of records: sealed, and naming the version of contseg
 
 
 class LostStateError(Exception):
-    """Something that the plan took for kept is damaged or gone; the plan has its step to do again."""
+    """A cached file is missing or corrupt; its step will be retrained."""
 
 
 def digest(value: Any) -> str:
@@ -51,12 +51,12 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """A JSON object; ``None`` if there is none, or a damaged one, which is set aside with a warning.
+    """A JSON object; ``None`` if the file is missing or damaged. A damaged file is set aside with a warning.
 
-    One without a checksum is damaged.
+    A file without a checksum counts as damaged.
     """
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a pipe would wait forever
             raise ValueError
         value: dict[str, Any] = json.loads(path.read_text())
         intact = value.pop("sha256", None) == digest(value)
@@ -74,7 +74,7 @@ def _set_aside(path: Path) -> None:
     aside = path.with_name(f"{path.name}.damaged")
     with contextlib.suppress(FileNotFoundError):  # another process was first
         os.replace(path, aside)
-    warnings.warn(f"{path} is damaged: set aside as {aside.name}, its work will be done again", stacklevel=3)
+    warnings.warn(f"{path} is damaged: set aside as {aside.name}, its work will be repeated", stacklevel=3)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) 
 def read_meta(path: Path) -> dict[str, Any]:
     """The metadata of a tensor file, from its header alone. Raises ``ValueError`` if it was altered.
 
-    A header without a seal is taken as it is.
+    A header without a seal is accepted.
     """
     from safetensors import safe_open
 
@@ -105,7 +105,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and metadata; ``None`` if the file is damaged, which sets it aside and warns."""
+    """Tensors and metadata; ``None`` if the file is missing or damaged. A damaged file is set aside with a warning."""
     from safetensors.torch import load_file
 
     try:
@@ -141,7 +141,7 @@ class Store:
     """The results folder ``DIR`` of ``--out``."""
 
     out: Path
-    trust: bool = False  # take over what other code made (``benchmark/store/origin.py``)
+    trust: bool = False  # reuse what other code made (``benchmark/store/origin.py``)
     _read: dict[Path, tuple[Any, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -154,17 +154,17 @@ class Store:
 
     @property
     def stamp(self) -> Path:
-        """Says which version of contseg wrote the folder."""
+        """The file that says which format the folder has."""
         return self.out / "contseg.json"
 
     def check(self) -> Store:
-        """``UserError`` if another version wrote the folder, or something else lies in the way; writes nothing."""
+        """``UserError`` if an incompatible version wrote the folder, or a path in it cannot be used. Writes nothing."""
         for path in (self.stamp, self.out / "leaderboard.md", self.out / "leaderboard.csv"):
             if path.exists() and not path.is_file():
-                raise UserError(f"{path} is no file, and would be written: remove it, or choose another --out")
+                raise UserError(f"{path} must be a file: remove it, or choose another --out")
         for path in (self.records, self.cache):
             if path.exists() and not path.is_dir():
-                raise UserError(f"{path} is no folder, and would be filled: remove it, or choose another --out")
+                raise UserError(f"{path} must be a folder: remove it, or choose another --out")
         if self.stamp.exists():
             try:
                 version = json.loads(self.stamp.read_text()).get("format")
@@ -203,45 +203,45 @@ class Store:
         return self.step(key) / f"score-{score}.json"
 
     def branch(self, observer: str) -> Path:
-        """Says that this observer's step, trained again for it, gave other weights: it has a branch of its own."""
+        """Marks an observer whose retraining gave other weights: it gets a training of its own."""
         return self.out / "branches" / f"{observer}.json"
 
     def branches(self) -> set[str]:
-        """The observers with a branch of their own."""
+        """The observers whose retraining gave other weights."""
         return {p.stem for p in (self.out / "branches").glob("*.json")}
 
     def checkpoint(self, key: str) -> Path:
         return self.step(key) / "checkpoint.safetensors"
 
     def begun(self, key: str) -> Path:
-        """Says which code began the training that has a checkpoint."""
+        """The file that says which code began the training of the checkpoint."""
         return self.step(key) / "begun.json"
 
     def trained(self, key: str, observers: tuple[str, ...] = ()) -> bool:
-        """Whether a step's model and the states of these observers are there."""
+        """Whether a step's model and the states of these observers are stored."""
         return self.model(key).exists() and all(self.observer(key, o).exists() for o in observers)
 
     def read_model(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights of a trained step, and what is said of it. Raises ``LostStateError``."""
+        """Weights and metadata of a trained step. Raises ``LostStateError``."""
         return self._tensors(self.model(key))
 
     def read_terms(self, key: str) -> dict[str, Tensor]:
-        """State of the terms that belongs to a step's weights; empty if they have none. Raises ``LostStateError``."""
+        """States of the terms of a step; empty if they have none. Raises ``LostStateError``."""
         path = self.terms(key)
         if not path.exists() and not self.meta(key).get("terms"):
             return {}
         try:
             return self._tensors(path)[0]
         except LostStateError:
-            self.model(key).unlink(missing_ok=True)  # of no use without: the step is to be trained again
+            self.model(key).unlink(missing_ok=True)  # useless without them: the step must be retrained
             raise
 
     def read_observer(self, key: str, observer: str) -> dict[str, Tensor]:
-        """State of an observer that rode on a step. Raises ``LostStateError``."""
+        """State of an observer after a step. Raises ``LostStateError``."""
         return self._tensors(self.observer(key, observer))[0]
 
     def meta(self, key: str) -> dict[str, Any]:
-        """What is said of a trained step. Raises ``LostStateError``."""
+        """Metadata of a trained step. Raises ``LostStateError``."""
         try:
             return read_meta(self.model(key))
         except UserError:
@@ -252,12 +252,11 @@ class Store:
     def _tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         loaded = read_tensors(path)
         if loaded is None:
-            raise LostStateError(f"{path.relative_to(self.cache)} is lost")
+            raise LostStateError(f"{path.relative_to(self.cache)} is missing or corrupt")
         return loaded
 
     def record(self, cell: Path) -> dict[str, Any] | None:
-        """A record by its path below ``records``; ``None`` if there is none, or a damaged one, or one of format 1:
-        it is written again."""
+        """A record by its path below ``records``; ``None`` if it is missing, damaged, or of format 1."""
         path = self.records / cell
         record = read_sealed(path)
         if record is None or record.get("format") == 1:
@@ -266,11 +265,11 @@ class Store:
         return record
 
     def record_key(self, cell: Path) -> str | None:
-        """The key of a record, read once."""
+        """The key of a record; read again only if the file changes."""
         return self.record_of(cell)[0]
 
     def record_of(self, cell: Path) -> tuple[str | None, Any]:
-        """The key of a record and what it says of the code that made it; read again only if the file changes."""
+        """The key of a record and the code that made it; read again only if the file changes."""
 
         def read() -> tuple[str | None, Any]:
             record = self.record(cell) or {}
@@ -280,19 +279,19 @@ class Store:
         return found
 
     def code(self, path: Path) -> Any:
-        """What a file of the cache says of the code that made it, ``None``: nothing; read again only if it changes."""
+        """The code that made a file of the cache, ``None`` if unknown; read again only if the file changes."""
 
         def read() -> Any:
             try:
                 said = read_meta(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
                 return said.get("code")
-            except Exception:  # damaged: set aside by who reads it
+            except Exception:  # damaged: its reader sets it aside
                 return None
 
         return self._once(path, read)
 
     def _once(self, path: Path, read: Callable[[], Any]) -> Any:
-        """What ``read`` gives for this state of a file; ``None`` without a file."""
+        """The result of ``read`` for the present state of a file; ``None`` without a file."""
         try:
             stat = path.stat()
         except OSError:
@@ -307,7 +306,7 @@ class Store:
         self.begun(key).unlink(missing_ok=True)
 
     def remove(self, key: str) -> None:
-        """Forget a trained step."""
+        """Delete a trained step."""
         shutil.rmtree(self.step(key), ignore_errors=True)
 
 

@@ -1,8 +1,8 @@
-"""Which files of contseg made a stored number: written beside it, compared before it is taken over; in no key.
+"""Which files of contseg made a stored result: stored with it, compared before it is reused, in no key.
 
-What is kept (a step's weights, an observer's state, a score) names the hashes of the files that made it and the lineage
-of what it was made from. If these are not those of today, `run` says so and does the work again, unless
-``Store.trust``. What names none is older than this rule, and taken as it is.
+A stored result (a step's weights, an observer's state, a score) names the hashes of the files that made it, and the
+lineage of the results that it was made from. If these differ from the present ones, ``run`` says so and repeats the
+work, unless ``Store.trust``. A result that names no files is older than this rule; it is accepted.
 """
 
 from __future__ import annotations
@@ -15,34 +15,28 @@ from typing import Any
 from contseg.benchmark.store.files import Store, digest
 from contseg.methods.code import ours
 
-Code = dict[str, Any]  # {"files": {path: hash}, "on": [lineage of each thing that it was made from]}
+Code = dict[str, Any]  # {"files": {path: hash}, "on": [lineage of each result that it was made from]}
 
-# what makes numbers: these modules and all of ours that they import, with the modules of the method's terms and hooks
+# what makes numbers: these modules, all of ours that they import, and the modules of a method's terms and hooks
 TRAINING = ("contseg.benchmark.train.trainer", "contseg.datasets.images")
 EVALUATION = ("contseg.benchmark.train.evaluate", "contseg.benchmark.train.test_set", "contseg.datasets.images")
-# imported there, and left out: what they say stands in the keys, or they only keep, count and report
-BESIDE = frozenset(
-    f"contseg.{module}"
-    for module in (
-        *("benchmark.plan.config", "benchmark.plan.build", "benchmark.plan.protocol"),
-        *("benchmark.store.origin", "benchmark.store.files", "benchmark.store.claims"),
-        *("benchmark.train.checkpoint", "benchmark.train.memory"),
-        *(
-            "datasets.atomic",
-            "datasets.base",
-            "datasets.errors",
-            "datasets.index",
-            "datasets.scenario",
-            "datasets.view",
-        ),
-        *("methods.code", "methods.faults", "methods.ranges", "methods.registry", "methods.visible"),
-    )
-)
+# imported there but left out: their values are in the keys, or they only store, count and report
+BESIDE = {"contseg"} | {  # the package's own file holds the version
+    f"contseg.{folder}.{name}"
+    for folder, names in {
+        "benchmark.plan": "config build protocol",
+        "benchmark.store": "origin files claims",
+        "benchmark.train": "checkpoint memory",
+        "datasets": "atomic base errors index scenario view",
+        "methods": "code faults identity ranges registry visible",
+    }.items()
+    for name in names.split()
+}
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What makes a thing that is kept in the folder of ``step``: our files, and the keys of what it is made from."""
+    """The origin of a result in the folder of ``step``: our files, and the keys of the results it is made from."""
 
     kind: str  # "model", "observer" or "score"
     step: str
@@ -52,7 +46,7 @@ class Origin:
 
 @dataclass
 class Origins:
-    """The origins of all that a plan needs, by key, as the code is today."""
+    """The origins of all results of a plan, by key, with the present code."""
 
     known: dict[str, Origin] = field(default_factory=dict)
     _expected: dict[str, Code] = field(default_factory=dict)
@@ -61,7 +55,7 @@ class Origins:
         self.known.setdefault(key, origin)
 
     def expected(self, key: str) -> Code:
-        """What a thing made today would say."""
+        """The code that a result made now would name."""
         if key not in self._expected:
             origin = self.known[key]
             on = [lineage(self.expected(k)) for k in origin.on]
@@ -69,25 +63,25 @@ class Origins:
         return self._expected[key]
 
     def now(self, key: str, made: Mapping[str, Code | None], store: Store) -> Code:
-        """What a thing says that is made now, from what is stored; ``made``: of what is not stored yet."""
+        """The code of a result that is made now from stored ones; ``made``: that of results not stored yet."""
         origin = self.known[key]
         on = [lineage(made[k] if k in made else self.stored(k, store)) for k in origin.on]
         return {"files": dict(origin.files), "on": on}
 
     def stored(self, key: str, store: Store) -> Code | None:
-        """What a kept thing says; ``None`` where it says nothing."""
+        """The code that a stored result names; ``None`` if it names none."""
         return store.code(self._path(key, store))
 
     def kept(self, key: str, store: Store) -> bool:
-        """Whether a thing is in the cache, whoever made it."""
+        """Whether a result is in the cache, whichever code made it."""
         return bool(self._path(key, store).exists())
 
     def current(self, key: str, store: Store) -> bool:
-        """Whether a thing is kept, and made by the code of today or by code that is trusted."""
+        """Whether a result is in the cache, made by the present code or by code that is trusted."""
         return self.kept(key, store) and not self.differs(key, store)
 
     def differs(self, key: str, store: Store) -> list[str]:
-        """The files by which a kept thing was made otherwise; none if it may be taken over."""
+        """The files that changed since a result was made; none if it can be reused."""
         origin, code = self.known[key], self.stored(key, store)
         if store.trust:
             return []
@@ -101,12 +95,12 @@ class Origins:
 
 
 def lineage(code: Code | None) -> str:
-    """A code in 16 digits; "" if it is unknown, or made from what is."""
+    """A code in 16 digits; "" if it, or one that it was made from, is unknown."""
     return "" if code is None or "" in code["on"] else digest(code)[:16]
 
 
 def differing(stored: Code | None, expected: Code) -> list[str]:
-    """The files in which two codes differ. One that is unknown differs in none."""
+    """The files in which two codes differ; none if the stored one is unknown."""
     if stored is None:
         return []
     mine, today = stored["files"], expected["files"]
@@ -127,7 +121,7 @@ def evaluation_files(predict: Any) -> Mapping[str, str]:
 
 
 def observer_files(term: Any) -> Mapping[str, str]:
-    """Our files that make an observer's state, beside those of the training on which it rides."""
+    """Our files that make an observer's state, in addition to those of the training that it observes."""
     return _files(_modules([term]))
 
 
@@ -137,7 +131,7 @@ def _files(modules: frozenset[str]) -> Mapping[str, str]:
 
 
 def _modules(things: Iterable[Any]) -> frozenset[str]:
-    """Where the classes and functions of these things, and of what their fields hold, are defined."""
+    """The modules that define the classes and functions of these things, and of what their fields hold."""
     found: set[str] = set()
     for thing in things:
         if isinstance(thing, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Where a number came from: recorded, and warned about when a table mixes it, but no part of an identity."""
+"""Where a number came from. Records hold it, and a table that mixes it warns; it is no part of an identity."""
 
 from __future__ import annotations
 

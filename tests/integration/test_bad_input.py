@@ -273,8 +273,8 @@ def test_paths_and_options(fails: Callable[..., str], words: list[str], line: st
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("contseg.json", "is no file, and would be written: remove it, or choose another --out"),
-        ("leaderboard.md", "is no file, and would be written: remove it, or choose another --out"),
+        ("contseg.json", "must be a file: remove it, or choose another --out"),
+        ("leaderboard.md", "must be a file: remove it, or choose another --out"),
     ],
 )
 def test_a_folder_in_the_place_of_a_file(fails: Callable[..., str], name: str, line: str, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_folder_in_the_place_of_a_file(fails: Callable[..., str], name: str, l
 def test_a_file_in_the_place_of_a_folder(fails: Callable[..., str], name: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("")
-    line = "is no folder, and would be filled: remove it, or choose another --out"
+    line = "must be a folder: remove it, or choose another --out"
     assert fails(*grid()) == f"error: {tmp_path}/out/{name} {line}"
 
 

@@ -213,7 +213,7 @@ def test_networks_of_another_step_are_no_witness(
     assert code == 2
     told = "\n".join(lines)
     assert "FT seed 0: step 1: the network stored in" in told and "(it knows other classes)" in told
-    assert "MiB+SDR seed 0: step 1: cache" not in told and "is lost" in told
+    assert "MiB+SDR seed 0: step 1: cache" not in told and "is missing or corrupt" in told
     assert {r["method"] for r in records(out).values()} == {"Joint"}
 
 
