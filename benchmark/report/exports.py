@@ -1,4 +1,4 @@
-"""A leaderboard for papers and programs: LaTeX, JSON, and the metadata that Hugging Face's model cards carry."""
+"""A leaderboard for papers and programs: LaTeX, JSON, and the metadata of a Hugging Face model card."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ PREAMBLE = r"""\documentclass{article}
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """The text with LaTeX's special characters escaped."""
     return "".join(ESCAPES.get(c, c) for c in text)
 
 
 def as_latex(board: Leaderboard) -> str:
-    """A document with one booktabs table a contest; the tables can be copied out of it, they need booktabs only."""
+    """A document with one booktabs table for each contest; a table can be copied out, it needs booktabs only."""
     tables = []
     for key, part in board.contests():
         short = short_names(board, key[0])
@@ -69,7 +69,7 @@ def as_latex(board: Leaderboard) -> str:
         beside = literature_rows(board, key)
         if beside:
             lines = [" & ".join([*map(latex_number, r[:-1]), escape(r[-1])]) + r" \\" for r in beside]
-            tables.append(_table(f"{title(key)}: beside the literature", LITERATURE_HEAD, lines, LITERATURE_SPANS))
+            tables.append(_table(f"{title(key)}: measured and published", LITERATURE_HEAD, lines, LITERATURE_SPANS))
     notes = "\n\n".join(escape(line).replace(",", r",\allowbreak{}") for line in foot(board))  # long method names
     return (
         f"{PREAMBLE}\n"
@@ -79,7 +79,7 @@ def as_latex(board: Leaderboard) -> str:
 
 
 def latex_number(text: str) -> str:
-    """A printed cell; a minus sign is one, and ``-`` alone is a dash."""
+    """A printed cell: a leading sign in math mode, ``-`` alone as a dash."""
     if text == "-":
         return "--"
     return f"${text}$" if text[:1] in "+-" else escape(text)
@@ -104,7 +104,7 @@ def _table(caption: str, head: list[str], rows: list[str], spans: str = "") -> s
 
 
 def plain(value: Any) -> Any:
-    """A value that JSON has: numbers as Python's own, ``None`` where there is none."""
+    """A value that JSON can hold: Python numbers; ``None`` for NaN and infinity."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -115,17 +115,17 @@ def plain(value: Any) -> Any:
 
 
 def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame as JSON has them."""
+    """The rows of a frame as plain values for JSON."""
     rows: list[dict[str, Any]] = plain(frame.to_dict("records"))
     return rows
 
 
 def as_json(board: Leaderboard) -> str:
-    """Everything that the tables are made of: cells, runs, paired differences in ``all``, published numbers, notes."""
+    """All data of the tables: cells, runs, paired differences in ``all``, published numbers, notes."""
     value = {
         "protocol": board.protocol.as_dict(),
         "cells": records_of(board.frame),
-        "carried_by_the_seeds": sorted([i, c] for i, c in board.leaders),
+        "significantly_best": sorted([i, c] for i, c in board.leaders),
         "runs": records_of(board.runs),
         "paired_differences": records_of(paired_differences(board)),
         "published": records_of(board.literature),
@@ -135,8 +135,11 @@ def as_json(board: Leaderboard) -> str:
 
 
 def as_model_index(board: Leaderboard) -> str:
-    """The ``model-index`` of a Hugging Face model card, in YAML between dashes: an entry a method, a result a cell."""
-    import yaml  # type: ignore[import-untyped]  # comes with accelerate
+    """The ``model-index`` of a Hugging Face model card, as YAML front matter.
+
+    One entry for each method, one result for each cell.
+    """
+    import yaml  # type: ignore[import-untyped]  # installed with accelerate
 
     models: dict[str, list[dict[str, Any]]] = {}
     for row in records_of(board.frame):

@@ -1,4 +1,4 @@
-"""Figures of a leaderboard, PNG and PDF: one folder a contest, one file a question.
+"""Figures of a leaderboard as PNG and PDF: one folder for each contest.
 
 Colours are those of ``datasets/palette.py``; lines differ in marker and dash too.
 """
@@ -34,11 +34,11 @@ STYLE: Any = {
     "pdf.fonttype": 42,
     "image.cmap": "viridis",
 }
-Rows: TypeAlias = list[tuple[str, list[Scored]]]  # what a method is called, and its runs by seed
+Rows: TypeAlias = list[tuple[str, list[Scored]]]  # name of a method in tables, and its runs by seed
 
 
 def write_figures(board: Leaderboard, folder: Path) -> list[Path]:
-    """Draw every figure of every contest; the files written."""
+    """Draw every figure of every contest; returns the files written."""
     written: list[Path] = []
     for key, rows in contest_rows(board):
         place = folder / file_name("-".join(key))
@@ -54,19 +54,19 @@ def write_figures(board: Leaderboard, folder: Path) -> list[Path]:
 
 
 def contest_rows(board: Leaderboard) -> Iterator[tuple[Contest, Rows]]:
-    """Every contest with its methods, as tables call them, and their runs."""
+    """Every contest with its methods, named as in tables, and their runs."""
     for key, part in board.contests():
         short = short_names(board, key[0])
         yield key, [(short[m], board.of((*key, m))) for m in part["method"]]
 
 
 def file_name(text: str) -> str:
-    """A text that every file system takes."""
+    """The text with only characters that every file system accepts."""
     return re.sub(r"[^\w.@=+-]+", "-", text)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """The same bytes for the same numbers: no dates inside."""
+    """Save as PNG and PDF, without dates: the same numbers give the same bytes."""
     paths = [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")]
     figure.savefig(paths[0], bbox_inches="tight", metadata={"Software": None})
     figure.savefig(paths[1], bbox_inches="tight", metadata={"CreationDate": None})
@@ -79,14 +79,14 @@ def _look(k: int, line: bool = True) -> dict[str, Any]:
 
 
 def _by_step(runs: Sequence[Scored], which: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (t,) and values (seeds, t) of ``old``, ``new`` or ``all``; Joint's one value stands at the last step."""
+    """Steps (t,) and values (seeds, t) of ``old``, ``new`` or ``all``; Joint has one value, at the last step."""
     values = np.array([[getattr(s.score, which)(t) for t in range(len(s.score.steps))] for s in runs])
     n = len(runs[0].score.groups)
     return np.arange(n - values.shape[1], n), values
 
 
 def curves(board: Leaderboard, key: Contest, rows: Rows) -> Figure:
-    """Old, new and all mIoU over steps, a line a method; the band spans the seeds."""
+    """Old, new and all mIoU over steps, a line for each method; the band is the range of the seeds."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     for ax, which in zip(axes, ("old", "new", "all"), strict=True):
@@ -103,7 +103,7 @@ def curves(board: Leaderboard, key: Contest, rows: Rows) -> Figure:
 
 
 def classes(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
-    """IoU of every class after every step, a panel a method: forgetting, class by class."""
+    """IoU of every class after every step, a panel for each method: shows which classes are forgotten."""
     shown = [(method, runs) for method, runs in rows if runs[0].score.incremental]
     if not shown:
         return None
@@ -129,13 +129,13 @@ def classes(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
 
 
 def old_new(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
-    """Old against new mIoU after the last step: the trade between keeping and learning; a point a seed."""
+    """Old against new mIoU after the last step: stability against plasticity; a point for each seed."""
     points = {m: [(s.score.old(), s.score.new()) for s in runs] for m, runs in rows}
     return _scatter(title(key), points, "old mIoU (%)", "new mIoU (%)")
 
 
 def cost(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
-    """Training time against mIoU of all classes; a point a seed."""
+    """Training time against mIoU of all classes; a point for each seed."""
 
     def minutes(s: Scored) -> float:
         return float(sum(r["cost"].get("seconds", 0.0) for r in s.run.records)) / 60
@@ -161,7 +161,7 @@ def _scatter(about: str, points: dict[str, list[tuple[float, float]]], xlabel: s
 
 
 def published(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
-    """All mIoU measured and as published, a pair of bars a method."""
+    """All mIoU, measured and published, a pair of bars for each method."""
     if board.literature.empty:
         return None
     here = board.literature[(board.literature[CONTEST] == list(key)).all(axis=1)]
@@ -181,7 +181,7 @@ def published(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
 
 
 def confusion(method: str, runs: Sequence[Scored], board: Leaderboard) -> Figure:
-    """Which class is taken for which after the last step, in % of the true class's pixels, summed over seeds."""
+    """Confusion matrix after the last step in % of the true class's pixels, summed over seeds."""
     last = runs[-1].run.last
     counts = np.sum([scored_counts(s.run.last, board.protocol) for s in runs], axis=0)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -1,6 +1,6 @@
 """The leaderboard as one HTML page: no network, no library, opens from disk.
 
-Rows are drawn here; the page's script only sorts, filters and opens them, so that a page without script is still whole.
+All rows are in the HTML; the script only sorts, filters and opens them. So the page is complete without scripts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from contseg.benchmark.score.records import Run, flat_config
 from contseg.benchmark.score.scores import CONTEST, COST, METRICS, Scored
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-PHONE = ("method", "old", "new", "all")  # the columns that a phone shows
+PHONE = ("method", "old", "new", "all")  # the columns shown on a phone
 ABOUT = {
     "step0": "mIoU after step 0",
     "backward_transfer": "backward transfer",
@@ -41,7 +41,7 @@ ABOUT = {
 
 
 def as_html(*boards: Leaderboard) -> str:
-    """One page of one or several leaderboards (of the same records, under several protocols)."""
+    """One page with one or several leaderboards (the same records under several protocols)."""
     contests = [_contest(board, key) for board in boards for key, _ in board.contests()]
     choices = {name: list(dict.fromkeys(c["key"][i] for c in contests)) for i, name in enumerate(CONTEST)}
     feet = [(board.protocol.name, foot(board)) for board in boards]
@@ -80,7 +80,7 @@ def _contest(board: Leaderboard, key: Contest) -> dict[str, Any]:
 
 
 def _width(column: str) -> str:
-    """The class of a column: what a narrow screen leaves to the opened row."""
+    """The CSS class of a column; narrow screens hide some columns until a row is opened."""
     return "" if column in PHONE else "cost wide" if column in COST else "wide"
 
 
@@ -107,7 +107,7 @@ def _published(row: dict[str, Any], name: str) -> dict[str, Any]:
     return {"kind": "published", "name": name, "cells": cells, "detail": detail}
 
 
-# --- what a row opens to -------------------------------------------------------------------------------------------
+# --- the details of a row -------------------------------------------------------------------------------------------
 
 
 def _detail(cell: dict[str, Any], runs: Sequence[Scored]) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _detail(cell: dict[str, Any], runs: Sequence[Scored]) -> dict[str, Any]:
 
 
 def _curve(name: str, runs: Sequence[Scored], which: str) -> Series:
-    """Mean over seeds by step, and their range. Joint's one value stands after the last step of the scenario."""
+    """Mean over seeds and their range, by step. Joint has one value, after the last step of the scenario."""
     n = len(runs[0].score.groups)
     table = [[getattr(s.score, which)(t) for t in range(len(s.score.steps))] for s in runs]
     by_step = [[row[t - n + len(row)] for row in table if t - n + len(row) >= 0] for t in range(n)]
@@ -158,7 +158,7 @@ def _class_bars(runs: Sequence[Scored]) -> list[tuple[str, float | None, int]]:
 
 
 def config_text(run: Run) -> str:
-    """A run's configuration: that of step 0 in full, of later steps what differs from the step before."""
+    """A run's configuration: step 0 in full; of later steps only what changes."""
     lines = ["# step 0", *(f"{k} = {json.dumps(v)}" for k, v in flat_config(run.records[0]).items())]
     for before, record in zip(run.records, run.records[1:], strict=False):
         known = flat_config(before)

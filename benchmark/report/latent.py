@@ -1,7 +1,8 @@
-"""The latent space after every step: pixel features of old and new classes, and the prototypes that SDR keeps of them.
+"""The latent space after every step: pixel features of old and new classes, and SDR's prototypes.
 
-Michieli and Zanuttigh (CVPR 2021) claim that features of one class come together and those of different classes
-apart. One plane serves all steps of a method (the two main axes of its features over all steps), so that drift shows.
+Michieli and Zanuttigh (CVPR 2021) claim that features of one class move together and features of different classes
+move apart. All steps of a method share one plane (the first two principal axes of its features over all steps), so
+that drift is visible.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Values = NDArray[np.float64]
 
 
 def write_latent(board: Leaderboard, stored: StoredNetworks, folder: Path) -> tuple[list[Path], list[str]]:
-    """A figure a contest, the first seed of every method with several steps; the files, and what could not be drawn."""
+    """A figure for each contest, first seed of every method with several steps. Returns files and failures."""
     written: list[Path] = []
     missing: dict[str, None] = {}
     for key, rows in contest_rows(board):
@@ -57,7 +58,7 @@ def write_latent(board: Leaderboard, stored: StoredNetworks, folder: Path) -> tu
 
 @torch.inference_mode()
 def features(stored: StoredNetworks, record: Record, ids: list[str]) -> tuple[Values, Values]:
-    """Features (P, D) of pixels of seen foreground classes in test images, at most 200 a class, and their labels."""
+    """Features (P, D) and labels (P,) of pixels of seen foreground classes in test images, at most 200 a class."""
     model, _ = stored.network(record)
     found, labels = [], []
     for image_id in ids:
@@ -74,7 +75,7 @@ def features(stored: StoredNetworks, record: Record, ids: list[str]) -> tuple[Va
 
 
 def prototypes(stored: StoredNetworks, record: Record) -> dict[int, Values]:
-    """Raw label -> prototype (D,), for the classes of which a method kept one with this step."""
+    """Raw label -> prototype (D,), for the classes whose prototype was stored with this step."""
     folder = Store(stored.out).step(str(record.get("step_key", record["key"])))
     for path in sorted(folder.glob("observer-*.safetensors")):
         loaded = read_tensors(path)
@@ -86,7 +87,7 @@ def prototypes(stored: StoredNetworks, record: Record) -> dict[int, Values]:
 
 
 def separation(points: Values, labels: Values) -> float:
-    """Variance between the classes' centroids over the mean variance within classes (traces); NaN for one class."""
+    """Trace of the variance between class centroids, divided by the mean trace within classes; NaN for one class."""
     groups = [points[labels == k] for k in np.unique(labels)]
     if len(groups) < 2:
         return float("nan")
@@ -105,7 +106,7 @@ def principal_plane(points: Values) -> tuple[Values, Values]:
 def draw(
     panels: dict[str, list[tuple[Values, Values, dict[int, Values]]]], names: list[str], steps: list[int], about: str
 ) -> Figure:
-    """Methods in rows, steps in columns; dots are pixels, stars the prototypes kept."""
+    """Methods in rows, steps in columns; dots are pixels, stars are prototypes."""
     figure = Figure(figsize=(0.8 + 2.1 * len(steps), 0.9 + 2.0 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), len(steps), squeeze=False)
     colours = label_colours(len(names)) / 255

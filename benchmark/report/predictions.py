@@ -1,4 +1,4 @@
-"""Image, label and what every method sees after every step, side by side: forgetting made visible."""
+"""Image, label and every method's prediction after every step, side by side: shows forgetting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Image = NDArray[np.uint8]
 
 
 def write_predictions(board: Leaderboard, stored: StoredNetworks, n: int, folder: Path) -> tuple[list[Path], list[str]]:
-    """One PNG a contest and image, of the first seed of every method; the files, and what could not be drawn."""
+    """One PNG for each contest and image, first seed of every method. Returns files and failures."""
     written: list[Path] = []
     missing: dict[str, None] = {}
     for key, rows in contest_rows(board):
@@ -55,13 +55,13 @@ def write_predictions(board: Leaderboard, stored: StoredNetworks, n: int, folder
 
 
 def steps_shown(s: Scored) -> range:
-    """The columns of a run's steps; Joint's one stands under the last step of the scenario."""
+    """The columns of a run's steps; Joint has one, under the last step of the scenario."""
     n = len(s.score.groups)
     return range(n - len(s.run.records), n)
 
 
 def predictions(stored: StoredNetworks, record: Record, ids: Sequence[str]) -> dict[str, Image]:
-    """Raw labels (H, W) that a step's network gives to test images."""
+    """Image id -> raw labels (H, W) predicted by a step's network."""
     _, predict = stored.network(record)
     channels = np.array(record["channels"], dtype=np.uint8)
     images = {i: stored.batch(stored.image(record, i)[0]) for i in ids}

@@ -1,4 +1,4 @@
-"""From records on disk to a table: what ``run`` prints at its end and ``report`` whenever it is asked."""
+"""From records on disk to a table: used by ``run`` at its end and by ``report``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contseg.benchmark.score.leaderboard import Leaderboard, leaderboard
 from contseg.benchmark.score.records import Record, read_records
 from contseg.datasets.errors import unknown
 
-# name -> how it is made, and the file it is written to
+# name -> the function that renders it, and its file
 FORMATS: dict[str, tuple[Callable[[Leaderboard], str], str]] = {
     "text": (as_text, "leaderboard.txt"),
     "markdown": (as_markdown, "leaderboard.md"),
@@ -29,7 +29,7 @@ __all__ = ["Leaderboard", "leaderboard", "load_records", "render", "write_leader
 
 
 def load_records(folder: Path | str) -> list[Record]:
-    """All sound records below a folder; a damaged one is left out, with one line on stderr."""
+    """All valid records below a folder; a damaged one is left out, with one line on stderr."""
     records, problems = read_records(folder)
     for line in problems:
         print(f"warning: {line}", file=sys.stderr)
@@ -39,9 +39,9 @@ def load_records(folder: Path | str) -> list[Record]:
 def write_leaderboard(
     out: Path | str, records: Sequence[Record], protocol: Protocol, order: Sequence[str] = ()
 ) -> Leaderboard:
-    """Write ``leaderboard.md`` and ``leaderboard.csv`` into a folder, and give the leaderboard back for printing.
+    """Write ``leaderboard.md`` and ``leaderboard.csv`` into a folder, and return the leaderboard.
 
-    ``order``: the methods as the grid names them; FT comes first and Joint last in any case.
+    ``order``: the methods in the order of the grid; FT always comes first and Joint last.
     """
     board = leaderboard(records, protocol, order)
     for form in ("markdown", "csv"):
@@ -50,7 +50,7 @@ def write_leaderboard(
 
 
 def render(board: Leaderboard, form: str = "text") -> str:
-    """A leaderboard in one of ``FORMATS``. Raises ``UserError`` for an unknown one."""
+    """A leaderboard as text in one of ``FORMATS``. Raises ``UserError`` for an unknown format."""
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
     return FORMATS[form][0](board)

@@ -1,7 +1,7 @@
-"""Small charts as inline SVG: they take their colours from the page, light or dark, and need no script.
+"""Small charts as inline SVG, without scripts, with the page's light or dark colours.
 
-Colours are the variables ``--c0`` ... ``--c6`` of the page; lines differ in dash and marker too, so that nothing rests
-on colour alone.
+Colours are the page's variables ``--c0`` ... ``--c6``. Lines also differ in dash and marker, for readers who cannot
+tell the colours apart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEFT, TOP, RIGHT, BOTTOM = 40, 10, 10, 34
 
 @dataclass(frozen=True)
 class Series:
-    """One line: a value a step, ``None`` where there is none, and the band of its seeds where there are several."""
+    """One line: a value for each step (``None`` if missing), and the range of its seeds if there are several."""
 
     name: str
     values: Sequence[float | None]
@@ -84,7 +84,7 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 
 
 def legend(names: Sequence[str]) -> str:
-    """Names with the line and marker that they have in a chart."""
+    """The legend of a chart: each name with its line and marker."""
     items = []
     for k, name in enumerate(names):
         colour = f"var(--c{k % N_COLOURS})"

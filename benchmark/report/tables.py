@@ -34,14 +34,14 @@ TITLES = {
 
 
 def number(value: float, std: float = float("nan")) -> str:
-    """``61.2 ± 0.4``; the spread only where there is one, ``-`` where there is no number."""
+    """``61.2 ± 0.4``; without ± if there is no standard deviation, ``-`` if there is no number."""
     if pd.isna(value):
         return "-"
     return f"{value:.1f}" if pd.isna(std) else f"{value:.1f} ± {std:.1f}"
 
 
 def cost(column: str, value: float) -> str:
-    """A cost for people: thousands, seconds to hours, megabytes to gigabytes."""
+    """A cost in a readable unit: seconds, minutes or hours; MB or GB; thousands with spaces."""
     if pd.isna(value):
         return "-"
     if column == "seconds":
@@ -54,7 +54,7 @@ def cost(column: str, value: float) -> str:
 
 
 def cell_text(row: Any, column: str) -> str:
-    """One printed cell of a row of the frame."""
+    """The text of one cell of a row of the frame."""
     value = row[column]
     if column in COST:
         return cost(column, value)
@@ -68,13 +68,13 @@ def cell_text(row: Any, column: str) -> str:
 
 
 def title(key: Sequence[str]) -> str:
-    """``voc · 15-1 · overlapped · sdr``: what one table is about."""
+    """The heading of a table: ``voc · 15-1 · overlapped · sdr``."""
     return " · ".join(str(k) for k in key)
 
 
 def short_names(board: Leaderboard, dataset: str) -> dict[str, str]:
-    """Method -> what a table calls it, one name a row: without its parameters, where no other method of this data set
-    differs in them alone; the mark of its configuration stays, the foot speaks of it."""
+    """Method -> its unique name in a table. Parameters are left out unless two methods of this data set differ only in
+    them; the mark of a configuration stays, and the foot explains it."""
     full = board.frame["method"][board.frame["dataset"] == dataset].drop_duplicates()
     alike: dict[str, set[str]] = {}
     for method in full:
@@ -83,7 +83,7 @@ def short_names(board: Leaderboard, dataset: str) -> dict[str, str]:
 
 
 def contest_rows(board: Leaderboard, part: pd.DataFrame, bold: Callable[[str], str] = str) -> list[list[str]]:
-    """The printed cells of one contest; ``bold`` marks what the seeds carry."""
+    """The printed cells of one contest; ``bold`` marks the significantly best numbers."""
     rows = part.assign(method=part["method"].map(short_names(board, part["dataset"].iloc[0]))).to_dict("records")
     return [
         [bold(text) if (i, c) in board.leaders else text for c in TITLES for text in (cell_text(row, c),)]
@@ -113,7 +113,7 @@ LITERATURE = ["method", "old", "new", "all", "published old", "new", "all", "Δ 
 
 
 def foot(board: Leaderboard) -> list[str]:
-    """What stands under every table: what the numbers are, the protocol in full, and what has to be said."""
+    """The lines below every table: what the numbers are, the full protocol, and the notes."""
     bg = "with" if board.protocol.background_in_mean == "yes" else "without"
     return [
         f"mIoU in % after the last step; old: classes of step 0 ({bg} background), new: all later ones; "
@@ -131,12 +131,12 @@ def foot(board: Leaderboard) -> list[str]:
 
 
 def as_text(board: Leaderboard) -> str:
-    """For the terminal."""
+    """A table for the terminal."""
     return _document(board, "{}", "simple", "{}")
 
 
 def as_markdown(board: Leaderboard) -> str:
-    """With a heading for every contest, and in bold what the seeds carry."""
+    """Markdown: a heading for every contest, significantly best numbers in bold."""
     return _document(board, "## {}", "github", "- {}", lambda text: f"**{text}**")
 
 
@@ -149,13 +149,13 @@ def _document(board: Leaderboard, heading: str, form: str, foot_line: str, bold:
     for key, part in board.contests():
         parts += [heading.format(title(key)), table(contest_rows(board, part, bold), list(TITLES.values()))]
         beside = literature_rows(board, key)
-        parts += ["Beside the literature:", table(beside, LITERATURE)] if beside else []
+        parts += ["Measured and published:", table(beside, LITERATURE)] if beside else []
     parts = parts or ["no complete run yet"]
     return "\n\n".join([*parts, "\n".join(foot_line.format(line) for line in foot(board))]) + "\n"
 
 
 def as_csv(board: Leaderboard) -> str:
-    """One row a cell, the frame's columns; numbers to four places, nothing where there is none."""
+    """One row for each cell, with the frame's columns; four decimals, empty if there is no number."""
     return str(board.frame.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
 
 

@@ -1,4 +1,4 @@
-"""The leaderboard: cells, which of their numbers the seeds carry, and what has to be said beneath.
+"""The leaderboard: cells, which of their numbers are significantly best, and notes.
 
 A table is a query over records; nothing here trains or reads a model.
 """
@@ -12,7 +12,7 @@ from typing import TypeAlias
 import pandas as pd
 
 from contseg.benchmark.plan.protocol import Protocol
-from contseg.benchmark.score.paired_test import leader, not_separated, paired
+from contseg.benchmark.score.paired_test import leader, not_significant, paired
 from contseg.benchmark.score.records import Record, Run, differing, gather_runs, identity
 from contseg.benchmark.score.scores import (
     CELL,
@@ -31,11 +31,11 @@ Contest: TypeAlias = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """A table and what has to be said beneath it. ``frame``: one row a cell; ``runs``: one row a run, the same columns.
+    """A table and its notes. ``frame``: one row for each cell; ``runs``: one row for each run, with the same columns.
 
     ``scored``: the runs themselves, in the order of ``runs``.
-    ``leaders``: (index of the row, column) of the numbers that the seeds carry as best of their contest.
-    ``literature``: the published number beside a row, and the difference to it.
+    ``leaders``: (row index, column) of the significantly best numbers of each contest.
+    ``literature``: the published number of a row, and the difference to it.
     """
 
     frame: pd.DataFrame
@@ -47,7 +47,7 @@ class Leaderboard:
     literature: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def of(self, cell: tuple[str, ...]) -> list[Scored]:
-        """The runs behind a row, by seed."""
+        """The runs of a row, sorted by seed."""
         return sorted((s for s in self.scored if s.cell == cell), key=lambda s: s.run.seed)
 
     def contests(self) -> Iterable[tuple[Contest, pd.DataFrame]]:
@@ -56,7 +56,7 @@ class Leaderboard:
 
 
 def leaderboard(records: Sequence[Record], protocol: Protocol, order: Sequence[str] = ()) -> Leaderboard:
-    """Score records under a protocol and gather them into cells. ``order``: the methods as the grid names them."""
+    """Score records under a protocol and group them into cells. ``order``: the methods in the order of the grid."""
     runs = gather_runs(records)
     whole = [r for r in runs if r.complete]
     scored = score_runs(whole, protocol)
@@ -67,7 +67,7 @@ def leaderboard(records: Sequence[Record], protocol: Protocol, order: Sequence[s
 
 
 def _values(frame: pd.DataFrame, part: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:
-    """method -> seed -> value, of the ranked methods of one contest: Joint is a bound, not a contestant."""
+    """method -> seed -> value, for one contest, without Joint, which is an upper bound and not ranked."""
     here = frame.merge(part[CELL], on=CELL)
     names = [str(m) for m in part["method"] if plain_name(m) != "Joint"]
     return {
@@ -88,14 +88,16 @@ def _seed_notes(cells: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
     notes = []
     if len(cells) and (cells["seeds"] == 1).all():
         notes.append(
-            "one seed: no spread is known and nothing is bold (two seeds of one method on VOC 15-1 differed by 3.3 "
-            "points in public reports, MiB issue 22)"
+            "one seed: the standard deviation is unknown and nothing is bold (two seeds of one method on VOC 15-1 "
+            "differed by 3.3 points in public reports, MiB issue 22)"
         )
     for key, part in cells.groupby(CONTEST, sort=False):
-        pairs = not_separated(_values(frame, part, "all"))
+        pairs = not_significant(_values(frame, part, "all"))
         if pairs:
             listed = ", ".join(f"{a} and {b}" for a, b in pairs)
-            notes.append(f"{'/'.join(key[:3])}: not told apart by the seeds in 'all' (paired 95 % interval): {listed}")
+            notes.append(
+                f"{'/'.join(key[:3])}: no significant difference in 'all' (paired 95 % confidence interval): {listed}"
+            )
     return notes
 
 
@@ -116,7 +118,7 @@ def _mixed_versions(runs: Sequence[Run]) -> list[str]:
 
 
 def _configuration_notes(scored: Sequence[Scored]) -> list[str]:
-    """In what the second and further configurations of a data set differ from its first."""
+    """How each further configuration of a data set differs from its first one."""
     notes, kinds = [], dict[tuple[str, int], dict[str, object]]()
     for s in scored:
         kinds.setdefault((s.run.dataset, s.configuration), {}).update(identity(s.run))
@@ -133,7 +135,7 @@ def _configuration_notes(scored: Sequence[Scored]) -> list[str]:
 
 
 def paired_differences(board: Leaderboard, column: str = "all") -> pd.DataFrame:
-    """Every pair of methods of a contest: mean difference over common seeds, 95 % interval, number of seeds."""
+    """Every pair of methods of a contest: mean difference over common seeds, its 95 % confidence interval, seeds."""
     rows = []
     for key, part in board.contests():
         values = _values(board.runs, part, column)

@@ -1,8 +1,8 @@
 """Confusion matrix -> IoU -> old / new / all, forgetting and the rest. Every number is derived from stored counts.
 
-``n`` foreground labels of the data set, ``C`` seen classes with background, ``T`` steps. A record's matrix has a row a
-raw label 0..n and a last one for void, and a column a predicted channel. Everything is in per cent. Each number is
-defined once more, with its source, in ``docs/metrics.md``.
+``n`` foreground labels of the data set, ``C`` seen classes with background, ``T`` steps. A record's matrix has a row
+for each raw label 0..n, a last one for void, and a column for each predicted channel. Everything is in per cent.
+``docs/metrics.md`` lists every definition with its source.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ NAN = float("nan")
 
 
 def scored_counts(record: dict[str, Any], protocol: Protocol) -> Counts:
-    """The square matrix (C, C) that a protocol's scoring part makes of a record: rows truth, columns prediction.
+    """The square confusion matrix (C, C) of a record under a protocol's scoring: rows truth, columns prediction.
 
-    Rows and columns in the order of the record's ``channels``. Pixels that the protocol ignores are gone from it, as
-    in the released code: they are no class's false positive either.
+    Rows and columns follow the record's ``channels``. Pixels that the protocol ignores are removed, so they are not
+    false positives of any class, as in the released code.
     """
     stored = record["matrix"]
     rows = np.asarray(stored["seen"], dtype=np.int64)
@@ -43,7 +43,7 @@ def scored_counts(record: dict[str, Any], protocol: Protocol) -> Counts:
 def class_iou(counts: Counts, eps: float = 0.0) -> Values:
     """IoU_c = TP_c / (GT_c + P_c - TP_c) of a matrix (C, C) -> (C,), NaN where a class has no ground truth (F-MIOU).
 
-    The released code adds ``eps`` = 1e-6 to the denominator, which no test set notices; here it is left out.
+    The released code adds ``eps`` = 1e-6 to the denominator; the effect is below rounding, and the default is 0.
     """
     hits, truth = np.diag(counts).astype(float), counts.sum(1)
     union = truth + counts.sum(0) - hits + eps
@@ -51,27 +51,27 @@ def class_iou(counts: Counts, eps: float = 0.0) -> Values:
 
 
 def pixel_accuracy(counts: Counts) -> float:
-    """Share of the scored pixels whose class is right."""
+    """Share of the scored pixels with the right class."""
     total = counts.sum()
     return float(100 * np.trace(counts) / total) if total else NAN
 
 
 def mean(values: Sequence[float] | Values) -> float:
-    """Mean of those that are numbers; NaN of none."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     known = [v for v in values if not np.isnan(v)]
     return float(np.mean(known)) if known else NAN
 
 
 def harmonic(a: float, b: float) -> float:
-    """2ab / (a + b), 0 if both are."""
+    """Harmonic mean 2ab / (a + b); 0 if both are 0."""
     return 0.0 if a == b == 0 else 2 * a * b / (a + b)
 
 
 @dataclass(frozen=True)
 class StepScore:
-    """One step of a run under a protocol: ``iou`` by raw label, in the order of the channels; NaN without truth.
+    """One step of a run under a protocol: ``iou`` by raw label, in the order of the channels; NaN without ground truth.
 
-    ``in_mean``: the labels that the protocol lets into a mean.
+    ``in_mean``: the labels that the protocol includes in means.
     """
 
     iou: dict[int, float]
@@ -79,16 +79,16 @@ class StepScore:
     accuracy: float
 
     def miou(self, labels: Sequence[int]) -> float:
-        """Mean IoU over those of the labels that are seen and in the mean."""
+        """Mean IoU over the given labels, as far as they are seen and in the mean."""
         return mean([self.iou[k] for k in labels if k in self.in_mean])
 
     def foreground(self, labels: Sequence[int]) -> float:
-        """Mean IoU without background, whatever the protocol says of it."""
+        """Mean IoU without background, under any protocol."""
         return mean([self.iou[k] for k in labels if k and k in self.iou])
 
 
 def score_step(record: dict[str, Any], protocol: Protocol) -> StepScore:
-    """Score one record under a protocol's scoring part."""
+    """Score one record under a protocol."""
     counts = scored_counts(record, protocol)
     iou = dict(zip(record["channels"], class_iou(counts).tolist(), strict=True))
     if protocol.absent_classes == "zero":
@@ -99,10 +99,9 @@ def score_step(record: dict[str, Any], protocol: Protocol) -> StepScore:
 
 @dataclass(frozen=True)
 class RunScore:
-    """All steps of a run under a protocol, and a scenario's groups of classes; background is in the first group.
+    """All steps of a run under a protocol, with a scenario's groups of classes; background is in the first group.
 
-    ``groups`` may cut the classes finer than the run's own steps do: Joint has one step and is shown under every
-    task's groups.
+    ``groups`` may be finer than the run's own steps: Joint has one step and is shown with every task's groups.
     """
 
     steps: tuple[StepScore, ...]
@@ -110,7 +109,7 @@ class RunScore:
     by_group: tuple[tuple[float, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """``by_group[t][g]``: mIoU of group g after step t, NaN before it is learned."""
+        """``by_group[t][g]``: mIoU of group g after step t; NaN before the group is learned."""
         table = tuple(tuple(s.miou(group) for group in self.groups) for s in self.steps)
         object.__setattr__(self, "by_group", table)
 
@@ -124,11 +123,11 @@ class RunScore:
 
     @property
     def incremental(self) -> bool:
-        """Whether the run's steps are the scenario's."""
+        """Whether the run has the scenario's steps (Joint has not)."""
         return len(self.steps) == len(self.groups) > 1
 
     def old(self, t: int = -1) -> float:
-        """mIoU of the classes of step 0, with background if the protocol counts it."""
+        """mIoU of the classes of step 0; with background if the protocol includes it."""
         return self.steps[t].miou(self._base)
 
     def new(self, t: int = -1) -> float:
@@ -140,7 +139,7 @@ class RunScore:
         return self.steps[t].miou(self._base + self._later)
 
     def summary(self) -> dict[str, float]:
-        """Every number of a table's row that the matrices give, after the last step where nothing else is said."""
+        """All metrics of a table's row, after the last step unless noted."""
         last = self.steps[-1]
         old, new = self.old(), self.new()
         return {
@@ -174,7 +173,7 @@ class RunScore:
 
 
 def score_run(records: Sequence[dict[str, Any]], protocol: Protocol, groups: Groups) -> RunScore:
-    """Score a run's records, in the order of its steps, under a scenario's groups of foreground labels."""
+    """Score a run's records, in the order of its steps, with a scenario's groups of foreground labels."""
     first, *later = groups
     with_background = ((0, *first), *(tuple(g) for g in later))
     return RunScore(tuple(score_step(r, protocol) for r in records), with_background)

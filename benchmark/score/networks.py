@@ -1,4 +1,4 @@
-"""Stored networks at work again: what images, latent views and re-evaluation share."""
+"""Stored networks and their data, loaded again: shared by predictions, latent views and re-evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from contseg.benchmark.models.load import load_step
-from contseg.benchmark.score.records import Record
+from contseg.benchmark.score.records import Record, crop_of
 from contseg.benchmark.store.files import Store
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
@@ -22,9 +22,9 @@ from contseg.datasets.transforms import EvalTransform
 
 @dataclass
 class StoredNetworks:
-    """The networks in the cache of ``out``, and the data sets that they were trained on.
+    """The networks in the cache of ``out``, and their data sets.
 
-    ``data``: where a data set lies, by name. Both raise ``UserError`` where something is missing.
+    ``data``: name -> folder of a data set. ``UserError`` if a network or a data set is missing.
     """
 
     out: Path
@@ -45,7 +45,7 @@ class StoredNetworks:
         return load_step(self.out, step_key(record), record["method"], self.device)
 
     def image(self, record: Record, image_id: str) -> tuple[Tensor, Tensor]:
-        """A test image (3, S, S') and its labels (S, S') as the record's step was evaluated, uint8."""
+        """A test image (3, S, S') and its labels (S, S'), uint8, as the record's evaluation saw them."""
         return EvalTransform(eval_crop(record))(*self.dataset(record["dataset"]).load(image_id, "val"))
 
     def batch(self, image: Tensor) -> Tensor:
@@ -59,20 +59,19 @@ def step_key(record: Record) -> str:
 
 
 def eval_crop(record: Record) -> tuple[int, int] | None:
-    """The size of the centre crop on which a record was made; ``None`` for full resolution."""
+    """The size of the centre crop of a record's evaluation; ``None`` for full resolution. ``UserError`` if unknown."""
     if record["protocol"]["eval_view"] == "full":
         return None
-    config = record["config"]
-    crop = config.get("eval", {}).get("crop") or config.get("train", {}).get("crop")
-    if not crop:
-        raise UserError(f"{record['method']}, step {record['step']}: the record does not say which crop it was made on")
-    return crop[0], crop[-1]
+    crop = crop_of(record)
+    if crop is None:
+        raise UserError(f"{record['method']}, step {record['step']}: the record does not say its crop")
+    return crop
 
 
 def telling_images(present: np.ndarray, groups: tuple[tuple[int, ...], ...], n: int) -> list[int]:
-    """Positions of ``n`` images that show the most: both old and later classes, then classes not shown yet.
+    """Positions of ``n`` images that show most: first those with old and later classes, then classes not shown yet.
 
-    ``present`` (N, n_labels) bool. The same images for the same data.
+    ``present`` (N, n_labels) bool. The same data give the same images.
     """
     later = [k for group in groups[1:] for k in group]
     both = present[:, list(groups[0])].any(1) & present[:, later].any(1) if later else np.zeros(len(present), bool)

@@ -1,4 +1,4 @@
-"""What the seeds carry: paired differences between methods with a confidence interval."""
+"""Which differences between methods are significant: paired over seeds, with a 95 % confidence interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean of a - b over the seeds that both have; the true difference lies in ``low .. high`` at 95 %."""
+    """The mean of a - b over common seeds; ``low .. high`` is its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -21,15 +21,15 @@ class Paired:
     n: int
 
     @property
-    def separated(self) -> bool:
-        """Whether the interval leaves out 0."""
+    def significant(self) -> bool:
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:
-    """Student's interval of the per-seed differences of two methods (seed -> value); ``None`` without a common seed.
+    """Student's t interval of the per-seed differences of two methods (seed -> value); ``None`` without a common seed.
 
-    One common seed gives an interval without bounds: it carries nothing.
+    One common seed gives an unbounded interval, which is never significant.
     """
     differences = [a[s] - b[s] for s in sorted(a.keys() & b.keys()) if not np.isnan(a[s] - b[s])]
     n = len(differences)
@@ -45,7 +45,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:
 
 
 def leader(methods: Mapping[str, Mapping[int, float]], higher: bool = True) -> str | None:
-    """The method that beats every other one with an interval that leaves out 0; ``None`` if the seeds carry no such."""
+    """The significantly best method: its difference to every other one excludes 0. ``None`` if there is none."""
     sign = 1.0 if higher else -1.0
     known = {m: v for m, v in methods.items() if any(not np.isnan(x) for x in v.values())}
     if len(known) < 2:
@@ -53,14 +53,14 @@ def leader(methods: Mapping[str, Mapping[int, float]], higher: bool = True) -> s
     best = max(known, key=lambda m: sign * float(np.nanmean(list(known[m].values()))))
     for other in known:
         difference = paired(known[best], known[other]) if other != best else None
-        if other != best and (difference is None or not difference.separated or sign * difference.mean <= 0):
+        if other != best and (difference is None or not difference.significant or sign * difference.mean <= 0):
             return None
     return best
 
 
-def not_separated(methods: Mapping[str, Mapping[int, float]]) -> list[tuple[str, str]]:
-    """The pairs of methods whose interval holds 0, among those with at least two common seeds."""
+def not_significant(methods: Mapping[str, Mapping[int, float]]) -> list[tuple[str, str]]:
+    """The pairs of methods whose interval includes 0, among those with at least two common seeds."""
     names = list(methods)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     compared = [(pair, paired(methods[pair[0]], methods[pair[1]])) for pair in pairs]
-    return [pair for pair, d in compared if d is not None and d.n > 1 and not d.separated]
+    return [pair for pair, d in compared if d is not None and d.n > 1 and not d.significant]

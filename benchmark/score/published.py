@@ -1,8 +1,8 @@
-"""The literature's numbers, and the rules by which one may stand beside a measured one.
+"""Published numbers, and when one may be shown next to a measured one.
 
-``results/published/published_results.csv`` holds one row a printed cell. A published number is set beside a measured
-one only for the same data set, task, setup and reading of background, and only if it was made on the centre crop with
-absent classes out of the mean. Of several, the one is taken that comes first by ``RANK``.
+``results/published/published_results.csv`` has one row for each printed cell. A published number is shown next to a
+measured one only if data set, task, setup and the treatment of background agree, and only under a protocol that uses
+the centre crop and leaves absent classes out of the mean. If there are several, ``choose`` says which one is taken.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from contseg.benchmark.plan.protocol import Protocol
 from contseg.benchmark.score.leaderboard import Leaderboard
-from contseg.benchmark.score.records import Record
+from contseg.benchmark.score.records import Record, crop_of
 from contseg.benchmark.score.scores import CONTEST, plain_name
 from contseg.datasets.errors import UserError, unknown
 
@@ -27,26 +27,26 @@ PROVENANCE = {
     "own": "the paper's own",
     "rerun": "run again by this source",
     "quoted": "quoted from another paper",
-    "unknown": "run again or quoted, not said",
+    "unknown": "the source does not say whether run again or quoted",
 }
 VALUES = {"includes_background": ("yes", "no", "unknown"), "provenance": tuple(PROVENANCE)}
 RANK = list(PROVENANCE)
-# published name -> the suite's; what is not here (exemplars, image-level labels, other networks) has no counterpart
+# published name -> our name; methods with exemplars, image-level labels or other networks have no counterpart
 NAMES = {
     **{name: name for name in ("FT", "Joint", "EWC", "PI", "RW", "LwF", "LwF-MC", "ILT", "CIL", "MiB", "SDR", "PLOP")},
     **{name: name for name in ("RCIL", "REMINDER", "SSUL", "DKD", "MiB+UCD", "PLOP+UCD")},
     "SDR+MiB": "MiB+SDR",
     "EWF+MiB": "MiB+EWF",
 }
-OTHER_CLASS = "SegFormer|ViT|Swin"  # backbones that are no convolutional DeepLab
+OTHER_CLASS = "SegFormer|ViT|Swin"  # backbones other than a convolutional DeepLab
 TEST_IMAGES = {"voc": 1449, "ade": 2000}
 
 
 def load_published(extra: Iterable[Path] = ()) -> pd.DataFrame:
     """The committed table and the user's own files with the same columns.
 
-    ``old``, ``new``, ``all`` are numbers, ``all_printed`` the text; ``ours`` is the suite's name of the method, empty
-    where it has none. Raises ``UserError`` for a missing column or a number that is no per cent.
+    ``old``, ``new``, ``all`` are numbers; ``all_printed`` is the printed text; ``ours`` is the suite's name of the
+    method, or empty. Raises ``UserError`` for a missing column or a number that is not a percentage.
     """
     frames = [_read(HOME / "published_results.csv"), *(_read(Path(path)) for path in extra)]
     table = pd.concat(frames, ignore_index=True)
@@ -80,22 +80,22 @@ def _read(path: Path) -> pd.DataFrame:
         wrong = (numbers.isna() & ~table[column].isin(["", "nan"])) | (numbers < 0) | (numbers > 100)
         if wrong.any():
             line = int(wrong.to_numpy().argmax())
-            raise UserError(f"{path} line {line + 2}: {column} = {table[column][line]!r} is no mIoU in %")
+            raise UserError(f"{path} line {line + 2}: {column} = {table[column][line]!r} is not an mIoU in %")
         table[column] = numbers
     table = table.assign(**{c: "" for c in OPTIONAL if c not in table})
     return table[[*REQUIRED, "all_printed", *OPTIONAL]]
 
 
 def reading(protocol: Protocol, dataset: str) -> str:
-    """Whether background is in a protocol's means on this data set: ``yes`` or ``no``."""
+    """Whether a protocol's means include background on this data set: ``yes`` or ``no``."""
     return "yes" if protocol.background_in_mean == "yes" and protocol.counts_class0(dataset) else "no"
 
 
 def choose(table: pd.DataFrame, cell: Sequence[str], background: str, source: str = "") -> pd.DataFrame:
     """One row for each method of the suite, for one cell (data set, task, setup) of the literature.
 
-    In this order: the preferred ``source``; a known reading of background before an unknown one (the other reading is
-    never taken); own > rerun > quoted > unknown; papers before repositories; whole triples before single numbers.
+    In this order: the preferred ``source``; a known treatment of background before an unknown one (a different one is
+    never taken); own > rerun > quoted > unknown; papers before repositories; complete triples before single numbers.
     """
     here = (table[["dataset", "task", "setup"]] == list(cell)).all(axis=1)
     found = table[here & (table["ours"] != "") & table["includes_background"].isin([background, "unknown"])]
@@ -114,9 +114,9 @@ def choose(table: pd.DataFrame, cell: Sequence[str], background: str, source: st
 def with_literature(
     board: Leaderboard, table: pd.DataFrame, records: Sequence[Record] = (), source: str = ""
 ) -> Leaderboard:
-    """The leaderboard with ``literature``: for each row that has one, the published number and the difference to it.
+    """The leaderboard with ``literature``: the published number and the difference to it, where there is one.
 
-    ``records``: those behind the table, to say where the test images are not the literature's.
+    ``records``: those of the table; a note says where their test images differ from the literature's.
     """
     if source and source not in set(table["source"]):
         raise unknown("source of published results", source, set(table["source"]))
@@ -126,7 +126,7 @@ def with_literature(
         )
     rows, feet, cited = [], list[str](), citations()
     for key, part in board.contests():
-        if key[3] != board.protocol.name:  # trained or evaluated in another way
+        if key[3] != board.protocol.name:  # trained or evaluated under another protocol
             continue
         chosen = choose(table, key[:3], reading(board.protocol, key[0]), source)
         for cell in part.to_dict("records"):
@@ -154,27 +154,21 @@ def with_literature(
 
 
 def _foot(row: pd.Series, cited: dict[str, str]) -> str:
-    kind = {
-        "own": "the paper's own",
-        "rerun": "run again by this source",
-        "quoted": "quoted",
-        "unknown": "origin unknown",
-    }
-    parts = [cited.get(row["source"], row["source"]), kind[row["provenance"]]]
+    parts = [cited.get(row["source"], row["source"]), PROVENANCE[row["provenance"]]]
     parts += [row["backbone"]] if row["backbone"] not in ("", "unknown") else []
-    parts += ["whether background is in the mean is not known"] if row["includes_background"] == "unknown" else []
+    parts += ["unknown whether the mean includes background"] if row["includes_background"] == "unknown" else []
     return "; ".join([*parts, *filter(None, [row["note"]])])
 
 
 def other_test_sets(records: Sequence[Record]) -> list[str]:
-    """A line for each data set whose test images are not the literature's, by the pixels of the centre crops."""
+    """A line for each data set with another number of test images than the literature, by its centre crops' pixels."""
     notes = set()
     for r in records:
-        crop = r["config"].get("eval", {}).get("crop") or r["config"].get("train", {}).get("crop")
+        crop = crop_of(r)
         if r["dataset"] not in TEST_IMAGES or r["protocol"]["eval_view"] != "crop" or not crop:
             continue
         pixels = sum(sum(map(sum, r["matrix"][part])) for part in ("seen", "unseen"))
-        count = pixels / (crop[0] * crop[-1])
+        count = pixels / (crop[0] * crop[1])
         if count != TEST_IMAGES[r["dataset"]]:
             notes.add(
                 f"{r['dataset']}: tested on {count:.0f} images, the literature on {TEST_IMAGES[r['dataset']]}: "
@@ -184,7 +178,7 @@ def other_test_sets(records: Sequence[Record]) -> list[str]:
 
 
 def listing(table: pd.DataFrame, dataset: str = "", task: str = "", setup: str = "", method: str = "") -> str:
-    """What the literature prints for a cell, with its disagreements. Raises ``UserError`` for a name it has not."""
+    """The published results of a cell, and where sources disagree. Raises ``UserError`` for an unknown name."""
     for column, wanted in (("dataset", dataset), ("task", task), ("setup", setup), ("method", method)):
         if not wanted:
             continue
@@ -203,7 +197,7 @@ def listing(table: pd.DataFrame, dataset: str = "", task: str = "", setup: str =
             rows, head, tablefmt="simple", disable_numparse=True, colalign=("left", *["right"] * 3, *["left"] * 4)
         )
         parts.append("\n".join([" · ".join(key), "", body, *_disagreements(cell)]))
-    return "\n\n".join(parts) if parts else "no published result fits"
+    return "\n\n".join(parts) if parts else "no published result matches"
 
 
 _LISTED = ("includes_background", "provenance", "source", "backbone")
@@ -214,7 +208,7 @@ def _printed(value: float) -> str:
 
 
 def _disagreements(cell: pd.DataFrame, margin: float = 0.1) -> list[str]:
-    """Where sources print different 'all' for one method under one reading of background and one kind of network."""
+    """Where sources print different 'all' for the same method, treatment of background and kind of network."""
     lines = []
     kind = cell["backbone"].str.extract(f"({OTHER_CLASS})", expand=False).fillna("")
     for (method, background, other), group in cell.groupby(["method", "includes_background", kind], sort=False):

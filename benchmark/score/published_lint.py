@@ -1,8 +1,8 @@
-"""The arithmetic check of printed triples: does ``all`` follow from ``old`` and ``new``?
+"""An arithmetic check of printed triples: does ``all`` follow from ``old`` and ``new``?
 
-With a old and b new classes, background apart: without background all = (a old + b new) / (a + b); with background
-in old all = ((a + 1) old + b new) / (a + b + 1). Each number is rounded by half a unit of its last digit and the
-weights sum to one, so a reading fits if it is off by no more than one unit of the last printed digit of ``all``.
+There are a old and b new classes, without background. If background is left out, all = (a old + b new) / (a + b); if
+it is an old class, all = ((a + 1) old + b new) / (a + b + 1). Each number is rounded by at most half a unit of its
+last digit and the weights sum to one. So a formula fits if it is off by at most one unit of the last digit of ``all``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 
 CLASSES = {"voc": 20, "ade": 150}
-BACKGROUND_IOU = (80.0, 97.0)  # what background reaches on VOC, for the third reading
+BACKGROUND_IOU = (80.0, 97.0)  # the range of background's IoU on VOC, for the third case
 
 
 def class_counts(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Old and new classes without background, from the task, else from the ranges printed; ``None`` if not known."""
+    """Numbers of old and new classes without background, from the task, else from the printed ranges; or ``None``."""
     base = re.match(r"(\d+)-\d", row["task"])
     if row["dataset"] in CLASSES and base:
         return int(base[1]), CLASSES[row["dataset"]] - int(base[1])
@@ -27,7 +27,7 @@ def class_counts(row: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _size(text: str) -> int:
-    """``1-15`` or ``0-15`` -> 15, ``20`` -> 1; 0 if it is neither."""
+    """``1-15`` or ``0-15`` -> 15, ``20`` -> 1; 0 for other text."""
     match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+))?\s*", text)
     if match is None:
         return 0
@@ -36,12 +36,12 @@ def _size(text: str) -> int:
 
 
 def unit(printed: str) -> float:
-    """One unit of the last digit; zeros at the end are not known to be printed, one decimal at least is."""
+    """One unit of the last printed digit. Trailing zeros may be lost; at least one decimal is assumed."""
     return float(10 ** -max(1, len(printed.partition(".")[2].rstrip("0"))))
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """``yes`` · ``no`` (background in the mean), ``both``, or in words why it fits neither; empty without a triple."""
+    """Is background in the mean: ``yes``, ``no``, ``both`` fit, or a text why neither fits; empty without a triple."""
     counts = class_counts(row)
     if counts is None or any(pd.isna(row[c]) for c in ("old", "new", "all")):
         return ""
@@ -62,7 +62,7 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 
 def lint(table: pd.DataFrame) -> list[str]:
-    """One line for each printed triple that fits no reading, or another one than the table says; then the counts."""
+    """One line for each triple that fits neither formula, or not the one that the table states; then the counts."""
     lines, checked = [], 0
     for row in table.to_dict("records"):
         found = verdict(row)
@@ -74,4 +74,4 @@ def lint(table: pd.DataFrame) -> list[str]:
             lines.append(f"{where}: {found}")
         elif found in ("yes", "no") and row["includes_background"] not in ("unknown", found):
             lines.append(f"{where}: listed with background {row['includes_background']}, the numbers fit only {found}")
-    return [*lines, f"{len(table)} printed results, {checked} whole triples, {len(lines)} that do not fit"]
+    return [*lines, f"{len(table)} printed results, {checked} complete triples, {len(lines)} that do not fit"]

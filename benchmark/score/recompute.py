@@ -1,5 +1,5 @@
-"""What a record says, done again: its keys from its configuration, its test pixels from the data, its matrix from the
-stored network."""
+"""The content of a record, computed again: its keys from its configuration, its test pixels from the data, its matrix
+from the stored network."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from contseg.methods.grammar import with_recipe
 
 
 def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:
-    """The keys (training, evaluation) that this suite's plan gives a run's steps, with the data and code that are here.
+    """The keys (training, evaluation) of a run's steps, as planned here with the local data and code.
 
-    Plugins that a record names are not loaded: somebody else's record runs no code but what ``--plugin`` names.
+    Plugins that a record names are not loaded: a submitted record runs only code that ``--plugin`` names.
     """
     first, trains = run.records[0], [r["config"]["train"] for r in run.records]
     per_step = {name: [t[name][0] for t in trains if t[name]] for name in PER_STEP}
@@ -59,14 +59,14 @@ def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:
 
 
 class PixelCounter:
-    """How many pixels of the test images bear each label, void last; counted once for each size of crop."""
+    """Test pixels of each label, void last; counted once for each crop size."""
 
     def __init__(self, stored: StoredNetworks) -> None:
         self.stored = stored
         self._counted = lru_cache(maxsize=None)(self._count)
 
     def __call__(self, record: Record) -> Sequence[int] | None:
-        """``None`` where the data set is not here, or the record does not say its crop."""
+        """``None`` if the data set is not available or the record does not say its crop."""
         try:
             return self._counted(record["dataset"], eval_crop(record))
         except UserError:
@@ -82,10 +82,10 @@ class PixelCounter:
 
 
 class Rescorer:
-    """The confusion matrices of stored networks, counted by the loop of ``run``; each network is evaluated once.
+    """The confusion matrices of stored networks, by the same evaluation loop as ``run``; each network runs once.
 
-    ``homes``: the results folders with the networks (default: that of ``stored``). ``foreign``: they are somebody
-    else's, no code that they name is run.
+    ``homes``: the results folders with the networks (default: that of ``stored``). ``foreign``: they are submitted,
+    so no code that they name is run.
     """
 
     def __init__(self, stored: StoredNetworks, homes: Sequence[Path] = (), foreign: bool = False) -> None:
@@ -93,7 +93,7 @@ class Rescorer:
         self._matrices: dict[tuple[str, str], Matrix] = {}
 
     def __call__(self, record: Record) -> Matrix | None:
-        """``None`` where the weights are not there; ``UserError`` where they are and cannot be scored."""
+        """``None`` if there are no weights; ``UserError`` if they cannot be scored."""
         home = next((h for h in self.homes if Store(h).model(step_key(record)).exists()), None)
         if home is None:
             return None
@@ -130,10 +130,10 @@ class Rescorer:
 
 
 def reevaluate(records: Sequence[Record], protocol: Protocol, rescore: Rescorer) -> tuple[list[Record], list[str]]:
-    """The records as a protocol's own evaluation pass gives them, and a line for each that could not be had.
+    """The records under a protocol's evaluation pass, and a line for each that could not be re-evaluated.
 
-    Every one is scored by its stored network, also those of that very pass: a line says where the record itself
-    counts otherwise. They are written to ``reevaluated/<view>`` of the results folder.
+    Every record is scored again from its stored network, even if it was made by this pass: a line says where the
+    record has other counts. The results are written to ``reevaluated/<view>`` of the results folder.
     """
     out = rescore.stored.out
     result: list[Record] = []

@@ -1,6 +1,6 @@
-"""Records on disk -> runs: reading, checking, and gathering the steps that belong together.
+"""Records on disk -> runs: read, check, and group the steps of each run.
 
-A damaged record never stops a report: it is left out and named, with the reason.
+A damaged record never stops a report. It is left out, and one line says which file and why.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**15)]  # of an image, i
 Rows: TypeAlias = list[list[Count]]
 
 
-# The form of a record, as far as it is read here; fields that are not named are taken as they are.
+# The fields of a record that are read here. Other fields are not checked.
 
 
 class _Cropped(msgspec.Struct, frozen=True):
@@ -98,20 +98,20 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 def fault(record: Any) -> str | None:
-    """Why a parsed JSON file is not a record that can be scored; ``None`` if it is."""
+    """Why a parsed JSON file cannot be scored as a record; ``None`` if it can."""
     if not isinstance(record, dict) or "format" not in record:
         return "not a record of this suite"
     if record["format"] != RECORD_FORMAT:
         return (
             f"written in record format {record['format']}, this version reads format {RECORD_FORMAT}: make it again "
-            "with the command that made it (`run`), no step that is in the cache is trained again"
+            "with the command that made it (`run`); steps in the cache are not trained again"
         )
     try:
         form = msgspec.convert(record, _Record)
         from_record(form.protocol)
         recipe(form.method)
     except msgspec.ValidationError as error:
-        return f"not the form of a record: {error}"
+        return f"not a valid record: {error}"
     except UserError as error:
         return str(error)
     if form.steps != len(form.groups) or not 0 <= form.step < len(form.groups):
@@ -121,17 +121,17 @@ def fault(record: Any) -> str | None:
         return f"channels are not background and the classes seen by step {form.step}"
     n_labels = len(form.class_names)
     if len(set(seen)) != len(seen) or not all(0 <= k < n_labels for g in form.groups for k in g):
-        return f"a class stands in two groups, or is none of the data set's {n_labels - 1}"
+        return f"a class is in two groups, or is not one of the data set's {n_labels - 1}"
     for part, rows in (("seen", form.matrix.seen), ("unseen", form.matrix.unseen)):
         if len(rows) != n_labels + 1:
-            return f"matrix.{part} has not the {n_labels + 1} rows of {n_labels - 1} classes, background and void"
+            return f"matrix.{part} must have {n_labels + 1} rows: {n_labels - 1} classes, background and void"
         if any(len(row) != len(seen) for row in rows):
-            return f"matrix.{part} has not the {len(seen)} columns of the channels"
+            return f"matrix.{part} must have {len(seen)} columns, one for each channel"
     return None
 
 
 def _broken_seal(record: Record) -> str | None:
-    """Takes the seal off. It is made without a key: it tells what broke on the way, not who wrote it."""
+    """What is wrong with the seal, which is removed. It has no secret key: it shows damage, not the author."""
     seal = record.pop("sha256", None)
     if seal is None:
         return "its seal (sha256) is missing"
@@ -139,26 +139,26 @@ def _broken_seal(record: Record) -> str | None:
 
 
 def record_files(folder: Path) -> list[Path]:
-    """The JSON files below ``folder/records``; without such a one those of all results folders inside, or its own."""
+    """The JSON files below ``folder/records``; else those of all results folders in it; else all below ``folder``."""
     nested = [folder / "records"] if (folder / "records").is_dir() else sorted(folder.glob("*/records"))
     return [path for base in nested or [folder] for path in sorted(base.rglob("*.json"))]
 
 
 def results_folders(folder: Path) -> list[Path]:
-    """The folders of which ``record_files`` are the records: they may hold the cache with the networks."""
+    """The results folders that ``record_files`` reads; their caches may hold the networks."""
     nested = [folder] if (folder / "records").is_dir() else [p.parent for p in sorted(folder.glob("*/records"))]
     return nested or [folder.resolve().parent]
 
 
 def read_records(folder: Path | str) -> tuple[list[Record], list[str]]:
-    """All records below a folder, in the order of their paths, and one line for every file that was left out."""
+    """All records below a folder, sorted by path, and one line for each file that was left out."""
     if not Path(folder).is_dir():
         raise UserError(f"no records: {folder} is not a folder; run `contseg run --out {folder}` first")
     records: list[Record] = []
     problems: list[str] = []
     for path in record_files(Path(folder)):
         try:
-            if not path.is_file():  # opening a pipe would wait for ever
+            if not path.is_file():  # opening a pipe would wait forever
                 raise OSError("not a regular file")
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -172,9 +172,16 @@ def read_records(folder: Path | str) -> tuple[list[Record], list[str]]:
     return records, problems
 
 
+def crop_of(record: Record) -> tuple[int, int] | None:
+    """Height and width of the crop that a record's evaluation used; ``None`` if the record does not say it."""
+    config = record["config"]
+    crop = config.get("eval", {}).get("crop") or config.get("train", {}).get("crop")
+    return (crop[0], crop[-1]) if crop else None
+
+
 @dataclass(frozen=True)
 class Run:
-    """The records of one (scenario x method x seed), in the order of the steps; ``records`` may be incomplete."""
+    """The records of one (scenario x method x seed), in the order of the steps; some may be missing."""
 
     records: tuple[Record, ...]
 
@@ -188,7 +195,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        """With its class order: ``15-1@b``."""
+        """The task with its class order: ``15-1@b``."""
         return "@".join(filter(None, (str(self.last["task"]), str(self.last["order"]))))
 
     @property
@@ -213,7 +220,7 @@ class Run:
 
     @property
     def is_joint(self) -> bool:
-        """Joint's one training on all classes belongs to every task of its data set."""
+        """Whether this is Joint: one training on all classes, shown under every task of its data set."""
         return self.last["task"] == OFFLINE and self.method.split("[")[0] == "Joint"
 
     def __str__(self) -> str:
@@ -221,7 +228,7 @@ class Run:
 
 
 def gather_runs(records: Iterable[Record]) -> list[Run]:
-    """Runs in the order of first appearance. Of two records of one step of one run, the later one by time is kept."""
+    """Runs in the order of their first record. If a step of a run has two records, the later one by time is kept."""
     runs: dict[tuple[Any, ...], dict[int, Record]] = {}
     names = ("run", "dataset", "task", "order", "setup", "method", "seed")
     for record in sorted(records, key=lambda r: str(r["provenance"].get("time", ""))):
@@ -230,7 +237,7 @@ def gather_runs(records: Iterable[Record]) -> list[Run]:
 
 
 def flat_config(record: Record) -> dict[str, Any]:
-    """``{"train.epochs": 30, ...}``: a record's configuration, one level deep."""
+    """A record's configuration as a flat dictionary: ``{"train.epochs": 30, ...}``."""
 
     def walk(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
         if isinstance(value, dict):
@@ -243,13 +250,13 @@ def flat_config(record: Record) -> dict[str, Any]:
 
 
 def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """The names of the settings in which configurations differ."""
+    """The names of the settings that differ between configurations."""
     names = sorted({name for config in configs for name in config})
     return [n for n in names if len({json.dumps(c.get(n), sort_keys=True) for c in configs}) > 1]
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """The settings that make two runs different experiments, by step; workers, trackers and folders do not.
+    """The settings that define the experiment, by step: model, train, eval; not workers, trackers or folders.
 
     Nor does a recipe: the name of the method says it, and all rows of a grid are scored on one crop.
     """
@@ -264,9 +271,9 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def configurations(runs: Sequence[Run]) -> list[int]:
-    """For each run the number of its configuration, from 1, counted within its data set in the order given.
+    """For each run the number of its configuration, counted from 1 within its data set, in the given order.
 
-    Two runs share a number if they agree in every setting of the steps that both have: Joint has one step only.
+    Two runs share a number if all settings agree on the steps that both have (Joint has one step).
     """
     kinds: dict[str, list[dict[str, Any]]] = {}
     numbers = []

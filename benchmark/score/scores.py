@@ -1,7 +1,7 @@
-"""Runs -> one row a run -> one row a cell.
+"""Runs -> one row for each run -> one row for each cell.
 
-A *cell* is (data set, task, setup, protocol, method); its row gives mean and standard deviation over seeds. Cells are
-compared only within one *contest*: the same data set, task, setup, and protocol in every part.
+A *cell* is (data set, task, setup, protocol, method); its row has mean and standard deviation over seeds. Cells are
+compared only within one *contest*: the same data set, task, setup and protocol.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ COLUMNS = [
     *METRICS[len(WITH_STD) :],
     *COST,
 ]
-# the order of rows where no grid gives one: the literature's, FT first; what is not named comes after, Joint last
+# the order of rows without a grid's order: FT first, as in the literature; other methods after these, Joint last
 ORDER = [
     *("FT", "EWC", "PI", "RW", "LwF", "LwF-MC", "ILT", "CIL", "MiB"),
     *("SDR", "PLOP", "UCD", "RCIL", "REMINDER", "SSUL", "DKD", "EWF"),
 ]
-# what all methods of a contest share (step 0), or what only repeats another column, has no winner
+# no winner in a column that all methods share (step 0) or that repeats another column
 RANKED = [m for m in METRICS if m not in ("step0", "to_ft", "to_joint")]
 LOWER_IS_BETTER = {"forgetting", *COST}
 BRACKETS = r"\[[^\]]*\]"
@@ -58,7 +58,7 @@ Place: TypeAlias = tuple[str, str]  # task and setup
 
 @dataclass(frozen=True)
 class Scored:
-    """A run in one of the tables that show it. ``cell``: the key of its row; ``configuration``: the number of it."""
+    """A run in one table. ``cell``: the key of its row; ``configuration``: the number of its configuration."""
 
     run: Run
     cell: tuple[str, str, str, str, str]
@@ -66,7 +66,7 @@ class Scored:
     score: RunScore
 
     def row(self) -> dict[str, Any]:
-        """The run's numbers, by column."""
+        """The run's numbers by column."""
         costs = [r["cost"] for r in self.run.records]
         return {
             **dict(zip(CELL, self.cell, strict=True)),
@@ -82,9 +82,9 @@ class Scored:
 
 
 def score_runs(runs: Sequence[Run], protocol: Protocol) -> list[Scored]:
-    """All complete runs under a protocol, Joint in every table that shows it; of two of one cell and seed the later.
+    """All complete runs under a protocol, Joint under every task. Of two runs of one cell and seed, the later is kept.
 
-    The method of a second configuration is called ``MiB (2)``, so that seeds of two are never averaged.
+    The method of a second configuration is called ``MiB (2)``: seeds of two configurations are never averaged.
     """
     number = dict(zip(map(id, runs), configurations(runs), strict=True))
     scored: dict[tuple[Any, ...], Scored] = {}
@@ -99,7 +99,7 @@ def score_runs(runs: Sequence[Run], protocol: Protocol) -> list[Scored]:
 
 
 def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, Place, Groups]]:
-    """Every run with the tables it is shown in: its own task, or for Joint every task of its data set."""
+    """Every run with the tables that show it: its own task; for Joint, every task of its data set."""
     tasks: dict[str, dict[Place, Groups]] = defaultdict(dict)
     for run in runs:
         if not run.is_joint:
@@ -115,14 +115,14 @@ def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, Place, Groups]]:
 
 
 def run_frame(scored: Sequence[Scored]) -> pd.DataFrame:
-    """One row a run."""
+    """One row for each run."""
     rows = [s.row() for s in scored]
     frame = pd.DataFrame(rows, columns=[*CELL, "seed", "configuration", *METRICS[:-2], *COST])
     return _with_differences(frame)
 
 
 def _with_differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """``to_ft``, ``to_joint``: all mIoU minus that of FT, of Joint, of the same contest, configuration and seed.
+    """``to_ft``, ``to_joint``: all mIoU minus that of FT or Joint with the same contest, configuration and seed.
 
     Of several rows of FT that with the grid's own recipe.
     """
@@ -136,7 +136,7 @@ def _with_differences(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def cell_frame(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
-    """Mean and sample standard deviation over seeds, in the columns and the order of the printed table."""
+    """Mean and sample standard deviation over seeds, with the columns and row order of the printed table."""
     grouped = frame.groupby(CELL, sort=False)
     cells = grouped[[*METRICS, *COST]].mean()
     cells.insert(0, "seeds", grouped.size())
@@ -150,7 +150,7 @@ def cell_frame(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
 
 
 def _natural(text: str) -> tuple[Any, ...]:
-    """Numbers in a name compare as numbers: 5-1 comes before 15-1."""
+    """A sort key that compares numbers in names as numbers: 5-1 before 15-1."""
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", text) if p)
 
 
@@ -167,7 +167,7 @@ def unmarked(method: str) -> str:
 
 
 def plain_name(method: str) -> str:
-    """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR``: what kind of method it is, to look it up; no name of a row."""
+    """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR``: the method for look-ups; not unique for rows."""
     return re.sub(BRACKETS, "", unmarked(method))
 
 

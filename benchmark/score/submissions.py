@@ -1,8 +1,7 @@
-"""Somebody else's records: are they whole, do they agree with themselves, with the data, with their own keys, and with
-the networks beside them?
+"""Checks of submitted records: are they complete, and do they agree with each other, the data, their keys and networks?
 
-What is refused is refused with every reason; a run is accepted or refused as a whole. A seal is made without a key:
-it says that nothing broke on the way, not who wrote a record. Only weights that are scored again make a run accepted.
+A run is accepted or refused as a whole; a refusal lists every reason. A seal has no secret key: it shows that nothing
+was damaged, not who wrote a record. A run is accepted only if its stored weights give its numbers again.
 """
 
 from __future__ import annotations
@@ -16,27 +15,27 @@ import numpy as np
 
 from contseg.benchmark.plan.config import TrainConfig
 from contseg.benchmark.plan.protocol import from_record, parse_protocol
-from contseg.benchmark.score.records import Record, Run, gather_runs
+from contseg.benchmark.score.records import Record, Run, crop_of, gather_runs
 from contseg.benchmark.store.files import cell_path, digest, read_sealed, write_sealed
 from contseg.datasets.errors import UserError
 
-# the keys (of training, of evaluation) that a run's steps should have; raises UserError where they cannot be known
+# the keys (training, evaluation) that a run's steps should have; UserError if they cannot be computed
 Recompute: TypeAlias = Callable[[Run], list[tuple[str, str]]]
-# how many test pixels bear each raw label, void last, as this record was evaluated; None where the data is not here
+# test pixels of each raw label, void last, under this record's evaluation; None if the data are not available
 Pixels: TypeAlias = Callable[[Record], Sequence[int] | None]
 Matrix: TypeAlias = dict[str, list[list[int]]]
-# a record's matrix, counted again with its network; None where there is none; UserError where it cannot be scored
+# a record's matrix, counted again with its network; None without a network; UserError if it cannot be scored
 Rescore: TypeAlias = Callable[[Record], Matrix | None]
 
 PARTS = ("seen", "unseen")
-# by precision: the share of a class's pixels that may fall otherwise on another machine, and the pixels
+# by precision: the share of a class's pixels whose prediction may differ on another machine; at least FEW pixels
 SAME = {"no": 0.001, "double": 0.001, "bf16": 0.01, "fp16": 0.01}
 FEW = 10
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is held of a run. ``faults``: reasons against it; ``unscored``: steps whose weights are not there."""
+    """The result of the checks of a run. ``faults``: reasons to refuse it; ``unscored``: steps without weights."""
 
     run: Run
     faults: tuple[str, ...]
@@ -44,7 +43,7 @@ class Verdict:
 
     @property
     def accepted(self) -> bool:
-        """Nothing speaks against it, and every step was scored again from its weights."""
+        """No fault, and every step was scored again from its weights."""
         return not self.faults and not self.unscored
 
     def __str__(self) -> str:
@@ -63,9 +62,9 @@ def verify(
     recompute: Recompute | None = None,
     rescore: Rescore = lambda record: None,
 ) -> list[Verdict]:
-    """A verdict on every run. Records can agree with each other and still be made up: only weights tell.
+    """A verdict on every run. Consistent records can still be invented; only the weights prove them.
 
-    ``known``: records that are trusted already; their test sets are the measure where the data itself is not here.
+    ``known``: trusted records; their test sets are the reference if the data are not available.
     """
     totals: dict[Any, tuple[int, ...]] = {}
     for record in known:
@@ -86,10 +85,10 @@ def verify(
 
 
 def disagreement(record: Record, matrix: Matrix) -> str | None:
-    """In what a record's matrix is not that of its network, as far as machines may differ.
+    """How a record's matrix differs from its network's, beyond what machines explain; ``None`` if it does not.
 
-    A class may gain or lose ``SAME`` of its pixels (of those that bear or were given it, whichever are more), or
-    ``FEW``: its IoU then moves by at most twice that share.
+    A class may gain or lose the share ``SAME`` of its pixels (labelled or predicted, whichever are more), or ``FEW``
+    pixels. Its IoU then moves by at most twice that share.
     """
     here, there = (
         np.stack([np.asarray(m[part], dtype=np.int64) for part in PARTS]) for m in (record["matrix"], matrix)
@@ -142,11 +141,11 @@ def _record_faults(record: Record, totals: dict[Any, tuple[int, ...]], pixels: P
     here, expected = truth(record), pixels(record)
     first = totals.setdefault(_test_set(record), here)
     if expected is not None and tuple(expected) != here:
-        faults.append(f"its matrix does not count the data set's pixels ({_first(here, expected, record)})")
+        faults.append(f"its matrix does not have the data set's pixel counts ({_first(here, expected, record)})")
     elif expected is None and first != here:
         faults.append(f"its matrix counts other pixels than other records ({_first(here, first, record)})")
     if np.asarray(record["matrix"]["unseen"])[record["channels"][1:]].any():
-        faults.append("pixels of a seen class among the images without one")
+        faults.append("images without a seen class have pixels of a seen class")
     try:
         made, planned = record["cost"].get("updates"), _planned_updates(record)
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
@@ -157,15 +156,14 @@ def _record_faults(record: Record, totals: dict[Any, tuple[int, ...]], pixels: P
 
 
 def truth(record: Record) -> tuple[int, ...]:
-    """Test pixels by raw label, void last."""
+    """Test pixels of each raw label, void last."""
     both = [np.asarray(record["matrix"][part], dtype=np.int64).sum(1) for part in PARTS]
     return tuple(int(n) for n in both[0] + both[1])
 
 
 def _test_set(record: Record) -> tuple[Any, ...]:
-    crop = record["config"].get("eval", {}).get("crop") or record["config"].get("train", {}).get("crop") or []
     view = record["protocol"].get("eval_view")
-    return record["dataset"], record.get("split"), view, tuple(crop) if view == "crop" else ()
+    return record["dataset"], record.get("split"), view, crop_of(record) if view == "crop" else None
 
 
 def _first(here: Sequence[int], there: Sequence[int], record: Record) -> str:
@@ -177,7 +175,7 @@ def _first(here: Sequence[int], there: Sequence[int], record: Record) -> str:
 
 
 def _planned_updates(record: Record) -> int | None:
-    """The last update of the schedule, from the record's own configuration and number of images."""
+    """The planned number of updates, from the record's configuration and its number of images."""
     if record["cost"].get("trained_parameters") == 0:
         return 0
     images = record.get("sees", {}).get("images")
@@ -187,7 +185,7 @@ def _planned_updates(record: Record) -> int | None:
 
 
 def tuples(section: dict[str, Any]) -> dict[str, Any]:
-    """A section of a record's configuration as the dataclasses have it: JSON's lists as tuples."""
+    """A section of a record's configuration with JSON's lists as tuples, as the dataclasses need it."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in section.items()}
 
 
@@ -208,18 +206,18 @@ def _key_faults(run: Run, recompute: Recompute) -> list[str]:
 
 
 def merge(run: Run, records: Path) -> list[str]:
-    """Copy an accepted run below ``records``, all of it or nothing; why not, if other numbers are there already."""
+    """Copy an accepted run below ``records``, all or nothing. Returns the reason if other numbers are already there."""
     places = {records / record_path(r): r for r in run.records}
     for place, record in places.items():
-        there = read_sealed(place)  # None: none, or a damaged one that is set aside
+        there = read_sealed(place)  # None: no file, or a damaged one, which is renamed
         if there is not None and there != record:
-            return [f"{place} is there already, with other numbers"]
+            return [f"{place} already exists, with other numbers"]
     for place, record in places.items():
         write_sealed(place, record)
     return []
 
 
 def record_path(record: Record) -> Path:
-    """Where a record stands below ``records``."""
+    """The path of a record below ``records``."""
     keys = ("dataset", "task", "order", "setup", "method", "run", "seed", "step")
     return cell_path(**{k: record[k] for k in keys})

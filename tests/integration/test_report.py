@@ -195,7 +195,7 @@ def test_forged_counts_without_a_seal_and_records_of_format_1_are_refused_in_a_l
     assert lines[:2] == [
         f"refused {bare}: its seal (sha256) is missing",
         f"refused {old}: written in record format 1, this version reads format 2: make it again with the command that "
-        "made it (`run`), no step that is in the cache is trained again",
+        "made it (`run`); steps in the cache are not trained again",
     ]
     assert "refused: shapes/3-3/overlapped FT seed 0: incomplete: steps [0] of 2" in lines
     assert {r["method"] for r in records(out).values()} == {"MiB+SDR"}
@@ -233,7 +233,7 @@ def test_a_tampered_submission_is_refused_with_the_reason(
     assert main(["report", "--out", str(out), "--verify", str(theirs)]) == 2
     printed = capsys.readouterr().out
     refused = (
-        "refused: shapes/3-3/overlapped FT seed 0: step 1: its matrix does not count the data set's pixels (disk: "
+        "refused: shapes/3-3/overlapped FT seed 0: step 1: its matrix does not have the data set's pixel counts (disk: "
     )
     assert refused in printed
     assert "MiB+SDR seed 0: step 1: its key is not that of its configuration, data and code" in printed
@@ -331,6 +331,6 @@ def test_records_cut_short_and_of_other_versions_are_named_and_the_rest_is_repor
 
 def test_lint_and_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--lint-published"]) == 0
-    assert capsys.readouterr().out.endswith("723 printed results, 487 whole triples, 39 that do not fit\n")
+    assert capsys.readouterr().out.endswith("723 printed results, 487 complete triples, 39 that do not fit\n")
     assert main(["list", "published", "--task", "15-1", "--setup", "overlapped"]) == 0
     assert "disagree: MiB, background in the mean: 29.29 to 36.7 in 5 sources" in capsys.readouterr().out

@@ -63,7 +63,7 @@ def test_json_holds_what_the_tables_show() -> None:
     assert value["protocol"] == SDR.as_dict()
     assert value["cells"][3]["avg"] is None
     assert len(value["runs"]) == 12
-    assert [0, "new"] in value["carried_by_the_seeds"]
+    assert [0, "new"] in value["significantly_best"]
     (pair,) = (p for p in value["paired_differences"] if (p["a"], p["b"]) == ("MiB", "MiB+SDR"))
     assert pair["seeds"] == 3
     assert pair["low"] < 0 < pair["high"]

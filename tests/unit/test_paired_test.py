@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from contseg.benchmark.score.paired_test import leader, not_separated, paired
+from contseg.benchmark.score.paired_test import leader, not_significant, paired
 
 
 def test_interval_is_the_paired_t_tests() -> None:
@@ -25,7 +25,7 @@ def test_only_common_seeds_are_paired() -> None:
 
 def test_one_seed_carries_nothing() -> None:
     d = paired({0: 90.0}, {0: 10.0})
-    assert (d.mean, d.n, d.separated) == (80.0, 1, False)
+    assert (d.mean, d.n, d.significant) == (80.0, 1, False)
     assert leader({"A": {0: 90.0}, "B": {0: 10.0}}) is None
 
 
@@ -36,7 +36,7 @@ def test_a_leader_beats_every_other_beyond_the_seeds() -> None:
     assert leader({"far": far, "low": low}) == "far"
     assert leader({"far": far, "low": low}, higher=False) == "low"
     assert leader({"far": far, "near": near, "low": low}) is None
-    assert not_separated({"far": far, "near": near, "low": low}) == [("far", "near")]
+    assert not_significant({"far": far, "near": near, "low": low}) == [("far", "near")]
 
 
 def test_nothing_leads_alone_or_without_numbers() -> None:

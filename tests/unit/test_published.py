@@ -75,7 +75,7 @@ def test_the_linter_finds_exactly_the_triples_that_the_collection_marks() -> Non
     assert (found == (TABLE["check"] != "")).all()
     assert found.sum() == 39
     lines = lint(TABLE)
-    assert lines[-1] == "723 printed results, 487 whole triples, 39 that do not fit"
+    assert lines[-1] == "723 printed results, 487 complete triples, 39 that do not fit"
     assert (
         "cfsseg2024: RCIL voc/10-1/overlapped 55.4/15.1/34.3: does not add up: "
         "off by -1.91 with, -0.95 without background"
@@ -172,7 +172,7 @@ def test_background_decides_which_number_stands_there() -> None:
 def test_an_unknown_reading_is_shown_without_a_difference() -> None:
     board = with_literature(leaderboard(make_run("EWC", **VOC), PROTOCOLS["sdr"]), TABLE)
     assert board.literature["difference"].isna().all()
-    assert any(n.endswith("whether background is in the mean is not known") for n in board.notes)
+    assert any(n.endswith("unknown whether the mean includes background") for n in board.notes)
 
 
 @pytest.mark.parametrize("profile", ["plop", "strict"])
@@ -223,9 +223,9 @@ def test_required_columns_suffice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"all": "540.0"}, r"mine.csv line 2: all = '540.0' is no mIoU in %$"),
-        ({"old": "-1"}, r"mine.csv line 2: old = '-1' is no mIoU in %$"),
-        ({"new": "much"}, r"mine.csv line 2: new = 'much' is no mIoU in %$"),
+        ({"all": "540.0"}, r"mine.csv line 2: all = '540.0' is not an mIoU in %$"),
+        ({"old": "-1"}, r"mine.csv line 2: old = '-1' is not an mIoU in %$"),
+        ({"new": "much"}, r"mine.csv line 2: new = 'much' is not an mIoU in %$"),
         ({"provenance": "qoted"}, r"^unknown value of provenance in .*mine.csv 'qoted': did you mean 'quoted'\?"),
     ],
 )

@@ -38,7 +38,7 @@ MARKDOWN = """\
 
 - mIoU in % after the last step; old: classes of step 0 (with background), new: all later ones; avg: mean of 'all' over the steps; Δ: 'all' minus that of FT, of Joint; mean ± sample standard deviation over n seeds
 - protocol sdr (version 1): void_in_training background, eval_view crop, test_images any_seen, future_at_test ignore, background_in_mean yes, class0_at_test true_background, absent_classes drop
-- toy/2-1/overlapped: not told apart by the seeds in 'all' (paired 95 % interval): MiB and MiB+SDR
+- toy/2-1/overlapped: no significant difference in 'all' (paired 95 % confidence interval): MiB and MiB+SDR
 """  # noqa: E501
 
 TEXT = """\
@@ -66,7 +66,7 @@ def test_text_of_one_seed_says_so_and_bolds_nothing() -> None:
     board = leaderboard(grid(1), SDR)
     text = render(board, "text")
     assert text.startswith(TEXT)
-    assert text.rstrip().splitlines()[-1].startswith("one seed: no spread is known and nothing is bold")
+    assert text.rstrip().splitlines()[-1].startswith("one seed: the standard deviation is unknown and nothing is bold")
     assert "**" not in render(board, "markdown")
 
 

@@ -115,7 +115,7 @@ def unseen(record: Record) -> None:
             lambda r: r["matrix"]["seen"][3].__setitem__(0, 90),
             "step 1: its matrix counts other pixels than other records (class 3: 180 instead of 100)",
         ),
-        (lambda r: unseen(r), "step 1: pixels of a seen class among the images without one"),
+        (lambda r: unseen(r), "step 1: images without a seen class have pixels of a seen class"),
         (lambda r: r["cost"].update(updates=40), "step 1: evaluated after 40 updates, not after the last of 100"),
         (lambda r: r.update(split="tune"), "step 1: scored on held-out training images, not on the test set"),
         (
@@ -138,7 +138,7 @@ def test_a_changed_record_is_refused(change: Callable[[Record], object], reason:
 
 def test_steps_with_one_fault_are_named_together() -> None:
     faults = reasons(make_run(), pixels=lambda record: (100, 100, 100, 100, 8))
-    assert faults == ["step 0, 1: its matrix does not count the data set's pixels (void: 7 instead of 8)"]
+    assert faults == ["step 0, 1: its matrix does not have the data set's pixel counts (void: 7 instead of 8)"]
 
 
 def test_a_step_of_which_nothing_trains_makes_no_update() -> None:
@@ -193,7 +193,7 @@ def test_accepted_runs_are_merged_once_and_never_over_others(tmp_path: Path) -> 
     other = copy.deepcopy(records)
     other[1]["cost"]["seconds"] = 0.1
     run = verify(other)[0].run
-    assert merge(run, tmp_path) == [f"{tmp_path / record_path(records[1])} is there already, with other numbers"]
+    assert merge(run, tmp_path) == [f"{tmp_path / record_path(records[1])} already exists, with other numbers"]
     assert read_records(tmp_path)[0] == records
 
 
