@@ -255,12 +255,20 @@ def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
     return [n for n in names if len({json.dumps(c.get(n), sort_keys=True) for c in configs}) > 1]
 
 
+def recipe_of(method: str) -> dict[str, str]:
+    """The recipe in a recorded method's name; none if the name cannot be parsed: it may come from elsewhere."""
+    try:
+        return recipe(method)
+    except UserError:
+        return {}
+
+
 def identity(run: Run) -> dict[str, Any]:
     """The settings that define the experiment, by step: model, train, eval; not workers, trackers or folders.
 
-    Nor does a recipe: the name of the method says it, and all rows of a grid are scored on one crop.
+    A recipe is left out too: the name of the method says it, and all rows of a grid are scored on one crop.
     """
-    said = {f"train.{key}" for key in recipe(run.method)}
+    said = {f"train.{key}" for key in recipe_of(run.method)}
     said |= {"eval.crop"} if "train.crop" in said else set()
     return {
         f"step {r['step']} {name}": value

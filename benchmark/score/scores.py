@@ -16,8 +16,8 @@ import pandas as pd
 
 from contseg.benchmark.plan.protocol import Protocol, from_record, scored_as
 from contseg.benchmark.score.metrics import RunScore, score_run
-from contseg.benchmark.score.records import Run, configurations
-from contseg.methods.grammar import recipe, with_recipe
+from contseg.benchmark.score.records import Run, configurations, recipe_of
+from contseg.methods.grammar import with_recipe
 
 CONTEST = ["dataset", "task", "setup", "protocol"]
 CELL = [*CONTEST, "method"]
@@ -158,7 +158,7 @@ def marked_name(method: str) -> str:
     """``MiB[kd=10]+SDR (2)`` -> ``MiB+SDR (2)``: without its parameters, with its recipe and the mark of its
     configuration."""
     mark = method.removeprefix(unmarked(method))
-    return with_recipe(re.sub(BRACKETS, "", unmarked(method)), recipe(unmarked(method))) + mark
+    return with_recipe(re.sub(BRACKETS, "", unmarked(method)), recipe_of(unmarked(method))) + mark
 
 
 def unmarked(method: str) -> str:

@@ -47,9 +47,9 @@ def view(dataset):
 
 
 def test_labels_are_channels(dataset, view):
-    pictures = StepImages(dataset, view, EvalTransform())
+    data = StepImages(dataset, view, EvalTransform())
     for i, image_id in enumerate(view.ids):
-        image, label = pictures[i]
+        image, label = data[i]
         raw_image, raw = dataset.load(image_id, "train")
         assert torch.equal(image, raw_image)
         expected = [[{3: 2, 1: 3, 255: 255}.get(v, 0) for v in line] for line in raw.tolist()]
@@ -58,9 +58,9 @@ def test_labels_are_channels(dataset, view):
 
 
 def test_validation_labels_are_raw(dataset):
-    pictures = StepImages(dataset, val_view(dataset), EvalTransform())
-    assert len(pictures) == 12
-    assert torch.equal(pictures[3][1], dataset.load("val03", "val")[1])
+    data = StepImages(dataset, val_view(dataset), EvalTransform())
+    assert len(data) == 12
+    assert torch.equal(data[3][1], dataset.load("val03", "val")[1])
 
 
 def sample(dataset, view, key, **which):
@@ -97,10 +97,10 @@ def test_generators_are_apart():
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("keep", [False, True])
 def test_loader_processes_change_nothing(dataset, view, workers, keep):
-    pictures = StepImages(dataset, view, TrainTransform((16, 24)), seed=4, keep=keep)
+    data = StepImages(dataset, view, TrainTransform((16, 24)), seed=4, keep=keep)
     batches = [[(0, 0), (0, 7), (0, 3)], [(1, 3), (1, 7), (2, 0)], [(2, 2), (2, 1), (3, 4)]]
     expected = [[StepImages(dataset, view, TrainTransform((16, 24)), seed=4)[k] for k in b] for b in batches]
-    loader = DataLoader(pictures, batch_sampler=batches, num_workers=workers, collate_fn=collate)
+    loader = DataLoader(data, batch_sampler=batches, num_workers=workers, collate_fn=collate)
     for (images, labels), there in zip(loader, expected, strict=True):
         assert images.shape == (3, 3, 16, 24)
         for k, (image, label) in enumerate(there):
@@ -109,11 +109,11 @@ def test_loader_processes_change_nothing(dataset, view, workers, keep):
 
 
 def test_kept_images_are_decoded_once(dataset, view):
-    pictures = StepImages(dataset, view, EvalTransform(), keep=True)
+    data = StepImages(dataset, view, EvalTransform(), keep=True)
     dataset.loads = 0
-    first = [pictures[i] for i in range(len(view.ids))]
+    first = [data[i] for i in range(len(view.ids))]
     assert dataset.loads == len(view.ids)
-    again = [pictures[i] for i in range(len(view.ids))]
+    again = [data[i] for i in range(len(view.ids))]
     assert dataset.loads == len(view.ids)
     for (a, b), (c, d) in zip(first, again, strict=True):
         assert torch.equal(a, c)
@@ -123,26 +123,26 @@ def test_kept_images_are_decoded_once(dataset, view):
 def test_what_does_not_fit_is_decoded_each_time(dataset, view, monkeypatch):
     sizes = [dataset.load(i, "train")[1].numel() * 4 for i in view.ids]
     monkeypatch.setattr("contseg.datasets.step_dataset._room", lambda: sum(sizes[:5]))
-    pictures = StepImages(dataset, view, EvalTransform(), keep=True)
+    data = StepImages(dataset, view, EvalTransform(), keep=True)
     for _ in range(2):
         dataset.loads = 0
         for i in range(len(view.ids)):
-            assert torch.equal(pictures[i][0], dataset.load(view.ids[i], "train")[0])
+            assert torch.equal(data[i][0], dataset.load(view.ids[i], "train")[0])
     assert dataset.loads == 2 * len(view.ids) - 5  # once here for the comparison, once for those that are not kept
 
 
 def test_transforms_leave_kept_images_alone(dataset, view):
-    pictures = StepImages(dataset, view, TrainTransform((16, 16), flip="hv"), keep=True)
+    data = StepImages(dataset, view, TrainTransform((16, 16), flip="hv"), keep=True)
     for _ in range(3):
         for epoch in range(3):
-            assert pictures[epoch, 2][0].shape == (3, 16, 16)
+            assert data[epoch, 2][0].shape == (3, 16, 16)
     plain = StepImages(dataset, view, TrainTransform((16, 16), flip="hv"))
-    assert torch.equal(pictures[9, 2][0], plain[9, 2][0])
+    assert torch.equal(data[9, 2][0], plain[9, 2][0])
 
 
 def test_collate_stacks_channels_last(dataset, view):
-    pictures = StepImages(dataset, view, TrainTransform((16, 24)))
-    images, labels = collate([pictures[i] for i in range(4)])
+    data = StepImages(dataset, view, TrainTransform((16, 24)))
+    images, labels = collate([data[i] for i in range(4)])
     assert images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(images, torch.stack([pictures[i][0] for i in range(4)]))
-    assert torch.equal(labels, torch.stack([pictures[i][1] for i in range(4)]))
+    assert torch.equal(images, torch.stack([data[i][0] for i in range(4)]))
+    assert torch.equal(labels, torch.stack([data[i][1] for i in range(4)]))
