@@ -11,12 +11,13 @@ release in void pixels, which are left out (there they count as uncertain), and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from contseg.methods.base import Batch, Method, Term
-from contseg.methods.ranges import Share, Weight
+from contseg.methods.ranges import Search, Share, Weight
 from contseg.methods.registry import register_addon
 
 
@@ -45,7 +46,7 @@ class UncertainRunnerUp(Term):
 
 
 @register_addon("UAC", paper="Adapter, AAAI 2025; the name of the add-on is ours")
-def uac(weight: Weight = 0.1, sure: Share = 0.7) -> Method:
+def uac(weight: Annotated[Weight, Search(0.01, 1)] = 0.1, sure: Share = 0.7) -> Method:
     """Push the runner-up down where no class is sure; for methods with a sigmoid of each foreground class.
 
     weight: of the loss; 0.1 as released

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch.nn.functional as F
@@ -106,6 +107,8 @@ class Term:
     - ``uses_setup = False`` if its numbers do not depend on ``step.setup``: sequential and disjoint then share step 0;
     - ``observes = True`` if it never changes loss or gradient (prototypes, importance): it is then not part of the key
       of the weights;
+    - ``weighs = True`` if it has a method ``weigh`` that gives ``Batch.pixel_weight`` (UCB; at most one term);
+    - ``weighable = True`` if its loss is supervised and takes these weights (PLOP, SSUL);
     - ``splits = False`` if its value changes when a batch is divided over several processes;
     - ``state``: the names of EVERY attribute that changes during training (a tensor, or a dict of tensors);
     - ``revision``: raised whenever its numbers change.
@@ -117,6 +120,8 @@ class Term:
     uses_old: ClassVar[bool] = False
     uses_setup: ClassVar[bool] = True
     observes: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
+    weighable: ClassVar[bool] = False
     splits: ClassVar[bool] = True
     state: ClassVar[tuple[str, ...]] = ()
     revision: ClassVar[int] = 1
@@ -134,6 +139,13 @@ class Term:
     def __call__(self, batch: Batch) -> Tensor | None:
         """The unweighted value (a scalar), or ``None`` if it only observes. ``batch.progress``: where in the step."""
         return None
+
+    def weigh(self, batch: Batch, targets: Tensor, scores: Tensor) -> Tensor:
+        """The weights (B, H, W) of the pixels of a supervised loss, mean 1, without gradient; if ``weighs``.
+
+        targets (B, H, W): its labels, completed by the previous model; scores (B, K, H, W): the previous model's.
+        """
+        raise NotImplementedError
 
     def after_backward(self, model: Any) -> None:
         """Called once per update. Gradients are unscaled and averaged over processes, and not clipped yet.
@@ -270,8 +282,12 @@ class Method:
     def plus(self, addon: Method) -> Method:
         """This method with the terms and hooks of an add-on.
 
-        Raises ``ValueError`` if both have a term of the same name, or both set the same hook.
+        Raises ``ValueError`` if both have a term of the same name, or both set the same hook, or the add-on weighs
+        pixels and no term here takes weights.
         """
+        if _any(addon, "weighs") and (_any(self, "weighs") or not _any(self, "weighable")):
+            why = "has weights already" if _any(self, "weighs") else "has no such loss, PLOP and SSUL have"
+            raise ValueError(f"{addon.name} weighs the pixels of a pseudo-labelled loss, and {self.name} {why}")
         hooks: dict[str, Hook] = {}
         for name, default in HOOKS.items():
             mine, theirs = getattr(self, name), getattr(addon, name)
@@ -306,7 +322,9 @@ class Method:
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Weighted values by name. Observers are called too, without an entry. ``MethodError``: a value is no loss."""
         values: dict[str, Tensor] = {}
-        for name, term in self.active(batch.step).items():
+        terms = self.active(batch.step)
+        batch.pixel_weight = next((partial(t.weigh, batch) for t in terms.values() if t.weighs), None)
+        for name, term in terms.items():
             value = term(batch)
             if value is None:
                 continue
@@ -341,6 +359,11 @@ def _check_terms(which: str, terms: Any) -> None:
             if not hasattr(term, attribute):
                 example = f"{attribute}: Tensor | None = field(default=None, init=False)"
                 raise TypeError(f"{type(term).__name__} has no attribute {attribute!r} of its state: declare {example}")
+
+
+def _any(method: Method, declared: str) -> bool:
+    """Whether a term of later steps declares this."""
+    return any(getattr(term, declared) for term in method.terms.values())
 
 
 def _union(a: Method, b: Method, which: str) -> dict[str, Term]:

@@ -78,6 +78,8 @@ class Batch:
 
     ``images`` (B, 3, H, W); ``labels`` (B, H, W) int64 channels, 255 void; ``out`` and ``old`` the outputs of the
     current and of the previous model (``None`` at step 0, or if no term uses it).
+    ``pixel_weight``: a function of targets (B, H, W) and the previous model's scores (B, K, H, W) that gives the
+    weight of each pixel in a supervised loss (B, H, W), mean 1; ``None``: all weigh 1. Distillation ignores it.
     ``progress`` says where in its step the batch is; all micro-batches of an update have the same.
     ``reduce`` is a differentiable sum over processes. Compute a ratio, a maximum or anything else that is not linear in
     the batch from reduced sums: several processes then have exactly the gradient of the global batch.
@@ -99,6 +101,7 @@ class Batch:
         self.images, self.labels, self.out, self.step = images, labels, out, step
         self._old, self.reduce, self.generator = old, reduce, generator
         self.progress = Progress() if progress is None else progress
+        self.pixel_weight: Callable[[Tensor, Tensor], Tensor] | None = None
         self._shared: dict[str, Any] = {}
 
     @property

@@ -152,6 +152,7 @@ class PseudoLabelCrossEntropy(Term):
 
     uses_old = True
     uses_setup = False
+    weighable = True
     state = ("thresholds",)
     formulation: Formulation = "intended"
     thresholds: Tensor | None = field(default=None, init=False, repr=False)
@@ -173,6 +174,8 @@ class PseudoLabelCrossEntropy(Term):
     def __call__(self, batch: Batch) -> Tensor:
         labels, factor = self.complete(batch)
         pixels = F.cross_entropy(batch.logits, labels, ignore_index=VOID, reduction="none")
+        if batch.pixel_weight is not None:
+            pixels = pixels * batch.pixel_weight(labels, batch.old_logits)
         return batch.reduce((factor * pixels.sum((1, 2))).sum()) / batch.n_pixels
 
     def complete(self, batch: Batch) -> tuple[Tensor, Tensor]:

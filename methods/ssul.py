@@ -151,6 +151,7 @@ class UnknownBCE(Term):
 
     uses_old = True
     uses_setup = False
+    weighable = True
 
     threshold: float = 0.7
 
@@ -164,7 +165,11 @@ class UnknownBCE(Term):
     def mean(self, batch: Batch, labels: Tensor) -> Tensor:
         """The mean over valid pixels; labels (B, H, W) number the channels: 0 unknown, 1 background, k + 1 class k."""
         size = batch.labels.shape[-2], batch.labels.shape[-1]
-        total = sigmoid_cross_entropy(resize(scores(batch.out), size), labels).sum()
+        pixels = sigmoid_cross_entropy(resize(scores(batch.out), size), labels)
+        if batch.pixel_weight is not None:
+            targets = torch.where(labels == VOID, VOID, (labels - 1).clamp(min=BACKGROUND))
+            pixels = pixels * batch.pixel_weight(targets, resize(scores(batch.old), size))
+        total = pixels.sum()
         return batch.reduce(total) / batch.reduce(batch.valid.sum().to(total.dtype)).clamp(min=1)
 
 

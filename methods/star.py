@@ -19,7 +19,7 @@ empty region or an absent class adds nothing (there NaN, and distance 1).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from contseg.methods.dkd import MultiBCE, above_half, multi_bce
 from contseg.methods.losses import class_sums, hot
 from contseg.methods.lwf_mc import log_partition
 from contseg.methods.modules import drawn_from, without_norms
-from contseg.methods.ranges import Share, Weight
+from contseg.methods.ranges import Search, Share, Weight
 from contseg.methods.registry import register_method
 
 PAPER = "Chen et al., NeurIPS 2023"
@@ -326,8 +326,8 @@ class PrototypeContrast(Term):
 def star(
     positive: Weight = 4.0,
     *,
-    pkd: Weight = 5.0,
-    contrast: Weight = 0.05,
+    pkd: Annotated[Weight, Search(0.5, 50)] = 5.0,
+    contrast: Annotated[Weight, Search(0.005, 0.5)] = 0.05,
     shrink: Share = 0.01,
     known: Share = 0.5,
     encoder_lr: Weight = 0.1,

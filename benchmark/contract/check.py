@@ -20,7 +20,7 @@ from contseg.benchmark.contract.rules import RULES, Broken
 from contseg.benchmark.contract.toy_run import Build
 from contseg.methods.registry import addons, build_method, methods, reason
 
-# combinations of the papers; every add-on is also checked on FT
+# combinations of the papers; every add-on is also checked alone
 COMPOSED = (
     "LwF+SDR",
     "ILT+SDR",
@@ -32,7 +32,9 @@ COMPOSED = (
     "MiB+UCD",
     "PLOP+UCD",
     "STAR+UAC",
+    "SSUL+UCB[threshold=0.5,stretch=false]",
 )
+CARRIERS = {"UCB": "PLOP"}  # of add-ons that FT cannot carry
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,13 @@ def check_method(method: str | Build) -> Report:
 
 
 def every_name() -> list[str]:
-    """Every registered method, every add-on on FT, and the combinations of the papers."""
-    return [*methods(), *(f"FT+{name}" for name in addons()), *COMPOSED]
+    """Every registered method, every add-on on a method that carries it, and the combinations of the papers."""
+    return [*methods(), *carried(), *COMPOSED]
+
+
+def carried() -> list[str]:
+    """Every add-on on FT, or on another method where FT has nothing for it to act on."""
+    return [f"{CARRIERS.get(name, 'FT')}+{name}" for name in addons()]
 
 
 def assert_contract(method: str | Build) -> None:

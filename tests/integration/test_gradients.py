@@ -15,13 +15,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from contseg.benchmark.contract import toy_run
+from contseg.benchmark.contract.check import carried
 from contseg.benchmark.contract.toy_run import ImagesLabels, Parent, ToyRun, ToyStep
 from contseg.benchmark.models.load import term_states
 from contseg.benchmark.train.distributed import over_processes
 from contseg.benchmark.train.evaluate import evaluate
 from contseg.datasets.scenario import VOID, Step
 from contseg.methods.base import Method, SegOutput, argmax
-from contseg.methods.registry import addons, build_method, methods
+from contseg.methods.registry import build_method, methods
 from contseg.tests.integration.forked import call_together
 
 pytestmark = pytest.mark.numeric
@@ -113,7 +114,7 @@ def splits(method: Method) -> bool:
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_method_trains_in_several_processes_what_it_trains_in_one(processes: int, tmp_path: Path) -> None:
-    names = [n for n in (*methods(), *(f"FT+{a}" for a in addons())) if n != "FT+UCD"]  # its pairs are of one process
+    names = [n for n in (*methods(), *carried()) if n != "FT+UCD"]  # its pairs are of one process
     assert all(splits(build_method(n)) for n in names) and not splits(build_method("FT+UCD"))
     call_together(processes, tmp_path / "log", every_method, names)
 

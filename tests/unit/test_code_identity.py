@@ -62,6 +62,8 @@ PLOP+EWF b0fb3ea117d31977 e100909875102fcb
 MiB+UCD 4cdc1cc807861699 4511425c18c86064
 PLOP+UCD 66780aab504a7864 6c6ad27075e8e009
 STAR+UAC 52dcae9b497120d7 b5fec9e0756aa9ce
+PLOP+UCB e0a7ca9866afd2d7 62645cba925d56be
+SSUL+UCB[threshold=0.5,stretch=false] 5d59b94b328a7fe3 8749e08fc5f8aaed
 CIL[formulation=released] 0da4cf2e5b9d9118 ae3fbc3f015966a7
 LwF-MC[targets=replaced] d1b121d25531237d 5f13ed1c81637553
 LwF-MC[targets=replaced_foreground] 93964fa3733ac7ad 96d99be95772fd35

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from contseg.benchmark.contract.check import carried
 from contseg.datasets.scenario import VOID
 from contseg.methods import registry
 from contseg.methods.adapter import UncertainRunnerUp
@@ -33,7 +34,8 @@ BUILT_IN = {
     for name, entry in table.items()
     if entry.factory.__module__.startswith("contseg.methods.")
 }
-NAMES = [name if not name.startswith("+") else f"FT{name}" for name in BUILT_IN]
+CARRIED = dict(zip([f"+{name}" for name in registry.addons()], carried(), strict=True))
+NAMES = [CARRIED.get(name, name) for name in BUILT_IN]
 
 
 def documented() -> dict[tuple[str, str], tuple[str, str]]:
@@ -109,6 +111,7 @@ RECIPES = {
     ),
     "FT+EWF": (CE, CE),
     "FT+SDR": (CE, f"{CE} + {LATENT}"),
+    "PLOP+UCB": (CE, f"{PSEUDO} + {POD} + ucb: UncertaintyBalance(threshold=0.8, stretch=True)"),
     "FT+UAC": (CE, f"{CE} + 0.1 uac: UncertainRunnerUp(sure=0.7)"),
     "FT+UCD": (CE, f"{CE} + 0.01 contrast: UncertaintyContrast(temperature=0.07)"),
 }
@@ -140,6 +143,7 @@ HOOKS = {
              "trainable: NewUnknownBackground(encoder_lr=0.1, later_lr=10.0, background_lr=0.0001)",
              "predict: unknown_is_background"],
     "STAR": ["build: kaiming_rows", "trainable: ThreeRates(encoder_lr=0.1, new_lr=10.0)", "predict: above_half"],
+    "PLOP+UCB": ["init: background_shares"],
     "FT+EWF": ["trainable: freeze_old_rows", "end of step: fuse_with_previous"],
 }  # fmt: skip
 

@@ -26,6 +26,8 @@ WEIGHTS = {
     "PLOP": {"pod", "pod_logits"},
     "RCIL": {"kd", "factor", "last"},
     "REMINDER": {"csw", "pod", "pod_logits"},
+    "STAR": {"pkd", "contrast"},
+    "UAC": {"weight"},
     "UCD": {"weight"},
     "FT": set(),
     "Joint": set(),
