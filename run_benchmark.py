@@ -98,7 +98,7 @@ class _Version(argparse.Action):
 
 def parser() -> argparse.ArgumentParser:
     """All subcommands and their options; imports nothing heavy."""
-    from contseg.benchmark.cli import commands, data, grid, report
+    from contseg.benchmark.cli import commands, data, grid, report, tune
     from contseg.benchmark.cli import run as run_cli
 
     top = argparse.ArgumentParser(
@@ -123,26 +123,30 @@ def parser() -> argparse.ArgumentParser:
         "train and score a grid (scenario x method x seed), then print its table (the default)",
     )
     grid.add_arguments(run)
-    run.add_argument(
-        "--launcher",
-        choices=("inline", "local", "slurm"),
-        default="inline",
-        help="where steps run: in this process, in local processes side by side, or as Slurm jobs",
-    )
-    run.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="KEY",
-        help="only the steps with these keys, whole or first digits",
-    )
+    tuning = add("tune", tune.main, "try the same number of drawn values for every method; write the best as a grid")
+    grid.add_arguments(tuning)
+    tune.add_arguments(tuning)
+    for command in (run, tuning):
+        command.add_argument(
+            "--launcher",
+            choices=("inline", "local", "slurm"),
+            default="inline",
+            help="where steps run: in this process, in local processes side by side, or as Slurm jobs",
+        )
+        command.add_argument(
+            "--only",
+            nargs="+",
+            default=[],
+            metavar="KEY",
+            help="only the steps with these keys, whole or first digits",
+        )
     plan = add(
         "plan",
         commands.plan,
         "show what `run` would do and cost: runs, steps to train, shared and done, images",
     )
     grid.add_arguments(plan)
-    for command in (run, plan):
+    for command in (run, plan, tuning):
         command.add_argument(
             "--trust-cache", action="store_true", help="take over stored steps and records that other code made"
         )

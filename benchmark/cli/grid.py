@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from contseg.benchmark.cli.arguments import folder, grid_file, places
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from contseg.benchmark.plan.build import Plan
     from contseg.benchmark.plan.config import Config
     from contseg.benchmark.store.files import Store
@@ -70,8 +72,14 @@ def read_grid(args: argparse.Namespace) -> Config:
 
 
 def plan_grid(config: Config, store: Store) -> Plan:
-    """The plan of a configuration; a data set is opened once."""
+    """The plan of a configuration."""
     from contseg.benchmark.plan.build import make_plan
+
+    return make_plan(config, open_data_of(config, store), store.branches())
+
+
+def open_data_of(config: Config, store: Store) -> Callable[[str], SegmentationDataset]:
+    """A function that opens a configuration's data sets by name, each once."""
     from contseg.datasets.registry import open_dataset
 
     opened: dict[str, SegmentationDataset] = {}
@@ -81,4 +89,4 @@ def plan_grid(config: Config, store: Store) -> Plan:
             opened[name] = open_dataset(name, config.data.get(name), store.cache / "presence")
         return opened[name]
 
-    return make_plan(config, open_data, store.branches())
+    return open_data

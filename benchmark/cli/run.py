@@ -23,7 +23,11 @@ def main(args: argparse.Namespace) -> int:
     """Train and score the grid, write the leaderboard, print its table."""
     from contseg.benchmark.store.files import Store
 
-    config, store = read_grid(args), Store(args.out, args.trust_cache)
+    return run_grid(read_grid(args), Store(args.out, args.trust_cache), args)
+
+
+def run_grid(config: Config, store: Store, args: argparse.Namespace) -> int:
+    """The same for a configuration; of the options those are read that say where and what of it."""
     if args.launcher == "slurm":
         need("submitit", "--launcher slurm")
     if args.launcher != "inline":

@@ -13,6 +13,7 @@ from typing import Any
 
 from contseg.benchmark.plan.config import PER_STEP, SECTIONS, Config
 from contseg.benchmark.plan.protocol import PROTOCOLS, VALUES, Protocol
+from contseg.benchmark.plan.toml import toml_value
 from contseg.methods.ranges import meaning, words
 
 HEAD = """\
@@ -83,22 +84,13 @@ def reference() -> str:
 
 def _table(kind: type[Any], names: Iterable[str]) -> str:
     hints = typing.get_type_hints(kind, include_extras=True)
-    rows = [[f"`{n}`", words(hints[n]), f"`{_toml(_default(kind, n))}`", meaning(hints[n])] for n in names]
+    rows = [[f"`{n}`", words(hints[n]), f"`{toml_value(_default(kind, n))}`", meaning(hints[n])] for n in names]
     return _markdown(["key", "value", "default", "meaning"], rows)
 
 
 def _default(kind: type[Any], name: str) -> Any:
     (found,) = (f for f in fields(kind) if f.name == name)
     return found.default_factory() if found.default_factory is not MISSING else found.default
-
-
-def _toml(value: Any) -> str:
-    """A default as TOML writes it."""
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _markdown(heads: list[str], rows: Iterable[list[str]]) -> str:

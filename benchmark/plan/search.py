@@ -9,16 +9,48 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from scipy.stats import qmc
 
-from contseg.benchmark.plan.config import TrainConfig
+from contseg.benchmark.plan.config import Config, TrainConfig
+from contseg.benchmark.plan.recipe import own_recipe
 from contseg.datasets.errors import UserError, unknown
 from contseg.datasets.scenario import Scenario
 from contseg.methods.grammar import parse, recipe, value_text, with_parameters, with_recipe
 from contseg.methods.ranges import Search, search
-from contseg.methods.registry import parts_of
+from contseg.methods.registry import build_method, expand_methods, parts_of
 
+
+@dataclass(frozen=True)
+class Trial:
+    """A row of the grid that a tuning runs. ``name``: as the grid calls it; ``values``: what is varied, by name."""
+
+    name: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A grid of trials.
+
+    ``config``: that grid; ``trials``: by the name of the method; ``target``: the grid that was asked for; ``said``: how
+    a trial is chosen, in a line.
+    """
+
+    config: Config
+    trials: dict[str, list[Trial]]
+    target: Config
+    said: str
+
+    def chosen(self, names: Sequence[str]) -> Config:
+        """The grid that was asked for, with the trials of these names as its methods."""
+        return replace(self.target, methods=tuple(names))
+
+
+Split: TypeAlias = Literal["tune", "val"]
+SPLITS: dict[Split, str] = {"tune": "a held-out fifth of the training images", "val": "its test images: an oracle"}
 SELECTIONS = ("first", "stream", "test", "other:SCENARIO")
 
 
@@ -67,7 +99,7 @@ def _with_values(method: str, values: dict[tuple[int, str], str]) -> str:
     return "+".join(parts)
 
 
-def selection(on: str, scenario: Scenario) -> tuple[str, str]:
+def selection(on: str, scenario: Scenario) -> tuple[str, Split]:
     """The scenario on which trials are compared, and ``eval.split``.
 
     ``first``: a stream inside step 0, scored on a held-out fifth of its images: what later steps bring is unseen.
@@ -80,7 +112,7 @@ def selection(on: str, scenario: Scenario) -> tuple[str, str]:
     if on == "first":
         return first_step(scenario), "tune"
     if on in ("stream", "test"):
-        return scenario.name, {"stream": "tune", "test": "val"}[on]
+        return scenario.name, "tune" if on == "stream" else "val"
     raise unknown("selection", on, SELECTIONS)
 
 
@@ -110,3 +142,40 @@ def _labels(group: Sequence[int]) -> str:
 def rate_space() -> Search | None:
     """The space of the learning rate, of later steps or of the only one."""
     return search(typing.get_type_hints(TrainConfig, include_extras=True)["lr"])
+
+
+def make_tuning(config: Config, scenario: Scenario, *, on: str, n: int, seed: int) -> Tuning:
+    """The grid of ``n`` trials of every method of ``config``, to be tuned for its one scenario.
+
+    A method with one step alone (Joint) has its only learning rate varied, others that of later steps. Raises
+    ``UserError``.
+    """
+    where, which = selection(on, scenario)
+    found: dict[str, list[Trial]] = {}
+    for text in (one for given in config.methods for one in expand_methods(given)):
+        method = build_method(text)
+        several = len(method.scenario(scenario).steps) > 1
+        first = config.train.lr[0] if several else 0.0
+        drawn = trials(method.name, n, seed=seed, first_rate=first, rate=rate_space())
+        found[own_recipe(config, method.name)[0]] = [_trial(config, method.name, one, several) for one in drawn]
+    grid = replace(
+        config,
+        scenarios=(where,),
+        methods=tuple(t.name for those in found.values() for t in those),
+        eval=replace(config.eval, split=which),
+    )
+    said = f"tuned on {on} ({where}, {SPLITS[which]}), {n} trials a method, Sobol seed {seed}, best 'all' mIoU"
+    return Tuning(grid, found, config, said)
+
+
+def _trial(config: Config, method: str, text: str, several: bool) -> Trial:
+    """A trial by the name it has in the grid, with what is varied of it."""
+    given, values = parse(text), dict[str, float]()
+    entries = parts_of(method)
+    for n, key in spaces(method):
+        (default,) = (p.default for p in entries[n].parameters if p.name == key)
+        values[key if n == 0 else f"{entries[n].name}.{key}"] = float(given[n][1].get(key, default))
+    name, train = own_recipe(config, build_method(text).name)
+    if "lr" not in recipe(method):
+        values["train.lr"] = train.lr[-1] if several else train.lr[0]
+    return Trial(name, values)

@@ -116,7 +116,7 @@ def test_documented_commands_are_understood(page: Path) -> None:
         if arguments[0].startswith("-"):
             arguments = ["run", *arguments]
         args = run_benchmark.parser().parse_args(arguments)
-        if args.command in ("run", "plan"):
+        if args.command in ("run", "plan", "tune"):
             config = read_config(args.config and ROOT / args.config, args.set)
             for method in args.methods or config.methods:
                 assert re.match(r"[\w-]+", method)[0] in known, method  # type: ignore[index]

@@ -1,0 +1,68 @@
+"""``contseg tune``: the same number of trials for every method, and the best of each as a grid."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from contseg.benchmark.cli import run as run_cli
+from contseg.benchmark.cli.grid import open_data_of, plan_grid, read_grid
+from contseg.datasets.errors import UserError
+
+if TYPE_CHECKING:
+    from contseg.benchmark.plan.search import Tuning
+    from contseg.benchmark.store.files import Store
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options beside those of ``run``."""
+    add = parser.add_argument
+    add("--trials", type=int, default=16, metavar="N", help="of every method; the first is its default (default: 16)")
+    add(
+        "--on",
+        default="first",
+        metavar="SELECTION",
+        help="where trials are compared: first (a stream inside step 0, the default), other:DATA/TASK/SETUP, stream "
+        "(a held-out fifth of the training images), test (the test images: an oracle)",
+    )
+    add("--draw", type=int, default=0, metavar="SEED", help="seed of the drawn values (default: 0)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the trials as a grid, then write ``trials.csv``, ``tuned.toml`` and ``search.png``."""
+    from contseg.benchmark.plan.search import make_tuning
+    from contseg.benchmark.store.files import Store
+    from contseg.datasets.scenario import parse_scenario
+
+    config, store = read_grid(args), Store(args.out, args.trust_cache)
+    if len(config.scenarios) != 1 or not config.methods:
+        raise UserError(
+            "tune what? Give one scenario and the methods: --scenarios voc/15-1/overlapped --methods MiB PLOP"
+        )
+    data = open_data_of(config, store.check())(config.scenarios[0].partition("/")[0])
+    scenario = parse_scenario(config.scenarios[0], len(data.class_names) - 1, config.seeds[0])
+    tuning = make_tuning(config, scenario, on=args.on, n=args.trials, seed=args.draw)
+    code = run_cli.run_grid(tuning.config, store, args)
+    if code < 2 and not args.only and os.environ.get("RANK", "0") == "0":
+        _write(tuning, store)
+    return code
+
+
+def _write(tuning: Tuning, store: Store) -> None:
+    from contseg.benchmark.report.tuning import write_tuning
+    from contseg.benchmark.score.leaderboard import leaderboard
+    from contseg.benchmark.score.records import read_records
+    from contseg.benchmark.score.tuning import trial_frame
+
+    plan = plan_grid(tuning.config, store)
+    wanted = {run.key for run in plan.runs}
+    records = [r for r in read_records(store.records)[0] if r["run"] in wanted] if store.records.is_dir() else []
+    frame = trial_frame(tuning.trials, leaderboard(records, plan.protocol))
+    best = frame[frame["chosen"]]
+    print(f"\n{tuning.said}")
+    for row in best.to_dict("records"):
+        default = frame[(frame["method"] == row["method"]) & (frame["trial"] == 0)]["all"].iloc[0]
+        print(f"  {row['name']}: {row['all']:.1f}, its default {default:.1f}")
+    written = write_tuning(store.out, frame, tuning.chosen(list(best["name"])), tuning.said)
+    print(f"written: {', '.join(map(str, written))}")

@@ -1,0 +1,37 @@
+"""What a tuning found: its trials, their values and scores, and the best of each method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from contseg.benchmark.plan.search import Trial
+from contseg.benchmark.score.leaderboard import Leaderboard
+
+SCORES = ["all", "old", "new", "avg"]
+COLUMNS = ["method", "trial", "name", "seeds", *SCORES, "best_so_far", "chosen"]
+
+
+def trial_frame(trials: Mapping[str, Sequence[Trial]], board: Leaderboard) -> pd.DataFrame:
+    """One row a trial: mean scores over seeds, the best 'all' mIoU of the trials up to it, and whether it is chosen.
+
+    Of each method the trial with the highest 'all' mIoU is chosen, of equal ones the first. A trial that diverged is
+    kept without numbers; one that diverged with some seeds is not chosen. The last columns are the drawn values.
+    """
+    scores = board.frame.drop_duplicates("method").set_index("method")
+    rows = []
+    for method, drawn in trials.items():
+        for number, trial in enumerate(drawn):
+            known = trial.name in scores.index
+            found = {c: scores.loc[trial.name, c] if known else float("nan") for c in SCORES}
+            seeds = int(scores.loc[trial.name, "seeds"]) if known else 0
+            rows.append(
+                {"method": method, "trial": number, "name": trial.name, "seeds": seeds, **found, **trial.values}
+            )
+    frame = pd.DataFrame(rows)
+    frame["best_so_far"] = frame.groupby("method", sort=False)["all"].cummax()
+    whole = frame[(frame["seeds"] > 0) & (frame["seeds"] == frame["seeds"].max())]
+    best = whole.groupby("method", sort=False)["all"].idxmax()
+    frame["chosen"] = frame.index.isin(best)
+    return frame[[*COLUMNS, *(c for c in frame if c not in COLUMNS)]]

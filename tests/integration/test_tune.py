@@ -1,0 +1,36 @@
+"""``contseg tune`` by the real command: searched, gone on with, and used."""
+
+from pathlib import Path
+
+from contseg.benchmark.plan.config import read_config
+from contseg.tests.integration.grid import call, records, small
+
+
+def test_a_search_ends_in_a_grid_and_is_done_once(tmp_path: Path) -> None:
+    words = ["tune", *small(tmp_path, "MiB"), "--trials", "3", "--on", "first"]
+    done = call(*words)
+    assert done.returncode == 0, done.stderr
+    assert "3 runs, 6 cells, 4 distinct steps; to train now: 4 steps" in done.stdout
+    assert (
+        "tuned on first (shapes/[1-2|3]/overlapped, a held-out fifth of the training images), 3 trials" in done.stdout
+    )
+    assert {r["split"] for r in records(tmp_path).values()} == {"tune"}
+    written = {name: (tmp_path / name).read_text() for name in ("trials.csv", "tuned.toml")}
+    assert (tmp_path / "search.png").stat().st_size > 1000
+    again = call(*words, "--launcher", "local")
+    assert again.returncode == 0 and "to train now: 0 steps" in again.stdout
+    assert written == {name: (tmp_path / name).read_text() for name in written}
+    assert read_config(tmp_path / "tuned.toml").scenarios == ("shapes/3-3/overlapped",)
+    planned = call("plan", "--config", tmp_path / "tuned.toml", "--out", tmp_path)
+    assert planned.returncode == 0 and "1 runs, 2 cells" in planned.stdout
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    for words, said in (
+        (["--on", "frist"], "unknown selection 'frist': did you mean 'first'?"),
+        (["--trials", "0"], "a tuning has at least one trial"),
+        (["--scenarios", "shapes/3-3/overlapped", "shapes/3-1/overlapped"], "tune what? Give one scenario"),
+    ):
+        done = call("tune", *small(tmp_path, "MiB"), *words)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "trials.csv").exists()

@@ -1,0 +1,127 @@
+"""What a tuning found: the best trial of each method, every trial written down, and a grid to go on with."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from contseg.benchmark.plan.config import read_config
+from contseg.benchmark.plan.protocol import PROTOCOLS
+from contseg.benchmark.plan.search import Trial, make_tuning
+from contseg.benchmark.plan.toml import as_toml
+from contseg.benchmark.report.tuning import write_tuning
+from contseg.benchmark.score.leaderboard import leaderboard
+from contseg.benchmark.score.tuning import trial_frame
+from contseg.datasets.scenario import parse_scenario
+from contseg.tests.records import make_run
+
+TRIALS = {
+    "FT": [Trial("FT", {"train.lr": 0.001})],
+    "MiB": [
+        Trial("MiB", {"kd": 10.0, "train.lr": 0.001}),
+        Trial("MiB[kd=30,train.lr=(0.01,0.1)]", {"kd": 30.0, "train.lr": 0.1}),
+        Trial("MiB[kd=3,train.lr=(0.01,0.002)]", {"kd": 3.0, "train.lr": 0.002}),
+        Trial("MiB[kd=2,train.lr=(0.01,0.003)]", {"kd": 2.0, "train.lr": 0.003}),
+        Trial("MiB[kd=1,train.lr=(0.01,0.004)]", {"kd": 1.0, "train.lr": 0.004}),
+    ],
+}
+# the share of pixels that is found, by name and seed; of the others nothing is known
+FOUND = {
+    ("FT", 0): 0.2,
+    ("FT", 1): 0.3,
+    ("MiB", 0): 0.5,
+    ("MiB", 1): 0.5,
+    ("MiB[kd=3,train.lr=(0.01,0.002)]", 0): 0.7,
+    ("MiB[kd=3,train.lr=(0.01,0.002)]", 1): 0.6,
+    ("MiB[kd=2,train.lr=(0.01,0.003)]", 0): 0.6,
+    ("MiB[kd=2,train.lr=(0.01,0.003)]", 1): 0.5,
+    ("MiB[kd=1,train.lr=(0.01,0.004)]", 0): 0.9,  # it diverged with seed 1
+}
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    records = [
+        record
+        for (name, seed), share in FOUND.items()
+        for record in make_run(name, seed, hit=lambda t, k, share=share: share)
+    ]
+    return trial_frame(TRIALS, leaderboard(records, PROTOCOLS["sdr"]))
+
+
+def test_the_best_trial_with_every_seed_is_chosen(frame: pd.DataFrame) -> None:
+    assert list(frame[frame["chosen"]]["name"]) == ["FT", "MiB[kd=3,train.lr=(0.01,0.002)]"]
+    assert list(frame["seeds"]) == [2, 2, 0, 2, 2, 1]
+    assert list(frame["trial"]) == [0, 0, 1, 2, 3, 4]
+
+
+def test_a_trial_that_diverged_is_kept_without_numbers(frame: pd.DataFrame) -> None:
+    lost = frame.set_index("name").loc["MiB[kd=30,train.lr=(0.01,0.1)]"]
+    assert math.isnan(lost["all"]) and not lost["chosen"]
+    assert (lost["kd"], lost["train.lr"]) == (30.0, 0.1)
+
+
+def test_everything_is_written_down(frame: pd.DataFrame, tmp_path: Path) -> None:
+    target = read_config(None, ["train.lr=0.01,0.001"], scenarios=("mini/3-1/overlapped",), methods=("FT", "MiB"))
+    names = tuple(frame[frame["chosen"]]["name"])
+    scenario = parse_scenario("mini/3-1/overlapped", 4)
+    tuning = make_tuning(target, scenario, on="first", n=2, seed=0)
+    written = write_tuning(tmp_path, frame, tuning.chosen(names), tuning.said)
+    assert [p.name for p in written] == ["trials.csv", "tuned.toml", "search.png", "search.pdf"]
+    again = pd.read_csv(tmp_path / "trials.csv")
+    assert list(again["name"]) == list(frame["name"])
+    assert list(again.columns)[-2:] == ["train.lr", "kd"]
+    assert (
+        (tmp_path / "tuned.toml")
+        .read_text()
+        .startswith(
+            "# tuned on first (mini/[1-2|3]/overlapped, a held-out fifth of the training images), 2 trials a method, "
+        )
+    )
+    tuned = read_config(tmp_path / "tuned.toml")
+    assert (tuned.methods, tuned.scenarios, tuned.eval.split) == (names, ("mini/3-1/overlapped",), "val")
+
+
+def test_a_search_without_any_score_chooses_nothing() -> None:
+    frame = trial_frame(TRIALS, leaderboard([], PROTOCOLS["sdr"]))
+    assert not frame["chosen"].any() and len(frame) == 6
+
+
+def test_the_grid_of_a_tuning() -> None:
+    config = read_config(None, scenarios=("mini/3-1/overlapped",), methods=("MiB+SDR", "FT", "Joint"))
+    tuning = make_tuning(config, parse_scenario("mini/3-1/overlapped", 4), on="first", n=4, seed=0)
+    assert (tuning.config.scenarios, tuning.config.eval.split) == (("mini/[1-2|3]/overlapped",), "tune")
+    assert {name: len(drawn) for name, drawn in tuning.trials.items()} == {"MiB+SDR": 4, "FT": 4, "Joint": 4}
+    assert len({*tuning.config.methods}) == 12
+    first, second = tuning.trials["MiB+SDR"][:2]
+    assert first.values == {
+        "kd": 10.0,
+        "SDR.matching": 0.01,
+        "SDR.attraction": 0.001,
+        "SDR.repulsion": 0.001,
+        "SDR.sparsity": 0.001,
+        "train.lr": 0.001,
+    }
+    assert f"MiB[kd={second.values['kd']:g},train.lr=(0.01,{second.values['train.lr']:g})]+SDR[" in second.name
+    assert tuning.trials["Joint"][0].values == {"train.lr": 0.01}  # of its only step
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [],
+        ["train.scale=", "run.compile=true", "train.lr=0.5", "train.flip=hv", "launch.options=a=1", "model.norm=group"],
+    ],
+)
+def test_a_configuration_is_the_same_after_toml(sets: list[str], tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {
+        "scenarios": ("a/1-1/overlapped",),
+        "methods": ('FT[train.lr="x"]', "MiB"),
+        "seeds": (1, 2),
+    }
+    config = read_config(None, sets, **(chosen if sets else {}))
+    path = tmp_path / "grid.toml"
+    path.write_text(as_toml(config))
+    assert read_config(path) == config
