@@ -5,13 +5,12 @@ channel 0 is background, then the foreground classes in the order in which they 
 
 A scenario is written ``DATASET/TASK/SETUP``, for example ``voc/15-1/overlapped``. The task is
 
-========================  =========================================================================================
-``15-1``                  base and increment, repeated; the last step may be short
-``10-5-3-2``              three or more numbers: the size of every step
-``offline``               one step with every class
-``[1-6|9|10,11]``         the classes of every step; classes that are not named belong to no step (printed with ``:``)
-``15-1@b``, ``@random``   a class order: a letter of ``orders.toml``, drawn from the run's seed, or ``@random7``
-========================  =========================================================================================
+- ``15-1``: base and increment, repeated; the last step may be short
+- ``10-5-3-2``: three or more numbers, the size of every step
+- ``offline``: one step with every class
+- ``[1-6|9|10,11]``: the classes of every step; classes that are not named belong to no step (printed with ``:``)
+- ``15-1@b``, ``@random``, ``@random7``: a class order, by a letter of ``orders.toml``, drawn from the run's seed, or by
+  a seed of its own
 
 Names of the literature are understood and printed in this form: ``15-5s`` and ``10-10s`` (one class a step), ``50``
 (= ``50-50``), ``10-5-5`` (= ``10-5``), ``100-50b`` and ``15-5s_b`` (= ``@b``).

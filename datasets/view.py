@@ -3,14 +3,12 @@
 ``N`` images. ``present`` (N, 256) bool says which raw labels occur in an image; a class is present if at least one
 pixel bears it; background and void are always allowed. For step t with new classes N_t and seen classes S_t:
 
-===============  ==================================================  ===================  ========================
-setup            images                                            label of old class   of any other class
-===============  ==================================================  ===================  ========================
-``sequential``   some class of N_t, none outside S_t                 kept                 (absent)
-``disjoint``     the same images                                   background           (absent)
-``overlapped``   some class of N_t                                   background           background
-``partitioned``  every image with a class in exactly one step      background           background
-===============  ==================================================  ===================  ========================
+| setup             | images                                        | label of an old class | of any other class |
+|-------------------|-----------------------------------------------|-----------------------|--------------------|
+| ``sequential``    | some class of N_t, none outside S_t           | kept                  | (absent)           |
+| ``disjoint``      | the same images                               | background            | (absent)           |
+| ``overlapped``    | some class of N_t                             | background            | background         |
+| ``partitioned``   | every image with a class in exactly one step  | background            | background         |
 
 These rules give, image for image, the lists that MiB and SDR ship for VOC and MiB and EWF for ADE20K.
 """

@@ -13,6 +13,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "results.md": "results/README.md"}
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+SESSION = re.compile(r"(?:<blockquote>\s*){3}<p>(.*?)</p>(?:\s*</blockquote>){3}", re.DOTALL)  # >>> in a docstring
 ESCAPES = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
 
 
@@ -52,10 +53,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Formulas as MathML, which browsers draw themselves."""
+    """Formulas as MathML, which browsers draw themselves; examples of docstrings as code."""
 
     def drawn(match: re.Match[str]) -> str:
         text = re.sub("|".join(ESCAPES), lambda m: ESCAPES[m[0]], match[2])
         return convert(text, display="block" if match[1] == "div" else "inline")
 
-    return FORMULA.sub(drawn, html)
+    html = SESSION.sub(r"<pre><code>&gt;&gt;&gt; \1</code></pre>", FORMULA.sub(drawn, html))
+    return html.replace("<p>::</p>", "").replace("::</p>", ":</p>")  # docstrings announce code by two colons

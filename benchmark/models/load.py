@@ -1,7 +1,7 @@
 """A trained step's network by key, for use elsewhere::
 
 from contseg.benchmark.models.load import load_step
-model, predict = load_step("results", "3f9a1c2e")     # images (B, 3, H, W), uint8 -> class map (B, H, W)
+model, predict = load_step("results", "3f9a1c2e")  # images (B, 3, H, W), uint8 -> class map (B, H, W)
 """
 
 from __future__ import annotations

@@ -94,12 +94,14 @@ def test_formulas_are_drawn_without_a_script(site: Path) -> None:
     assert "arithmatex" not in html and "\\frac" not in re.sub(r"<annotation.*?</annotation>", "", html)
 
 
-def test_the_api_has_every_name_that_its_page_asks_for(pages: dict[Path, Html]) -> None:
+def test_the_api_has_every_name_that_its_page_asks_for(site: Path, pages: dict[Path, Html]) -> None:
     (api,) = (html for page, html in pages.items() if page.stem == "api")
     text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     asked = re.findall(r"^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?", text, re.M)
     names = [".".join(filter(None, (module, name))) for module, names in asked for name in names.split(", ")]
     assert len(names) > 40 and [name for name in names if name not in api.ids] == []
+    html = (site / "api.html").read_text(encoding="utf-8")
+    assert [mark for mark in ("::</p>", "=====", "<blockquote>", "<p>::") if mark in html] == []
     assert {"contseg.methods.base.Term.begin_step", "contseg.datasets.base.SegmentationDataset.ids"} <= api.ids
 
 
