@@ -6,8 +6,8 @@ named field of ``Method`` with a plain default.
 Shapes: ``B`` batch, ``C`` seen classes (logit channels), ``O`` old classes, ``N`` new ones (``C = O + N``),
 ``D`` channels of the encoder, ``E`` channels in front of the classifier, ``H, W`` image, ``h, w`` feature map.
 
-Life of a step: ``build -> init -> load the parent's state -> begin_step -> (load a checkpoint) -> per micro-batch
-__call__ -> once per update after_backward -> optimiser -> Method.end_step -> Term.end_step``.
+Life of a step: ``build -> init -> load the parent's state -> begin_step -> Method.warm_up -> (load a checkpoint) ->
+per micro-batch __call__ -> once per update after_backward -> optimiser -> Method.end_step -> Term.end_step``.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from contseg.datasets.scenario import VOID, Scenario, Step
-from contseg.methods.batch import Batch, Progress, Reduce, SegOutput, alone
+from contseg.methods.batch import Batch, Progress, Reduce, alone
 from contseg.methods.code import place
 from contseg.methods.faults import MethodError, not_a_loss
 from contseg.methods.identity import added_field, describe
 from contseg.methods.losses import full_precision, resize, shrink_labels
+from contseg.methods.network import Classifier, SegModel, SegOutput
 
 __all__ = [
     "HOOKS",
@@ -50,34 +51,6 @@ __all__ = [
     "resize",
     "shrink_labels",
 ]
-
-
-@runtime_checkable
-class Classifier(Protocol):
-    """A 1x1 classifier with one block for each step: ``blocks[t].weight`` (N_t, E, 1, 1), ``.bias`` (N_t,).
-
-    ``seed``: the seed of its initial weights. A ``build`` hook may replace it by a module with ``blocks`` and ``grow``.
-    """
-
-    blocks: nn.ModuleList
-    seed: int
-
-    def grow(self, n: int) -> None: ...
-
-
-@runtime_checkable
-class SegModel(Protocol):
-    """The parts of a network that a method may use: ``encoder``, ``aspp``, ``classifier`` and ``heads``.
-
-    A ``build`` hook may add modules to ``heads``. Each reads the embedding; its output is ``SegOutput.extra[name]``.
-    """
-
-    encoder: nn.Module
-    aspp: nn.Module
-    classifier: nn.Module
-    heads: nn.ModuleDict
-
-    def __call__(self, images: Tensor) -> SegOutput: ...
 
 
 class StepContext(NamedTuple):
@@ -254,6 +227,9 @@ class Method:
       ``lr_scale`` and ``weight_decay``. A parameter in no group is frozen. A normalisation layer with frozen
       parameters, or without parameters, stays in evaluation mode. No group: the step has no update.
     - ``predict(out, size)`` returns the class map (B, H, W).
+    - ``warm_up``: functions of a ``StepContext``, called in order at steps >= 1, once, after the ``begin_step`` of the
+      terms and before the optimiser is made. They may train or compute weights, such as the new classifier rows, and
+      write them in place. The model is in evaluation mode. A step that is resumed does not call them again.
     - ``end_step``: functions of a ``StepContext``, called in order after the last update, before evaluation (fusion).
 
     A hook that acts at steps >= 1 only is marked ``@later``. ``hook`` and ``endings`` return the hooks of a step.
@@ -268,6 +244,7 @@ class Method:
     build: Hook = same_model
     trainable: Hook = train_all
     predict: Hook = argmax
+    warm_up: tuple[Hook, ...] = ()
     end_step: tuple[Hook, ...] = ()
 
     def __post_init__(self) -> None:
@@ -276,8 +253,10 @@ class Method:
         for name in HOOKS:
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name} is a {type(getattr(self, name)).__name__}: give a function")
-        if not isinstance(self.end_step, tuple) or not all(map(callable, self.end_step)):
-            raise TypeError(f"end_step is a {type(self.end_step).__name__}: give a tuple of functions, (fuse,)")
+        for name in ("warm_up", "end_step"):
+            functions = getattr(self, name)
+            if not isinstance(functions, tuple) or not all(map(callable, functions)):
+                raise TypeError(f"{name} is a {type(functions).__name__}: give a tuple of functions, (fuse,)")
 
     def plus(self, addon: Method) -> Method:
         """This method with the terms and hooks of an add-on.
@@ -298,6 +277,7 @@ class Method:
             name=f"{self.name}+{addon.name}",
             terms=_union(self, addon, "terms"),
             first=_union(self, addon, "first"),
+            warm_up=self.warm_up + addon.warm_up,
             end_step=self.end_step + addon.end_step,
             **hooks,
         )
@@ -310,6 +290,10 @@ class Method:
         """The hook of this step."""
         mine: Hook = getattr(self, name)
         return mine if _open(mine, step) else HOOKS[name]
+
+    def warm_ups(self, step: Step) -> list[Hook]:
+        """The ``warm_up`` functions of this step; none at step 0."""
+        return list(self.warm_up) if step.index > 0 else []
 
     def endings(self, step: Step) -> list[Hook]:
         """The ``end_step`` functions of this step."""
@@ -343,6 +327,7 @@ class Method:
         for name, default in HOOKS.items():
             if getattr(self, name) is not default:
                 lines.append(f"  {name}: {_words(getattr(self, name))}")
+        lines.extend(f"  warm-up: {_words(f)}" for f in self.warm_up)
         lines.extend(f"  end of step: {_words(f)}" for f in self.end_step)
         return "\n".join(lines)
 

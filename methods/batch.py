@@ -1,4 +1,4 @@
-"""What a loss reads: a network's output, and one batch with the quantities that several terms share.
+"""What a loss reads: one batch, with the quantities that several terms share.
 
 Shapes as in ``methods.base``.
 """
@@ -14,25 +14,9 @@ from torch import Tensor
 
 from contseg.datasets.scenario import VOID, Step
 from contseg.methods.losses import class_sums, full_precision, hot, resize, shrink_labels
+from contseg.methods.network import SegOutput
 
 T = TypeVar("T")
-
-
-class SegOutput(NamedTuple):
-    """The output of a network: a tuple of tensors, as DDP and autocast need it.
-
-    ``logits`` (B, C, h, w) at the network's resolution; ``features`` (B, D, h, w) the encoder's output, of either sign
-    unless ``model.encoder.nonnegative``; ``embedding`` (B, E, h, w) the input of the 1x1 classifier, of either sign
-    unless ``model.aspp.nonnegative``; ``stages`` four of the encoder's maps from fine to coarse, each
-    (B, D_l, h_l, w_l), before their last activation unless ``model.encoder.activated``; ``extra`` what a method's
-    ``build`` hook adds.
-    """
-
-    logits: Tensor
-    features: Tensor
-    embedding: Tensor
-    stages: tuple[Tensor, ...] = ()
-    extra: dict[str, Tensor] = {}  # noqa: RUF012  (a NamedTuple's default; never written to)
 
 
 class Progress(NamedTuple):

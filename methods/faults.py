@@ -12,7 +12,7 @@ from typing import Any
 
 HOME = Path(__file__).parents[1]
 # the files of methods/ that every method calls
-CONTRACT = ("base", "batch", "faults", "grammar", "identity", "losses", "modules", "registry")
+CONTRACT = ("base", "batch", "faults", "grammar", "identity", "losses", "modules", "network", "registry")
 SUITE = (
     *(str(HOME / "methods" / f"{name}.py") for name in CONTRACT),
     *(str(HOME / name) for name in (f"benchmark{os.sep}", f"datasets{os.sep}", "run_benchmark.py")),

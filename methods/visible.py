@@ -17,7 +17,7 @@ from contseg.methods.code import place, stamp
 def whole(method: Method) -> Any:
     """The canonical form of everything in a method."""
     hooks = [getattr(method, name) for name in HOOKS]
-    return describe([[*method.first.items()], [*method.terms.items()], hooks, method.end_step])
+    return describe([[*method.first.items()], [*method.terms.items()], hooks, method.warm_up, method.end_step])
 
 
 def check_visible(method: Method) -> None:
@@ -26,8 +26,8 @@ def check_visible(method: Method) -> None:
         _look(term, f"term {name!r}")
     for name in HOOKS:
         _look(getattr(method, name), name)
-    for end in method.end_step:
-        _look(end, "end_step")
+    for name in ("warm_up", "end_step"):
+        _look(getattr(method, name), name)
 
 
 def _look(thing: Any, what: str) -> None:

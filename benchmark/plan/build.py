@@ -268,7 +268,7 @@ class _Builder:
                 branch = key != original
                 node = StepNode(key, parent, scenario, step.index, method.name, seed, train, view, branch=branch)
                 self.nodes[key] = node
-                things = [*self._made_by(step, method), *method.endings(step)]
+                things = [*self._made_by(step, method), *method.warm_ups(step), *method.endings(step)]
                 seen = _reads(method.active(step), before)
                 on = (*([parent.key] if parent else ()), *seen)
                 self.origins.add(key, Origin("model", key, training_files(things), on))
@@ -318,7 +318,8 @@ class _Builder:
         hooks = {name: method.hook(name, step) for name in ("build", "trainable", *(("init",) if step.index else ()))}
         hooks = {name: describe(hook) for name, hook in hooks.items() if hook is not HOOKS[name]}
         reads = _reads(terms, states)
-        uses_setup = bool(hooks) or bool(method.endings(step)) or any(t.uses_setup for t in terms.values())
+        warm_ups, endings = method.warm_ups(step), method.endings(step)
+        uses_setup = bool(hooks or warm_ups or endings) or any(t.uses_setup for t in terms.values())
         return digest(
             {
                 "revision": REVISIONS[self.config.train.precision],
@@ -332,7 +333,8 @@ class _Builder:
                 "seed": seed,
                 "terms": [[n if t.state else None, describe(t)] for n, t in terms.items()],
                 "doors": hooks,
-                "end_step": describe(method.endings(step)),
+                "end_step": describe(endings),
+                **({"warm_up": describe(warm_ups)} if warm_ups else {}),
             }
         )
 

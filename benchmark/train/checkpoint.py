@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,20 @@ def save(state: StepState, path: Path, accelerator: Any) -> None:
     accelerator.wait_for_everyone()
 
 
+def read(path: Path, observers: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and metadata of an intact checkpoint of the same observers; ``None`` if there is none."""
+    loaded = read_tensors(path) if path.exists() else None
+    if loaded is None or loaded[1].get("layout") != LAYOUT or loaded[1]["observers"] != sorted(observers):
+        return None
+    return loaded
+
+
 def resume(state: StepState, path: Path, accelerator: Any) -> None:
     """Put the state back, if there is an intact checkpoint of the same observers; else leave it as it is."""
-    loaded = read_tensors(path) if path.exists() else None
+    loaded = read(path, state.observers)
     if loaded is None:
         return
     tensors, meta = loaded
-    if meta.get("layout") != LAYOUT or meta["observers"] != sorted(state.observers):
-        return
     state.model.load_state_dict(_part(tensors, "model"))
     momenta = _momenta(state)
     for name, buffer in _part(tensors, "momentum").items():

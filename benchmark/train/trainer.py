@@ -107,13 +107,26 @@ class StepTrainer:
         self.context = StepContext(self.step, self.model, self.old, self._whole_pass, over_processes, self.node.seed)
 
     def _begin(self) -> None:
-        """Call every term's ``begin_step``, and make the optimiser."""
+        """Call every term's ``begin_step`` and the method's ``warm_up``, and make the optimiser."""
         for term in self.terms.values():
             term.begin_step(self.context)
         with self._timed("observer"):
             for term in self.shared.values():
                 term.begin_step(self.context)
+        self.warmed_up = self._warm_up()
         self._optimiser()
+
+    def _warm_up(self) -> bool:
+        """Call the method's ``warm_up`` functions, unless a checkpoint holds their result; whether they were called."""
+        functions = self.method.warm_ups(self.step)
+        if not functions or checkpoint.read(self.store.checkpoint(self.node.key), self.observers) is not None:
+            return False
+        torch.manual_seed(derive(self.node.seed, self.step.index, "warm_up", self.accelerator.process_index))
+        self.model.eval()
+        for function in functions:
+            function(self.context)
+        self.model.zero_grad()
+        return True
 
     def _optimiser(self) -> None:
         groups = [g for g in self.method.hook("trainable", self.step)(self.model, self.step) if len(g["params"])]
@@ -156,6 +169,8 @@ class StepTrainer:
         """
         torch.manual_seed(derive(self.node.seed, self.step.index, "train", self.accelerator.process_index))
         self.load_checkpoint()
+        if self.warmed_up and self.total:
+            self.save_checkpoint()
         if self.progress.update < self.total:
             self._loop()
         with self._timed("end"):

@@ -61,6 +61,7 @@ def probe(
     trainable: bool = False,
     trainable_later: bool = False,
     predict: bool = False,
+    warm_up: bool = False,
     end_step: bool = False,
     extra: bool = False,
 ) -> Method:
@@ -75,6 +76,7 @@ def probe(
         build=more_channels if build else same_model,
         trainable=train_less if trainable else train_less_later if trainable_later else train_all,
         predict=second_best if predict else argmax,
+        warm_up=(fuse,) if warm_up else (),
         end_step=(fuse,) if end_step else (),
     )
 

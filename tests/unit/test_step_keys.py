@@ -46,6 +46,7 @@ NOTHING = {"weights": [], "observers": [], "scores": []}
         ("method=Probe[trainable=true]", EVERYTHING),
         ("method=Probe[trainable_later=true]", LATER),
         ("method=Probe[end_step=true]", EVERYTHING),
+        ("method=Probe[warm_up=true]", LATER),
         ("method=Probe[predict=true]", SCORES),
         # what is observed at step 0 moves no weight there, and all that reads it
         ("method=Probe[alpha=0.25]", {**LATER, "observers": [0, 1, 2]}),
