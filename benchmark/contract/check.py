@@ -32,6 +32,7 @@ COMPOSED = (
     "MiB+UCD",
     "PLOP+UCD",
     "STAR+UAC",
+    "Adapter[adc=true]",
     "SSUL+UCB[threshold=0.5,stretch=false]",
 )
 CARRIERS = {"UCB": "PLOP"}  # of add-ons that FT cannot carry

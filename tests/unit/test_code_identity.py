@@ -26,6 +26,7 @@ from contseg.tests.unit.probe import grid
 # the last step of shapes/3-3: the first digits of the keys of its training and of its evaluation.
 # A method whose numbers moved has a new `revision`, and a new line here; no other line changes.
 KEYS = """
+Adapter 52dcae9b497120d7 b5fec9e0756aa9ce
 CFSSeg 6d04bac2b631aa6a af0256396eca9d3e
 CIL a46e8a78c80620ce 646a1899d1ce3f85
 DFTStar fc47a8efb00cbf4a 5cd11a7be6fac3ec
@@ -62,6 +63,7 @@ PLOP+EWF b0fb3ea117d31977 e100909875102fcb
 MiB+UCD 4cdc1cc807861699 4511425c18c86064
 PLOP+UCD 66780aab504a7864 6c6ad27075e8e009
 STAR+UAC 52dcae9b497120d7 b5fec9e0756aa9ce
+Adapter[adc=true] f7f4bb8752d30659 850f766539fe04a9
 PLOP+UCB e0a7ca9866afd2d7 62645cba925d56be
 SSUL+UCB[threshold=0.5,stretch=false] 5d59b94b328a7fe3 8749e08fc5f8aaed
 CIL[formulation=released] 0da4cf2e5b9d9118 ae3fbc3f015966a7

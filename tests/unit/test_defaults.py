@@ -105,6 +105,11 @@ RECIPES = {
     "RW": (CE, f"{CE} + 100 {PENALTY}"),
     "SDR": (CE, f"unce: UnbiasedCrossEntropy + 100 unkd: UnbiasedDistillation + {LATENT}"),
     "SSUL": (SIGMOIDS, SIGMOIDS),
+    "Adapter": (
+        "mbce: MultiBCE(positive_weight=4.0)",
+        "mbce: ReplayedBCE(positive_weight=4.0) + 5 pkd: RegionDistillation"
+        " + 0.05 contrast: PrototypeContrast + 0.1 uac: UncertainRunnerUp(sure=0.7)",
+    ),
     "STAR": (
         "mbce: MultiBCE(positive_weight=4.0)",
         "mbce: ReplayedBCE(positive_weight=4.0) + 5 pkd: RegionDistillation + 0.05 contrast: PrototypeContrast",
@@ -123,6 +128,7 @@ OBSERVED = {
     "NearestPrototype": "means: ClassMeans",
     "REMINDER": "prototypes: BatchPrototypes",
     "SDR": "prototypes: Prototypes",
+    "Adapter": "statistics: ClassStatistics",
     "STAR": "statistics: ClassStatistics",
     "FT+SDR": "prototypes: Prototypes",
 }
@@ -142,6 +148,7 @@ HOOKS = {
     "SSUL": ["build: head_per_group", "init: start_from_unknown",
              "trainable: NewUnknownBackground(encoder_lr=0.1, later_lr=10.0, background_lr=0.0001)",
              "predict: unknown_is_background"],
+    "Adapter": ["build: kaiming_rows", "trainable: ThreeRates(encoder_lr=0.1, new_lr=10.0)", "predict: above_half"],
     "STAR": ["build: kaiming_rows", "trainable: ThreeRates(encoder_lr=0.1, new_lr=10.0)", "predict: above_half"],
     "PLOP+UCB": ["init: background_shares"],
     "FT+EWF": ["trainable: freeze_old_rows", "end of step: fuse_with_previous"],
