@@ -1,6 +1,6 @@
 """What a data set is: images named by id, label maps, class names.
 
-It knows nothing of steps (``view.py``). ``registry.py`` opens one by name. Your own data set is one class in one file::
+It does not know steps (see ``view.py``). ``registry.py`` opens one by name. Your own data set is one class in a file::
 
     @register_dataset("mine")
     class Mine(SegmentationDataset):
@@ -35,8 +35,8 @@ SPLITS = ("train", "val")
 class SegmentationDataset(ABC):
     """Images with label maps: 0 background, 1..n foreground, 255 void.
 
-    ``class_names`` is indexed by label. ``root`` is the data folder, never written to; ``cache`` the folder that keeps
-    what was read from the files (none: in memory only).
+    ``class_names`` is indexed by label. ``root`` is the data folder, never written to; ``cache`` the folder for
+    what was read from the files (``None``: in memory only).
     """
 
     class_names: tuple[str, ...]
@@ -47,7 +47,7 @@ class SegmentationDataset(ABC):
 
     @classmethod
     def found_in(cls, root: Path) -> bool:
-        """Whether a folder given under a name of the user's own is in this data set's layout."""
+        """Whether a folder is in this data set's layout; asked for a name that is not registered."""
         return False
 
     @abstractmethod
@@ -56,10 +56,10 @@ class SegmentationDataset(ABC):
 
     @abstractmethod
     def files(self, image_id: str, split: str) -> tuple[Path, Path] | None:
-        """Photograph and label map; ``None`` where images are drawn (then ``load`` is the data set's own)."""
+        """Image and label map; ``None`` if images are drawn, in which case the class must define ``load``."""
 
     def load(self, image_id: str, split: str) -> tuple[Tensor, Tensor]:
-        """(3, H, W) uint8 RGB, channels last in memory, and (H, W) uint8 raw labels; UserError names a bad file."""
+        """(3, H, W) uint8 RGB, channels last in memory, and (H, W) uint8 raw labels; ``UserError`` names a bad file."""
         import torch  # not needed to plan
 
         files = self.files(image_id, split)
@@ -75,7 +75,7 @@ class SegmentationDataset(ABC):
         return len(self.class_names) - 1
 
     def presence(self, split: str, progress: bool = True) -> np.ndarray:
-        """(N, 256) bool: does raw label c (the column) occur in image i. UserError for a label out of range."""
+        """(N, 256) bool: whether raw label c (column) occurs in image i. ``UserError`` for a label out of range."""
         return self._index(split, progress).present
 
     def sizes(self, split: str, progress: bool = True) -> np.ndarray:
@@ -83,11 +83,11 @@ class SegmentationDataset(ABC):
         return self._index(split, progress).sizes
 
     def fingerprints(self, split: str, progress: bool = True) -> np.ndarray:
-        """(N, 16) uint8: of the content of the two files of every image."""
+        """(N, 16) uint8: a hash of the content of both files of every image."""
         return self._index(split, progress).prints
 
     def fingerprint(self, image_id: str, split: str) -> str:
-        """The one of an image, 32 hexadecimal digits."""
+        """The fingerprint of one image, 32 hexadecimal digits."""
         return self.fingerprints(split)[self.ids(split).index(image_id)].tobytes().hex()
 
     def _index(self, split: str, progress: bool = True) -> Index:
@@ -113,7 +113,7 @@ class SegmentationDataset(ABC):
         )
 
     def check_range(self, ids: tuple[str, ...], split: str, present: np.ndarray) -> None:
-        """``UserError`` for a label that no class has. ``present`` (N, 256) bool: the labels of these images."""
+        """``UserError`` for a label without a class. ``present`` (N, 256) bool: the labels of these images."""
         outside = present[:, len(self.class_names) : VOID]
         if outside.any():
             i, value = (int(x[0]) for x in outside.nonzero())
@@ -136,7 +136,7 @@ def register_dataset(name: str) -> Callable[[C], C]:
 
     def add(cls: C) -> C:
         if not isinstance(cls, type) or not issubclass(cls, SegmentationDataset):
-            raise UserError(f"data set {name!r}: {cls!r} is no subclass of datasets.base.SegmentationDataset")
+            raise UserError(f"data set {name!r}: {cls!r} is not a subclass of datasets.base.SegmentationDataset")
         if name in REGISTRY:
             first = REGISTRY[name]
             raise ValueError(f"data set {name!r} is already {first.__module__}.{first.__qualname__}")

@@ -1,4 +1,4 @@
-"""Decoding of photographs and label maps, with errors that name the file. H, W: height and width in pixels."""
+"""Decoding of images and label maps, with errors that name the file. H, W: height and width in pixels."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.Decom
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file as it is; UserError for what is no regular file (a pipe would be waited for)."""
+    """The bytes of a file; ``UserError`` if it is not a regular file (reading a pipe could block)."""
     try:
         with open(path, "rb", opener=_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"cannot read {path}: it is no regular file")
+                raise UserError(f"cannot read {path}: it is not a regular file")
             return file.read()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -42,7 +42,7 @@ def decode_label(data: bytes, path: Path) -> np.ndarray:
 
 
 def inspect(image: Path, label: Path, image_data: bytes, label_data: bytes) -> tuple[list[int], tuple[int, int]]:
-    """How often each of the 256 raw labels occurs, and (H, W); the photograph's pixels are not decoded."""
+    """How often each of the 256 raw labels occurs, and (H, W); the image's pixels are not decoded."""
     try:
         with Image.open(io.BytesIO(image_data)) as header:
             size, kind = header.size, header.format
@@ -56,7 +56,7 @@ def inspect(image: Path, label: Path, image_data: bytes, label_data: bytes) -> t
 
 
 def _ends(jpeg: bytes) -> bool:
-    """Whether the end-of-image marker follows the first scan. A thumbnail in the header has one of its own."""
+    """Whether the end-of-image marker follows the first scan. A thumbnail in the header has its own marker."""
     at = 2
     while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] != b"\xda":  # a segment: marker, length, content
         at += 2 + max(2, int.from_bytes(jpeg[at + 2 : at + 4], "big"))
@@ -74,7 +74,7 @@ def _label(data: bytes, path: Path) -> Image.Image:
     image = _decode(data, path)
     if image.mode not in ("P", "L"):
         raise UserError(
-            f"label map {path} has mode {image.mode}: needed is 8-bit palette or grey whose pixels are labels"
+            f"label map {path} has mode {image.mode}: it must be 8-bit, palette or grey, with labels as pixel values"
         )
     return image
 

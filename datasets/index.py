@@ -1,7 +1,7 @@
-"""Which labels occur in which image, and a fingerprint of every file: read once, in parallel, and kept.
+"""Which labels occur in which image, and a fingerprint of every image: read once, in parallel, and cached.
 
-``N`` images. A row of the stored table is valid as long as paths, sizes and modification times of its two files
-are what they were; only the other rows are read again. The data folder itself is never written to.
+``N`` images. A cached row is valid while paths, sizes and modification times of its two files stay the same; only the
+other rows are read again. Nothing is written into the data folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Index:
 
 
 def gather(rows: Iterable[Row]) -> Index:
-    """Rows of (present (256,), (H, W), 16 bytes) as one table."""
+    """One table from rows (present (256,), (H, W), 16 bytes)."""
     present, sizes, prints = zip(*rows, strict=True)
     return Index(
         np.array(present, bool), np.array(sizes, np.int32), np.frombuffer(b"".join(prints), np.uint8).reshape(-1, 16)
@@ -47,7 +47,7 @@ def gather(rows: Iterable[Row]) -> Index:
 
 
 def read_index(files: Sequence[tuple[Path, Path]], stored: Path | None, title: str, progress: bool = True) -> Index:
-    """The table of these (photograph, label map) pairs; ``stored`` is the file in which it is kept between runs."""
+    """The table of these (image, label map) pairs; ``stored`` is its cache file."""
     keys = [_key(image, label) for image, label in files]
     rows = _load(stored) if stored else {}
     todo = [i for i, key in enumerate(keys) if key not in rows]
@@ -61,13 +61,13 @@ def read_index(files: Sequence[tuple[Path, Path]], stored: Path | None, title: s
 
 
 def in_parallel(function: Callable[[int], R], items: Sequence[int], title: str, progress: bool) -> list[R]:
-    """``map`` over threads (Pillow and hashlib let go of the interpreter's lock), under a progress bar."""
+    """``map`` over threads with a progress bar (Pillow and hashlib release the interpreter's lock)."""
     with ThreadPoolExecutor(_cores()) as threads:
         return list(tqdm(threads.map(function, items), title, len(items), unit="images", disable=not progress, delay=1))
 
 
 def row(counts: np.ndarray, size: tuple[int, int], *contents: bytes) -> Row:
-    """A row from how often each label occurs (256,) and what is fingerprinted."""
+    """A row from the pixels of each label (256,) and the contents to hash."""
     digest = hashlib.blake2b(digest_size=16)
     for content in contents:
         digest.update(hashlib.blake2b(content).digest())
@@ -96,12 +96,12 @@ def _load(path: Path) -> dict[bytes, Row]:
             present = np.unpackbits(data["present"], axis=1).astype(bool)
             columns = data["keys"], present, data["sizes"], data["prints"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return {}  # nothing kept yet, or not in this form: read anew
+        return {}  # not a valid cache: read the files again
     return {k.tobytes(): (p, (int(s[0]), int(s[1])), f.tobytes()) for k, p, s, f in zip(*columns, strict=True)}
 
 
 def _store(path: Path, keys: list[bytes], index: Index) -> None:
-    """Keep the table; one that cannot be kept is read again the next time."""
+    """Cache the table; if it cannot be written, the files are read again next time."""
     with contextlib.suppress(UserError), replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,

@@ -19,7 +19,7 @@ def _built_in() -> None:
 
 
 def known_datasets() -> dict[str, type[SegmentationDataset]]:
-    """The data sets that have a name of their own."""
+    """The registered data sets by name."""
     _built_in()
     return dict(sorted(base.REGISTRY.items()))
 
@@ -38,7 +38,7 @@ def open_dataset(name: str, root: Path | str | None = None, cache: Path | str | 
 
 
 def open_folder(name: str, root: Path, cache: Path | None = None) -> SegmentationDataset:
-    """The data set in a folder, by its layout alone: ``name`` is what it is called, known or not."""
+    """The data set in a folder, found by its layout alone; ``name`` may be registered or not."""
     for cls in known_datasets().values():
         if cls.found_in(root):
             return _opened(cls, name, root, cache)

@@ -42,7 +42,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One increment, as a method sees it: it knows nothing of classes still to come.
+    """One increment, as a method sees it: future classes are not known.
 
     ``old_classes`` and ``new_classes`` hold foreground labels of the data set in the order of learning.
     """
@@ -54,7 +54,7 @@ class Step:
 
     @property
     def seen_classes(self) -> tuple[int, ...]:
-        """Foreground labels learned up to and including this step; channel k bears ``seen_classes[k - 1]``."""
+        """Foreground labels learned up to and including this step; channel k is class ``seen_classes[k - 1]``."""
         return self.old_classes + self.new_classes
 
     @property
@@ -77,8 +77,8 @@ class Step:
 class Scenario:
     """A data set's classes in the order in which they are learned, and the rule that chooses images and labels.
 
-    ``groups`` holds the foreground labels of every step, in the order of learning. ``lists``, if given, are somebody's
-    training ids by step (``data import-splits``); ``setup`` is then ``overlapped+NAME``, labels go by ``overlapped``.
+    ``groups`` holds the foreground labels of every step, in the order of learning. ``lists``, if given, are imported
+    training ids by step (``data import-splits``); ``setup`` is then ``overlapped+NAME``; labels follow ``overlapped``.
     """
 
     dataset: str
@@ -90,12 +90,12 @@ class Scenario:
 
     @property
     def rule(self) -> str:
-        """The setup without the name of somebody's lists."""
+        """The setup without the name of imported lists."""
         return self.setup.partition("+")[0]
 
     @property
     def name(self) -> str:
-        """``voc/15-1/overlapped``, with a class order ``voc/15-1@b/overlapped``."""
+        """``voc/15-1/overlapped``; with a class order ``voc/15-1@b/overlapped``."""
         return f"{self.dataset}/{self.task}{'@' + self.order if self.order else ''}/{self.setup}"
 
     @cached_property
@@ -111,7 +111,7 @@ class Scenario:
 
 
 def parse_scenario(text: str, n_foreground: int, seed: int = 0) -> Scenario:
-    """``voc/15-1/overlapped`` for a data set of ``n_foreground`` classes; ``seed`` is that of ``@random``.
+    """``voc/15-1/overlapped`` for a data set of ``n_foreground`` classes; ``seed`` draws the order of ``@random``.
 
     ``voc/15-1/overlapped+FILE.json`` takes the images of every step from a file of ``data import-splits``.
 
@@ -154,14 +154,14 @@ def _read_lists(path: Path, scenario: Scenario) -> tuple[tuple[str, ...], ...]:
         groups, lists = content["groups"], content["train"]
         made = tuple(tuple(sorted(set(map(str, ids)))) for ids in lists)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no file of `data import-splits` ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path} is not a file of `data import-splits` ({type(error).__name__}: {error})") from error
     if groups != [list(g) for g in scenario.groups] or len(made) != len(groups):
         raise UserError(f"{path} holds lists of {content.get('scenario')}, which has other steps than {scenario.name}")
     return made
 
 
 def known_tasks(dataset: str) -> tuple[str, ...]:
-    """The literature's tasks of a data set, in standard form; none for a data set of one's own."""
+    """The literature's tasks of a data set, in standard form; none for a user's data set."""
     return TASKS.get(dataset, ())
 
 
@@ -196,7 +196,7 @@ def _sizes_and_order(written: str, n: int) -> tuple[list[int], str]:
 
 
 def _repeat(base: int, increment: int, n: int) -> list[int]:
-    """[base, increment, increment, ..., what is left]."""
+    """[base, increment, increment, ..., remainder]."""
     full, rest = divmod(n - base, increment)
     return [base, *[increment] * full, *([rest] if rest else [])]
 
@@ -211,7 +211,7 @@ def _standard(sizes: list[int], n: int) -> str:
 
 
 def _plain(written: str) -> str:
-    """Explicit groups fit for a file name and a Markdown table."""
+    """Explicit groups in a form for file names and Markdown tables: ``:`` instead of ``|``."""
     return re.sub(r"\s", "", written).replace("|", ":")
 
 

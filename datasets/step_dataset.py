@@ -1,4 +1,4 @@
-"""The images that a step sees, decoded, with their labels as channels and transformed: what a DataLoader reads."""
+"""The training or test images of a step for a DataLoader: decoded, labels mapped to channels, transformed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Transform = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor
 class StepImages(Dataset[tuple[Tensor, Tensor]]):
     """``images[epoch, i]`` -> (image (3, S, S') uint8 RGB, label (S, S') uint8): image i of the view.
 
-    The labels have gone through the view's table. The transform's random numbers are a function of (seed, step, epoch,
-    image id) alone, so neither the order nor the number of loader processes matters; with the epoch in the index,
-    loader processes may live on between epochs. ``images[i]`` is epoch 0. ``keep``: decoded images stay in
-    memory shared by all loader processes, as many as fit into this share of what is free there; 0: none.
+    Labels are mapped by the view's table. The transform's random numbers depend on (seed, step, epoch, image id) alone,
+    so neither the order nor the number of loader processes matters. The epoch is part of the index, so loader processes
+    can stay alive between epochs. ``images[i]`` is epoch 0. ``keep``: the share of free shared memory in which decoded
+    images are kept for all loader processes; 0: none.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class StepImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 def generator(seed: int, step: int, epoch: int, image_id: str) -> np.random.Generator:
-    """The random numbers of one image in one epoch."""
+    """The random generator of one image in one epoch."""
     text = f"augmentation/{seed}/{step}/{epoch}/{image_id}"
     return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")))
 
@@ -75,7 +75,7 @@ def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 class _Kept:
     """Decoded images in one shared buffer: image (H, W, 3) and label (H, W) of each, one after the other.
 
-    Two processes that decode the same image write the same bytes; ``there`` is set after the bytes are.
+    Two processes that decode the same image write the same bytes; ``there`` is set after the bytes are written.
     """
 
     def __init__(self, sizes: np.ndarray, share: float) -> None:
@@ -107,6 +107,6 @@ def _sizes(dataset: SegmentationDataset, view: StepView) -> np.ndarray:
 
 
 def _room() -> int:
-    """Bytes of shared memory that may be filled."""
+    """Bytes of shared memory that may be used."""
     shared = Path("/dev/shm")
     return int(0.9 * shutil.disk_usage(shared).free) if shared.is_dir() else 1 << 62

@@ -1,7 +1,7 @@
-"""Joint transforms of a photograph and its label map, both uint8; normalisation happens later, on the device.
+"""Joint transforms of an image and its label map, both uint8; normalisation happens later, on the device.
 
-``H, W`` the image, ``h, w`` a window of it, ``S, S'`` the result. Photographs are resized bilinearly, with the
-triangle filter widened when shrinking (antialias), as Pillow and the literature's code do; labels take the nearest
+``H, W`` the image, ``h, w`` a window of it, ``S, S'`` the result. Images are resized bilinearly, with the
+triangle filter widened when shrinking (antialias), as in Pillow and the literature's code; labels take the nearest
 pixel: result row i reads row floor((i + 1/2) h / S), as Pillow does.
 
 A window is cut out before it is resized; resizing runs on bytes in channels-last order.
@@ -67,12 +67,12 @@ class EvalTransform:
 def random_window(
     full: Size, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Window:
-    """The law of torchvision's RandomResizedCrop, which MiB, SDR, PLOP and their forks use with scale (0.5, 2.0).
+    """The distribution of torchvision's RandomResizedCrop; MiB, SDR, PLOP and their forks use scale (0.5, 2.0).
 
     Up to ten times: area = u H W with u uniform in ``scale``; log(width / height) uniform between the logarithms of
-    ``ratio``; sides rounded. The first window that fits goes to a uniformly drawn place. If none fits, the whole
-    image, cut in its middle to the nearest bound of ``ratio``. With scale (0.5, 2.0) a window never shows more than
-    the image: draws beyond it are drawn again.
+    ``ratio``; sides rounded. The first window that fits is placed uniformly at random. If none fits: the centre
+    of the image, cut to the nearest bound of ``ratio``. Even with scale (0.5, 2.0) a window is never larger than the
+    image: larger draws are repeated.
     """
     height, width = full
     for _ in range(ATTEMPTS):
@@ -100,9 +100,9 @@ def resized_window(image: Tensor, label: Tensor, window: Window, size: Size) -> 
 
 
 def cover(image: Tensor, label: Tensor, size: Size) -> Pair:
-    """Resized until it just covers ``size`` (for a square: shorter side to S), then cut in the middle.
+    """Resized to just cover ``size`` (for a square: shorter side to S), then centre-cropped.
 
-    The longer side is rounded down and the cut's corner to the nearest, as torchvision's Resize and CenterCrop.
+    The longer side is rounded down and the crop's corner to the nearest pixel, as in torchvision's Resize, CenterCrop.
     """
     height, width = label.shape
     if height * size[1] <= width * size[0]:
@@ -116,7 +116,7 @@ def cover(image: Tensor, label: Tensor, size: Size) -> Pair:
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
-    """(new,): the source index of every result index, summed up as Pillow does, so that ties fall alike."""
+    """(new,): the source index of every result index, accumulated as in Pillow, so that ties are resolved alike."""
     steps = np.full(new, old / new)
     steps[0] /= 2
     return np.cumsum(steps).astype(np.intp)

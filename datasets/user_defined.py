@@ -16,7 +16,7 @@ T = TypeVar("T")
 def open_checked(
     kind: type[SegmentationDataset], name: str, root: Path | None, cache: Path | None
 ) -> SegmentationDataset:
-    """An object of the class, with ids and files as ``SegmentationDataset`` promises them; else ``UserError``."""
+    """An object of the class whose ids and files are as ``SegmentationDataset`` requires; else ``UserError``."""
     where = f"data set {name!r} ({_file(kind)})"
     missing = sorted(kind.__abstractmethods__)
     if not missing:
@@ -25,13 +25,13 @@ def open_checked(
             raise UserError(f"{where}: its __init__ must call super().__init__(name, root, cache)")
         missing = [] if hasattr(dataset, "class_names") else ["class_names"]
     if missing:
-        raise UserError(f"{where} does not define {' and '.join(missing)}: docs/your_data.md shows a whole one")
+        raise UserError(f"{where} does not define {' and '.join(missing)}: docs/your_data.md shows a complete one")
     check_names(dataset.class_names, where)
     for split in ("train", "val"):
         call = f"{where}: ids({split!r})"
         ids = _call(f"{call} fails", root, lambda split=split: dataset.ids(split))  # type: ignore[misc]
         if not isinstance(ids, tuple) or not all(isinstance(i, str) for i in ids):
-            raise UserError(f"{call} gives {_kind(ids)}: needed is a tuple of str, such as tuple(sorted(...))")
+            raise UserError(f"{call} gives {_kind(ids)}: it must be a tuple of str, such as tuple(sorted(...))")
         if list(ids) != sorted(set(ids)):
             raise UserError(f"{call} gives ids that are not ascending or not distinct: return tuple(sorted(set(...)))")
         if ids:
@@ -43,10 +43,10 @@ def _check_files(call: str, dataset: SegmentationDataset, image_id: str, split: 
     files = _call(f"{call} fails", dataset.root, lambda: dataset.files(image_id, split))
     if files is None:
         if type(dataset).load is SegmentationDataset.load:
-            raise UserError(f"{call} gives None, which is for drawn images: then load must be defined")
+            raise UserError(f"{call} gives None, which means drawn images: define load")
         _check_drawn(call.replace("files", "load"), dataset, image_id, split)
     elif not (isinstance(files, tuple) and len(files) == 2 and all(isinstance(f, Path) for f in files)):
-        raise UserError(f"{call} gives {_kind(files)}: needed are two pathlib.Path, of the image and of the label map")
+        raise UserError(f"{call} gives {_kind(files)}: it must be two pathlib.Path, the image and the label map")
 
 
 def _check_drawn(call: str, dataset: SegmentationDataset, image_id: str, split: str) -> None:
@@ -64,11 +64,11 @@ def check_names(names: Any, where: str) -> None:
     if not isinstance(names, (tuple, list)) or not all(isinstance(n, str) and n.strip() for n in names):
         raise UserError(f"{where}: class_names must be a tuple of names, label 0 (background) first; got {names!r}")
     if not 2 <= len(names) <= 255:
-        raise UserError(f"{where} names {len(names)} labels: needs 2 to 255, label 0 (background) first")
+        raise UserError(f"{where} names {len(names)} labels: 2 to 255 are allowed, label 0 (background) first")
     first: dict[str, int] = {}
     for label, name in enumerate(names):
         if first.setdefault(name, label) != label:
-            raise UserError(f"{where} calls labels {first[name]} and {label} both {name!r}: names must differ")
+            raise UserError(f"{where} gives labels {first[name]} and {label} the same name {name!r}: names must differ")
 
 
 def _call(failure: str, root: Path | None, code: Callable[[], T]) -> T:
@@ -79,7 +79,7 @@ def _call(failure: str, root: Path | None, code: Callable[[], T]) -> T:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        hint = "" if root else "; it was given no folder: --data NAME=DIR (or --root DIR) does"
+        hint = "" if root else "; no folder was given: use --data NAME=DIR (or --root DIR)"
         raise UserError(f"{failure} ({reason}){hint}") from error
 
 

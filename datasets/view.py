@@ -1,7 +1,7 @@
-"""StepView: which images a step of a scenario sees, and how their labels are read.
+"""StepView: which images a step of a scenario sees, and which labels.
 
 ``N`` images. ``present`` (N, 256) bool says which raw labels occur in an image; a class is present if at least one
-pixel bears it; background and void are always allowed. For step t with new classes N_t and seen classes S_t:
+pixel has it; background and void are always allowed. For step t with new classes N_t and seen classes S_t:
 
 | setup             | images                                        | label of an old class | of any other class |
 |-------------------|-----------------------------------------------|-----------------------|--------------------|
@@ -10,7 +10,7 @@ pixel bears it; background and void are always allowed. For step t with new clas
 | ``overlapped``    | some class of N_t                             | background            | background         |
 | ``partitioned``   | every image with a class in exactly one step  | background            | background         |
 
-These rules give, image for image, the lists that MiB and SDR ship for VOC and MiB and EWF for ADE20K.
+These rules reproduce exactly the lists that MiB and SDR ship for VOC, and MiB and EWF for ADE20K.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ HELD_OUT = 5  # one image in five is held out for tuning
 
 @dataclass(frozen=True, eq=False)
 class StepView:
-    """What one step sees: the images' ids (ascending), where they are, and the reading of their labels.
+    """What one step sees: the ids of its images (ascending), their split, and the label table.
 
-    ``table`` (256,) uint8: raw label -> channel, 0 background, 255 void. ``digest`` is the identity of what is seen:
-    ids, content of the files, and the table as far as labels occur in these images.
+    ``table`` (256,) uint8: raw label -> channel, 0 background, 255 void. ``digest`` identifies what is seen:
+    ids, content of the files, and the table restricted to labels that occur in these images.
     """
 
     ids: tuple[str, ...]
@@ -51,7 +51,7 @@ def step_view(
     """The view of step ``index``.
 
     ``void``: 255 is ignored, or trained as background (MiB, SDR). ``split``: all training images of the step, those
-    without the held-out fifth (``tune-train``), or only that fifth (``tune``). UserError if nothing is left.
+    without the held-out fifth (``tune-train``), or only that fifth (``tune``). ``UserError`` if no image is left.
     """
     if void not in VOID_RULES or split not in SPLITS:
         raise ValueError(f"void {void!r} must be one of {VOID_RULES}, split {split!r} one of {SPLITS}")
@@ -60,7 +60,7 @@ def step_view(
 
 
 def _chosen(dataset: SegmentationDataset, scenario: Scenario, index: int, split: str) -> np.ndarray:
-    """(N,) bool: the training images of a split that step ``index`` sees; ``UserError`` where there is none."""
+    """(N,) bool: the training images of a split that step ``index`` sees; ``UserError`` if there is none."""
     if scenario.lists:
         chosen = listed(dataset, scenario, index)
     else:
@@ -82,7 +82,7 @@ def val_view(dataset: SegmentationDataset) -> StepView:
 
 
 def tune_view(dataset: SegmentationDataset, scenario: Scenario, index: int) -> StepView:
-    """The held-out training images of steps 0..``index``, with their raw labels: what scores a step for tuning."""
+    """The held-out training images of steps 0..``index``, with their raw labels; used to score a step for tuning."""
     chosen = np.any([_chosen(dataset, scenario, t, "tune") for t in range(index + 1)], axis=0)
     return _view(dataset, "train", chosen, np.arange(256, dtype=np.uint8))
 
@@ -93,11 +93,11 @@ def seen(dataset: SegmentationDataset, step: Step, split: str = "val") -> np.nda
 
 
 def listed(dataset: SegmentationDataset, scenario: Scenario, index: int) -> np.ndarray:
-    """(N,) bool: the images of step ``index`` in somebody's lists."""
+    """(N,) bool: the images of step ``index`` in imported lists."""
     ids, wanted = dataset.ids("train"), set(scenario.lists[index])
     foreign = sorted(wanted.difference(ids))
     if foreign:
-        raise UserError(f"{scenario.name}: {foreign[0]} of step {index} is no training image of {dataset.name}")
+        raise UserError(f"{scenario.name}: {foreign[0]} of step {index} is not a training image of {dataset.name}")
     return np.array([i in wanted for i in ids])
 
 
@@ -114,7 +114,7 @@ def selection(present: np.ndarray, scenario: Scenario, index: int) -> np.ndarray
 
 
 def label_table(step: Step, void: str) -> np.ndarray:
-    """(256,) uint8: raw label -> channel; what is not taught at this step is background."""
+    """(256,) uint8: raw label -> channel; labels not taught at this step are background."""
     table = np.zeros(256, np.uint8)
     for channel, label in enumerate(step.seen_classes, start=1):
         if label in step.new_classes or step.setup == "sequential":
@@ -124,13 +124,13 @@ def label_table(step: Step, void: str) -> np.ndarray:
 
 
 def held_out(ids: tuple[str, ...]) -> np.ndarray:
-    """(N,) bool: the fifth that is kept for tuning, chosen by a hash of the id alone."""
+    """(N,) bool: the fifth held out for tuning, chosen by a hash of the id alone."""
     first = [hashlib.sha256(i.encode()).digest()[:4] for i in ids]
     return np.array([int.from_bytes(f, "big") % HELD_OUT == 0 for f in first])
 
 
 def partition(present: np.ndarray, scenario: Scenario) -> np.ndarray:
-    """(N,) int: the one step of every image, -1 for an image without a class of the scenario.
+    """(N,) int: the one step of every image; -1 for an image without a class of the scenario.
 
     The rule of MiB's ADE20K lists (Cermelli et al., CVPR 2020), derived from them: N_c images hold class c, of which
     a_c have been given to c's step so far. Images are visited in the order of first appearance when going through the
@@ -167,7 +167,7 @@ def _partition(packed: bytes, groups: tuple[tuple[int, ...], ...]) -> np.ndarray
     count = dict(zip(labels.tolist(), held.sum(0).tolist(), strict=True))
     given = dict.fromkeys(count, 0)
     steps = np.full(len(held), -1)
-    first = np.where(held.any(1), held.argmax(1), len(labels))  # an image is first met at its lowest label
+    first = np.where(held.any(1), held.argmax(1), len(labels))  # an image is first visited at its lowest label
     for i in np.argsort(first, kind="stable")[: int(held.any(1).sum())]:
         classes = labels[held[i]].tolist()
         total = sum(count[c] for c in classes)
@@ -179,7 +179,7 @@ def _partition(packed: bytes, groups: tuple[tuple[int, ...], ...]) -> np.ndarray
 
 
 def _view(dataset: SegmentationDataset, split: str, chosen: np.ndarray, table: np.ndarray) -> StepView:
-    """The digest takes labels that occur in none of these images as void."""
+    """In the digest, labels that occur in none of these images count as void."""
     ids = tuple(itertools.compress(dataset.ids(split), chosen))
     occurs = dataset.presence(split)[chosen].any(0)
     digest = hashlib.sha256(np.where(occurs, table, VOID).astype(np.uint8).tobytes())

@@ -1,4 +1,4 @@
-"""What several commands take on the command line, checked while it is read. Nothing heavy is imported here."""
+"""Types of command-line options, checked while they are parsed. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def grid_file(text: str) -> Path:
 
 
 def folder(option: str) -> Callable[[str], Path]:
-    """The type of an option that names a folder, which need not be there yet."""
+    """The type of an option that names a folder, which may not exist yet."""
 
     def read(text: str) -> Path:
         path = Path(text)
@@ -45,7 +45,7 @@ def folder(option: str) -> Callable[[str], Path]:
 
 
 def number(option: str) -> Callable[[str], int]:
-    """The type of an option that is a number from 0."""
+    """The type of an option that is a whole number >= 0."""
 
     def read(text: str) -> int:
         if not text.isdecimal():
@@ -56,7 +56,7 @@ def number(option: str) -> Callable[[str], int]:
 
 
 def places(items: Iterable[str]) -> dict[str, str]:
-    """Where data sets lie, from the words ``NAME=PATH`` of ``--data``."""
+    """Name -> folder of data sets, from the words ``NAME=PATH`` of ``--data``."""
     found: dict[str, str] = {}
     for item in items:
         name, _, path = item.partition("=")

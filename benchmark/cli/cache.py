@@ -1,4 +1,4 @@
-"""What the cache holds, and which of it can go."""
+"""What the cache holds, and which steps can be removed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contseg.benchmark.store.files import LostStateError, Store
 
 
 def listing(store: Store) -> str:
-    """A line for each trained step: first digits of its key, size, title."""
+    """A line for each trained step: the first digits of its key, its size, its title."""
     rows = []
     for folder in map(store.step, store.steps()):
         try:
@@ -27,9 +27,9 @@ def listing(store: Store) -> str:
 
 
 def prune(store: Store, plan: Plan | None, really: bool) -> str:
-    """Remove the steps that no plan needs; without a plan, those of finished grids: all that are not under way.
+    """Remove the steps that ``plan`` does not need; without a plan, all steps that are not in training.
 
-    What an unfinished plan needs is kept: every step that a missing one starts from, and every checkpoint.
+    Kept are the parents of steps still to train, the steps still to score, and every checkpoint.
     """
     needed: set[str] = set()
     if plan is not None:

@@ -1,4 +1,4 @@
-"""``contseg data ...``: prepare, verify, start with one's own, look at, exchange lists; imports are lazy."""
+"""``contseg data ...``: prepare, verify, convert, show, exchange lists; imports are lazy."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   data prepare voc --root /data                 VOC 2012 with SegmentationClassAug in /data/VOC2012
-  data verify voc --root /data                  is it the data set of the papers? (exit code 1: it deviates)
-  data verify camvid/ --json                    a folder of one's own
+  data verify voc --root /data                  compare with the papers' data set (exit code 1: it deviates)
+  data verify camvid/ --json                    a folder of your own
   data init my_images/ --out my_data/           a data set from images and label maps
   data show voc/15-1/overlapped --root /data --out voc.png
   data export-splits voc/15-1/disjoint --root /data --out lists/
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--json", action="store_true", help="print the report as JSON")
     _data(verify)
 
-    init = tool("init", "look at a folder of images and label maps, say what can be done with it, make it a data set")
+    init = tool("init", "read a folder of images and label maps, list possible tasks, write it as a data set")
     init.add_argument("folder", type=Path)
     init.add_argument(
         "--out", type=Path, metavar="DIR", help="write the data set there (the folder itself is not changed)"
@@ -65,9 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(0, 1),
         help="label of the first class in the maps; 0: no background, all labels are raised by one (default: 1)",
     )
-    init.add_argument("--void", type=int, nargs="+", default=[255], metavar="LABEL", help="labels that mean nothing")
+    init.add_argument("--void", type=int, nargs="+", default=[255], metavar="LABEL", help="void labels")
 
-    show = tool("show", "images and pixels per class at every step; a contact sheet of what each step sees")
+    show = tool("show", "images and pixels of each class at every step; a contact sheet of what each step sees")
     show.add_argument("scenario", metavar="DATA/TASK/SETUP")
     show.add_argument("--out", type=Path, metavar="FILE.png", help="write the contact sheet")
     show.add_argument("--images", type=int, default=3, metavar="N", help="images a step on the sheet (default: 3)")
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
     _data(export)
 
-    imported = tool("import-splits", "compare someone's lists with ours, and make them a scenario that can be run")
+    imported = tool("import-splits", "compare lists of other code with ours, and make them a scenario that can be run")
     imported.add_argument(
         "lists",
         nargs="+",
@@ -88,10 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     imported.add_argument("--name", metavar="voc|ade|NAME", help="the data set (default: the layout of its folder)")
     imported.add_argument(
-        "--scenario", metavar="DATA/TASK/SETUP", help="whose classes; found if it is one of the papers'"
+        "--scenario",
+        metavar="DATA/TASK/SETUP",
+        help="the scenario with the same classes (default: search the papers' scenarios)",
     )
-    imported.add_argument("--train-list", type=Path, metavar="FILE", help="what the training indices point into")
-    imported.add_argument("--val-list", type=Path, metavar="FILE", help="what the validation indices point into")
+    imported.add_argument("--train-list", type=Path, metavar="FILE", help="the list that training positions refer to")
+    imported.add_argument("--val-list", type=Path, metavar="FILE", help="the list that validation positions refer to")
     imported.add_argument("--out", type=Path, metavar="FILE.json", help="write a scenario that `run` takes")
     _data(imported)
 
@@ -151,7 +153,7 @@ def _verify(args: argparse.Namespace) -> int:
         root = Path(name)
         dataset = open_folder(root.resolve().name, root)
         if known.get(dataset.name, type(dataset)) is not type(dataset):
-            dataset.name += " (a folder)"  # of this name; not the published data
+            dataset.name += " (a folder)"  # a folder with a registered name, not the published data
     else:
         raise UserError(f"there is no folder {name}, and {unknown('data set', name, known)}")
     report = verify(dataset)
@@ -195,7 +197,7 @@ def _export(args: argparse.Namespace) -> int:
     from contseg.datasets.tools.splits import export
 
     if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out} is a file: give the folder that gets the lists")
+        raise UserError(f"--out {args.out} is a file: give a folder for the lists")
     dataset, scenario = _scenario(args)
     with _writing(args.out):
         lists = export(dataset, scenario, args.out)
@@ -210,9 +212,9 @@ def _import(args: argparse.Namespace) -> int:
     from contseg.datasets.tools.splits import compare, read_lists, write_scenario
 
     if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".json"):
-        raise UserError(f"--out {args.out}: give a file that ends in .json, in a folder that is there")
+        raise UserError(f"--out {args.out}: give a file name ending in .json, in an existing folder")
     if args.scenario and args.name and args.scenario.split("/")[0] != args.name:
-        raise UserError(f"--name {args.name} and --scenario {args.scenario} are two data sets: leave one out")
+        raise UserError(f"--name {args.name} and --scenario {args.scenario} name two data sets: leave one out")
     name = args.scenario.split("/")[0] if args.scenario else args.name or _name_of(args)
     dataset = open_dataset(name, _root(args, name), _kept())
     wanted = parse_scenario(args.scenario, dataset.n_foreground) if args.scenario else None
@@ -244,18 +246,18 @@ def _root(args: argparse.Namespace, name: str) -> Path | None:
     if not given or not path:
         raise UserError(f"--data {args.data}: write NAME=DIR, for example voc=/data/VOCdevkit, or --root DIR")
     if given != name:
-        raise UserError(f"--data {args.data} is the folder of {given!r}, but the data set asked for is {name!r}")
+        raise UserError(f"--data {args.data} is the folder of {given!r}, but the data set is {name!r}")
     return Path(path)
 
 
 def _name_of(args: argparse.Namespace) -> str:
-    """Which data set lists belong to, where nothing but its folder is given."""
+    """The data set of the lists, found from its folder."""
     from contseg.datasets.registry import open_dataset
 
     if args.data:
         return str(args.data.partition("=")[0])
     if args.root is None:
-        raise UserError("whose lists are they? Give the data set's folder: --root DIR, or --data NAME=DIR")
+        raise UserError("which data set do the lists belong to? Give its folder: --root DIR, or --data NAME=DIR")
     for name in ("voc", "ade"):
         with contextlib.suppress(UserError):
             return open_dataset(name, args.root).name
@@ -263,7 +265,7 @@ def _name_of(args: argparse.Namespace) -> str:
 
 
 def _kept() -> Path:
-    """Where it is kept which labels occur in which map: reading all maps takes minutes."""
+    """The cache of labels in each map: reading all maps takes minutes."""
     return Path(os.environ.get("CONTSEG_CACHE") or "~/.cache/contseg").expanduser() / "presence"
 
 

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", nargs="+", type=int, metavar="N", help="default: 0")
     add("--protocol", help="sdr (default), mib, plop, strict; printed under every table")
     many: dict[str, Any] = {"nargs": "+", "default": [], "action": "extend"}
-    add("--data", metavar="NAME=PATH", help="where a data set lies; a name of your own for your own folder", **many)
+    add("--data", metavar="NAME=PATH", help="the folder of a data set; choose a new name for your own folder", **many)
     add("--set", metavar="KEY=VALUE", help="for example train.epochs=1 model.backbone=tiny", **many)
     out = Path("runs")
     add("--out", type=folder("--out"), default=out, metavar="DIR", help="records and cache (default: runs)")
@@ -46,7 +46,7 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
         default=[],
         action="extend",
         metavar="FILE.py",
-        help="methods or data sets of your own",
+        help="your own methods or data sets",
     )
 
 

@@ -1,4 +1,4 @@
-"""What there is to choose from, for ``list``."""
+"""The lists of ``contseg list``: methods, data sets, scenarios, backbones, protocols, configs, published results."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ LISTS: dict[str, Callable[[bool], str]] = {
 
 
 def published(dataset: str, task: str, setup: str, method: str) -> str:
-    """The literature's numbers for a cell, disagreements included."""
+    """Published results of a cell, and where they disagree."""
     from contseg.benchmark.score.published import listing, load_published
 
     return listing(load_published(), dataset, task, setup, method)

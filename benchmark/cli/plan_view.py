@@ -1,4 +1,4 @@
-"""A plan in words, as data, and as a graph of steps."""
+"""A plan as a table, as JSON, and as a graph of steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contseg.benchmark.store.files import LostStateError, Store
 
 
 def as_json(plan: Plan, store: Store) -> dict[str, Any]:
-    """Runs, steps, and what they cost; keys whole."""
+    """Runs, steps and their cost, with whole keys."""
     todo = {n.key for n in plan.to_train(store)}
     return {
         "totals": totals(plan, store),
@@ -106,13 +106,13 @@ def as_table(plan: Plan, store: Store) -> str:
 
 
 def other_code(plan: Plan, store: Store) -> str:
-    """What is done again as other code made it, in one line; "" if nothing is."""
+    """One line about stored steps that other code made and that are trained again; "" if there are none."""
     made = plan.made_by_other_code(store)
     if not made:
         return ""
     files = _some(sorted({f for names in made.values() for f in names}), ", ")
     return (
-        f"{len(made)} stored steps were made by other code ({files}) and are done again: {_some([*made], '; ')}; "
+        f"{len(made)} stored steps were made by other code ({files}) and will be done again: {_some([*made], '; ')}; "
         "--trust-cache takes them as they are"
     )
 
@@ -126,7 +126,7 @@ def as_mermaid(plan: Plan) -> str:
     lines = ["graph LR"]
     for node in plan.nodes.values():
         users = f"<br/>serves {len(node.used_by)} cells" if len(node.used_by) > 1 else ""
-        watch = f"<br/>{len(node.observers)} observers ride along" if node.observers else ""
+        watch = f"<br/>{len(node.observers)} shared observers" if node.observers else ""
         label = f"{node.scenario.name} step {node.index}<br/>{node.method} seed {node.seed}{users}{watch}".replace(
             '"', "'"
         )

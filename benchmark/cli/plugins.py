@@ -1,4 +1,4 @@
-"""Plugins as a command names them: loaded one after the other, each of which must bring something."""
+"""Loads the plugins that a command names; each must register something."""
 
 from __future__ import annotations
 

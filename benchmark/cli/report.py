@@ -1,4 +1,4 @@
-"""``contseg report``: every table and figure from the records alone, whenever they are wanted."""
+"""``contseg report``: tables and figures from the records alone."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["text", "markdown", "csv"],
         help="text (printed), markdown, csv, latex, json, model-index, html (default: text markdown csv)",
     )
-    add("--with-published", action="store_true", help="set the literature's numbers beside the measured ones")
-    add("--published-csv", type=Path, nargs="+", default=[], metavar="FILE", help="published results of your own")
+    add("--with-published", action="store_true", help="show published numbers next to the measured ones")
+    add("--published-csv", type=Path, nargs="+", default=[], metavar="FILE", help="your own table of published results")
     add("--published-source", default="", metavar="KEY", help="prefer this source, for example sdr2021")
-    add("--lint-published", action="store_true", help="check the arithmetic of all published results, and nothing else")
+    add("--lint-published", action="store_true", help="only check the arithmetic of all published results")
     add(
         "--figures",
         type=folder("--figures"),
         metavar="DIR",
-        help="curves, classes, old against new, cost, confusion as PNG and PDF",
+        help="write curves, classes, old against new, cost and confusion as PNG and PDF",
     )
     add(
         "--predictions",
         type=number("--predictions"),
         default=0,
         metavar="N",
-        help="with --figures: what each step sees in N images",
+        help="with --figures: predictions of every step on N images",
     )
     add("--latent", action="store_true", help="with --figures: features and prototypes after every step")
     add("--re-evaluate", action="store_true", help="run the protocol's own evaluation pass on every stored network")
@@ -55,14 +55,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify",
         type=Path,
         metavar="DIR",
-        help="check somebody's records, score the networks beside them, merge what is accepted into --out",
+        help="check submitted records, score their networks, merge accepted runs into --out",
     )
-    add("--plugin", nargs="+", default=[], metavar="FILE.py", help="with --verify: run this code, methods of theirs")
-    add("--data", nargs="+", default=[], metavar="NAME=PATH", help="where a data set lies, for the four options above")
+    add(
+        "--plugin",
+        nargs="+",
+        default=[],
+        metavar="FILE.py",
+        help="with --verify: load this code, which defines submitted methods",
+    )
+    add(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="the folder of a data set, for the four options above",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print and write what was asked for. 0, or 2 if some of the input had to be left out."""
+    """Print and write the reports. The exit code: 0, or 2 if some input was left out."""
     if args.lint_published:
         return _lint(args)
     from contseg.benchmark.cli.arguments import places
@@ -77,11 +89,11 @@ def main(args: argparse.Namespace) -> int:
     if (args.predictions or args.latent) and not args.figures:
         raise UserError("--predictions and --latent need --figures DIR, the folder that they are written to")
     places(args.data)
-    asked = [parse_protocol(text) for text in args.protocol or ()]  # a wrong word stops before anything is done
+    asked = [parse_protocol(text) for text in args.protocol or ()]  # a wrong name stops before any work
     load_plugins(*args.plugin)
     problems = _verify(args) if args.verify else []
     if args.verify and not args.records and not (args.out / "records").is_dir():
-        return 2  # nothing was accepted, and nothing was there before
+        return 2  # nothing was accepted, and there are no earlier records
     records, unread = _read(args.records or [args.out])
     problems += unread
     boards = []
@@ -113,7 +125,7 @@ def _board(args: argparse.Namespace, records: list[Record], protocol: Protocol) 
 
 
 def _write(args: argparse.Namespace, boards: list[Leaderboard]) -> None:
-    """Text goes to the screen, everything else to a file; one page holds all protocols."""
+    """Text is printed, other formats are written to files; one HTML page holds all protocols."""
     from contseg.benchmark.report.reporter import FORMATS, render
     from contseg.benchmark.report.tables import write_text
 
@@ -136,7 +148,7 @@ def _write(args: argparse.Namespace, boards: list[Leaderboard]) -> None:
 
 
 def _draw(args: argparse.Namespace, board: Leaderboard) -> list[str]:
-    """Every figure asked for; what could not be drawn, and why."""
+    """Draw the requested figures. Returns what could not be drawn, and why."""
     from contseg.benchmark.report.figures import write_figures
 
     written, missing = write_figures(board, args.figures), list[str]()
@@ -155,7 +167,7 @@ def _draw(args: argparse.Namespace, board: Leaderboard) -> list[str]:
 
 
 def _verify(args: argparse.Namespace) -> list[str]:
-    """Check the records of ``--verify`` and merge the accepted runs into ``--out``; what was not accepted."""
+    """Check the records of ``--verify`` and merge accepted runs into ``--out``. Returns the refusals."""
     from functools import partial
 
     from contseg.benchmark.score.recompute import PixelCounter, Rescorer, keys
@@ -193,9 +205,9 @@ def _warn(lines: list[str]) -> list[str]:
 
 
 def _read(folders: list[Path]) -> tuple[list[Record], list[str]]:
-    """All records of the test set below the folders; what had to be left out is named on stderr.
+    """All records of the test set below the folders; stderr names each file that was left out.
 
-    Records of ``eval.split=tune`` choose a configuration: they enter no leaderboard, which is no mistake.
+    Records of ``eval.split=tune`` serve to choose a configuration. They enter no leaderboard, which is not a fault.
     """
     from contseg.benchmark.score.records import read_records
     from contseg.datasets.errors import UserError

@@ -61,7 +61,7 @@ def run_grid(config: Config, store: Store, args: argparse.Namespace) -> int:
 
 
 def _plan_together(config: Config, store: Store, accelerator: Accelerator) -> Plan:
-    """The plan of every process: the first one reads the label maps, the others its cache; a mistake is everyone's."""
+    """The plan of every process: the first one reads the label maps, the others its cache; a mistake stops all."""
     from contseg.benchmark.plan.config import check_shares
 
     if not accelerator.is_main_process:
@@ -132,7 +132,7 @@ def _only(plan: Plan, wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _print_table(plan: Plan, store: Store) -> None:
-    """The leaderboard of what was scored; nothing where no cell was."""
+    """The leaderboard of what was scored; nothing if no cell was."""
     from contseg.benchmark.report.reporter import leaderboard, load_records, render, write_leaderboard
 
     tune = plan.config.eval.split == "tune"

@@ -1,7 +1,7 @@
 """ADE20K SceneParse150: 20 210 training and 2 000 validation images, 150 classes.
 
 Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017. Label 0 is "other": pixels outside the 150 classes. In
-training it is the background channel, as in the released code of MiB; at test a protocol may leave it out.
+training it is the background channel, as in the released code of MiB; a protocol may leave it out at test.
 
 ::
 
@@ -42,7 +42,7 @@ flag
 class Ade(PairedFiles):
     """ADE20K SceneParse150, 150 classes: --data ade=FOLDER, ADEChallengeData2016 or the one above it.
 
-    Other data in this layout have an ``objectInfo*.txt``.
+    Other data in this layout need an ``objectInfo*.txt``.
     """
 
     class_names = ("background", *(name.strip() for name in NAMES.replace("\n", " ").split(",")))

@@ -1,6 +1,6 @@
 """Label maps from a COCO-style JSON (images, annotations, categories), drawn with pycocotools.
 
-Categories become labels 1..n in the order of their ids; crowds (``iscrowd``) are void; where objects overlap, the
+Categories become labels 1..n in the order of their ids; crowds (``iscrowd``) are void; of overlapping objects the
 smaller one is in front.
 """
 

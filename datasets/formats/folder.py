@@ -1,10 +1,10 @@
-"""Any folder in VOC layout with a ``class_names.txt``: data of one's own, CamVid.
+"""Any folder in VOC layout with a ``class_names.txt``: the user's own data, CamVid.
 
 ::
 
     JPEGImages/ID.jpg   SegmentationClass/ID.png   ImageSets/Segmentation/{train,val}.txt   class_names.txt
 
-Line n of ``class_names.txt`` (from 0) names label n; line 0 is the background, which need not occur.
+Line n of ``class_names.txt`` (from 0) names label n; line 0 is the background, which may be absent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HOLDS = ("JPEGImages", "SegmentationClass")
 
 @register_dataset("folder")
 class Folder(PairedFiles):
-    """Any folder in VOC layout: --data folder=FOLDER with a class_names.txt; `data init FOLDER` helps to make it."""
+    """Any folder in VOC layout: --data folder=FOLDER with a class_names.txt; `data init FOLDER` helps to write it."""
 
     def __init__(self, name: str, root: Path | None = None, cache: Path | None = None) -> None:
         super().__init__(name, root, cache)

@@ -1,4 +1,4 @@
-"""Photographs in one folder, label maps in another, joined by name: what VOC, ADE20K and folders of one's own share."""
+"""Images in one folder, label maps in another, matched by name: common to VOC, ADE20K and users' folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Listing(NamedTuple):
 
 
 class PairedFiles(SegmentationDataset):
-    """A data set of files. A subclass says where they are."""
+    """A data set of files; a subclass says where they are."""
 
     @abstractmethod
     def listing(self, split: str) -> Listing:
@@ -54,7 +54,7 @@ class PairedFiles(SegmentationDataset):
 
 
 def ending_hint(image_id: str, found: Container[str]) -> str:
-    """For an id that is not found, but would be if it was the name alone."""
+    """A hint for an id that is written with its folder or ending."""
     stem = Path((image_id.split() or [""])[0]).stem
     return f": write {stem}, one name a line without folder and ending" if stem in found else ""
 
@@ -71,11 +71,11 @@ def files_by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without the spaces around them and without empty ones."""
+    """The lines of a text file, stripped, without empty ones."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"cannot read {path}: it is no UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise UserError(f"cannot read {path}: it is not UTF-8 text ({error.reason} at byte {error.start})") from error
     return [stripped for line in text.splitlines() if (stripped := line.strip())]
 
 

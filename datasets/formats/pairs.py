@@ -1,8 +1,8 @@
-"""Which images and label maps in a folder belong together, whatever the folders are called.
+"""Finds the pairs of image and label map in a folder with any sub-folders.
 
-A folder of maps is one whose name says so, or whose files are grey or have a palette; its images are in the folder
-that shares most file names with it, the nearest one on ties. VOC's and ADE20K's layouts, and CamVid's ``train`` +
-``trainannot``, are cases.
+A folder holds maps if its name says so, or if its files are grey or have a palette. Its images are in the folder that
+shares most file names with it (on ties, the nearest one). Examples: the layouts of VOC and ADE20K, and CamVid's
+``train`` + ``trainannot``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Pairs by split, and how the splits were told apart; images without a map."""
+    """Pairs by split, how the splits were chosen, and the images without a map."""
 
     splits: dict[str, list[Pair]]
     how: str
@@ -42,7 +42,7 @@ class Found(NamedTuple):
 
 
 def find_pairs(root: Path) -> Found:
-    """Search ``root``, ``DEPTH`` folders deep. UserError if no two folders fit together."""
+    """Search ``root``, ``DEPTH`` folders deep. ``UserError`` if no two folders match."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
     folders = [d for d in _folders(root) if files_by_stem(d, IMAGES)]
@@ -71,7 +71,7 @@ def find_pairs(root: Path) -> Found:
 
 
 def _what_does_not_fit(root: Path, folders: list[Path], maps: list[Path]) -> str:
-    """The likely reasons: maps as JPEG, or with names of their own."""
+    """The likely reason: maps are JPEG, or have other names."""
     for folder in folders:
         if MAP_NAMES.search(folder.name) and not files_by_stem(folder, MAPS):
             return f"; {folder} holds no {', '.join(e[1:] for e in MAPS)} (JPEG does not keep labels)"
@@ -112,7 +112,7 @@ def _pairs(images: Path, labels: Path) -> list[Pair]:
 
 
 def _splits(root: Path, together: dict[Path, list[Pair]]) -> tuple[dict[str, list[Pair]], str]:
-    """By lists, by the names of the folders, or a fifth held out."""
+    """The splits: by lists, by folder names, or with a fifth held out."""
     pairs = [p for group in together.values() for p in group]
     known = {p.image_id for p in pairs}
     unused = ""
@@ -130,12 +130,12 @@ def _splits(root: Path, together: dict[Path, list[Pair]]) -> tuple[dict[str, lis
 
 
 def _id(line: str, known: set[str]) -> str:
-    """Of a line that is an id, or begins with a file's path."""
+    """The id in a line: the line itself, or the name of the path at its start."""
     return line if line in known else Path(line.split()[0]).stem
 
 
 def split_by_name(groups: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], str]:
-    """Groups of pairs whose names say train and val (or test), else a fifth held out."""
+    """Splits by groups whose names say train and val (or test); else a fifth is held out."""
     named: dict[str, list[Pair]] = {"train": [], "val": [], "test": [], "": []}
     for name, group in groups.items():
         match = re.search(r"(?:^|[^a-z])(train|val|test)", name.lower())

@@ -1,8 +1,8 @@
 """The embedded data set: six drawn shapes on noise, deterministic, no download and no file.
 
-Made so that a tiny network tells the story of the field within minutes: 1 to 4 objects an image, so that most
-images of a later step hold earlier classes too (the background shift), and square and cross share their hue, so that
-only shape parts an old class from a new one. 800 train and 200 val images of 48x48.
+It shows the effects of the field with a tiny network within minutes. There are 1 to 4 objects in an image, so most
+images of a later step also hold earlier classes (background shift). Square and cross share their hue, so only their
+shape separates an old class from a new one. 800 train and 200 val images of 48x48.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _Y, _X = np.mgrid[:SIDE, :SIDE] / SIDE + 0.5 / SIDE  # pixel centres, the image'
 
 
 def layout(seed: int, index: int) -> list[tuple[int, int, Mask]]:
-    """The objects of an image, from back to front: label, kind, mask. The grey distractor bears background's label."""
+    """The objects of an image, from back to front: label, kind, mask. The grey distractor is labelled background."""
     rng = np.random.default_rng([seed, index])
     kinds = [int(k) for k in rng.permutation(len(KINDS))[: rng.integers(1, 5)]]
     objects = [(k + 1, k, _place(k, rng)) for k in kinds]
@@ -154,7 +154,7 @@ class Shapes(SegmentationDataset):
         return torch.tensor(draw_image(seed, index)), torch.tensor(draw_label(seed, index))  # copies
 
     def _read(self, ids: tuple[str, ...], split: str, progress: bool) -> Index:
-        """The labels are drawn, the images are not: a drawing's seed, number and version are its content."""
+        """Only the labels are drawn: seed, number and version of a drawing identify its content."""
         seed = SEEDS[split]
         return gather(
             row(

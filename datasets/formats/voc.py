@@ -1,7 +1,7 @@
 """Pascal VOC 2012 with the augmented training set: 10 582 training and 1 449 validation images, 20 classes.
 
 Everingham et al., The PASCAL Visual Object Classes Challenge 2012; Hariharan et al., Semantic Contours from Inverse
-Detectors, ICCV 2011 (SBD), merged as ``SegmentationClassAug``. Both layouts that people have are read:
+Detectors, ICCV 2011 (SBD), merged as ``SegmentationClassAug``. Both common layouts are read:
 
 * ``VOCdevkit/VOC2012`` (or a folder above it): ``ImageSets/Segmentation/train_aug.txt`` with one id a line;
 * ``PascalVOC12`` (of MiB's code): ``splits/train_aug.txt`` with ``/JPEGImages/x.jpg /SegmentationClassAug/x.png``.
@@ -27,7 +27,7 @@ TRAIN_NAMES = ("train_aug", "trainaug")
 class Voc(PairedFiles):
     """Pascal VOC 2012 with augmented labels, 20 classes: --data voc=FOLDER of JPEGImages, or a folder above it.
 
-    A reduced copy in this layout will do.
+    A reduced copy in this layout works too.
     """
 
     class_names = (
@@ -45,7 +45,7 @@ class Voc(PairedFiles):
                 above = plain.parent if plain.name == BELOW[0] else "DIR"
                 raise UserError(
                     f"data set {name!r}: {plain} has SegmentationClass, but not SegmentationClassAug, the labels of "
-                    f"10 582 training images: `data prepare voc --root {above}` makes them; data of your own need "
+                    f"10 582 training images: `data prepare voc --root {above}` makes them; your own data need "
                     f"another name and a class_names.txt: --data mine={plain}"
                 )
             raise UserError(

@@ -1,4 +1,4 @@
-"""Archives from elsewhere, unpacked without trust: nothing outside the folder, no links, bounded, all or nothing."""
+"""Safe unpacking of downloaded archives: nothing outside the folder, no links, bounded size, all or nothing."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _unpack(archive: Path, into: Path, keep: Callable[[str], str | None], max_by
 
 
 def safe_name(member: Member, archive: Path) -> str:
-    """The entry's path in normal form; ``UserError`` if it could leave the folder or is no plain file or folder."""
+    """The entry's path in normal form; ``UserError`` if it could leave the folder or is not a plain file or folder."""
     if member.kind == "other":
         raise UserError(f"{archive} holds a link or a device ({member.name}): not unpacked")
     path = PurePosixPath(member.name)
@@ -96,7 +96,7 @@ def safe_name(member: Member, archive: Path) -> str:
 
 
 def members(archive: Path, max_bytes: int = MAX_BYTES) -> Iterator[Member]:
-    """The entries of an archive, in its order; what kind it is decides its content, not its name."""
+    """The entries of an archive, in its order; the format is read from the content, not from the name."""
     if not archive.is_file():
         raise UserError(f"no archive {archive}")
     if is_web_page(archive):
@@ -134,7 +134,7 @@ def _tar(stream: _Bounded, archive: Path) -> Iterator[Member]:
 
 
 class _Bounded:
-    """A decompressing stream that ends in an error instead of filling memory or running for ever.
+    """A decompressing stream that raises an error instead of filling memory or running forever.
 
     A tar header may declare gigabytes that ``tarfile`` would read at once; data are read in small pieces.
     """

@@ -1,6 +1,6 @@
-"""A large file from the web: resumed when broken off, checked, and complete or absent.
+"""Download of a large file: resumed after an interruption, checked, and complete or absent.
 
-Whatever goes wrong ends in one line that says what to fetch by hand, from which page, and where to put it.
+Every failure is one line that says what to download by hand, from which page, and where to put it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from contseg.datasets.errors import UserError
 
 CHUNK = 1 << 20
 LARGEST = 8 << 30
-"""Bytes after which a download is given up: four times the largest file that is fetched here."""
+"""Bytes after which a download is stopped: four times the largest file used here."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that somebody else offers: its address, how it is recognised, and the page where a person finds it.
+    """A file to download: its address, name, checksum, and the web page for people.
 
     ``checksum`` is ``"md5:<hex>"`` or any other name that ``hashlib`` knows.
     """
@@ -43,7 +43,7 @@ class Source:
 
 
 class _BrokenOffError(Exception):
-    """The transfer ended early; what has arrived is kept and asked for no second time."""
+    """The transfer ended early; the received bytes are kept and not requested again."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def matches(path: Path, checksum: str) -> bool:
 
 
 def is_web_page(path: Path) -> bool:
-    """Whether a file begins like HTML: what a server sends instead of an archive when it wants a login or a click."""
+    """Whether a file begins like HTML: some servers send a login or confirmation page instead of an archive."""
     with path.open("rb") as f:
         head = f.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml"))
@@ -107,7 +107,7 @@ def _refuse_web_page(path: Path, source: Source) -> None:
 
 
 def _transfer(source: Source, part: Path, say: Callable[[str], None], patience: Patience) -> None:
-    """Bytes into ``part`` until the server has no more, going on where the last attempt ended."""
+    """Download into ``part`` until it is complete, each attempt continuing the last one."""
     say(f"downloading {source.url}")
     failures = 0
     while True:
@@ -172,7 +172,7 @@ def _copy(response: IO[bytes], out: IO[bytes], progress: Callable[[int], object]
 
 
 def _continues(headers: HTTPMessage, have: int) -> bool:
-    """Whether a 206 begins at the byte that was asked for."""
+    """Whether a 206 response begins at the requested byte."""
     return bool(have) and headers.get("Content-Range", "").startswith(f"bytes {have}-")
 
 

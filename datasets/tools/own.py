@@ -1,4 +1,4 @@
-"""From a folder of images and label maps to a data set: what is in it, what is wrong, which tasks make sense."""
+"""From a folder of images and label maps to a data set: its content, its faults, and the possible tasks."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from contseg.datasets.view import selection
 
 NAME_FILES = ("class_names.txt", "classes.txt", "labels.txt")
 GAP = 10
-"""Where nothing names the classes: after so many labels that occur nowhere (or as many as do occur) comes a mistake."""
+"""Without class names: a label after a gap of this many unused labels (or as many as are used) is a mistake."""
 FEW = 8
-"""Training images in a step below which a result says little."""
+"""A step with fewer training images gives an unreliable result."""
 
 
 @dataclass(frozen=True)
 class Convention:
-    """How the values in the maps are meant: which is the first class (0: no background), which mean nothing."""
+    """The meaning of the values in the maps: the label of the first class (0: no background), and the void labels."""
 
     first_class: int = 1
     void: tuple[int, ...] = (VOID,)
@@ -78,7 +78,7 @@ class Own:
         return "\n".join(lines)
 
     def tasks(self) -> list[str]:
-        """A line for each task and setup, with the steps that would be empty or nearly so."""
+        """A line for each task and setup, with the steps that are empty or have few images."""
         n, present = len(self.class_names) - 1, self.counts["train"] > 0
         lines = []
         for task in usual_tasks(n):
@@ -87,15 +87,15 @@ class Own:
                 sizes = [int(selection(present, scenario, t).sum()) for t in range(len(scenario.groups))]
                 empty = [str(t) for t, size in enumerate(sizes) if not size]
                 few = [str(t) for t, size in enumerate(sizes) if 0 < size < FEW]
-                verdict = f"NOT POSSIBLE: step {', '.join(empty)} is empty" if empty else "makes sense"
+                verdict = f"NOT POSSIBLE: step {', '.join(empty)} is empty" if empty else "possible"
                 if few and not empty:
-                    verdict = f"hardly: step {', '.join(few)} has fewer than {FEW} images"
+                    verdict = f"unreliable: step {', '.join(few)} has fewer than {FEW} images"
                 lines.append(f"  {task + '/' + setup:<18} {', '.join(map(str, sizes)):<40} {verdict}")
-        return lines or ["  none: with one class there is nothing to add"]
+        return lines or ["  none: one class cannot be split into steps"]
 
 
 def usual_tasks(n: int) -> list[str]:
-    """The papers' shapes for n classes: all but one, half, three quarters first; the rest at once or one by one.
+    """Tasks like the papers' for n classes: all but one, three quarters, or half first; the rest at once or one by one.
 
     >>> usual_tasks(20)
     ['19-1', '15-5', '15-1', '10-10', '10-1']
@@ -110,9 +110,9 @@ def usual_tasks(n: int) -> list[str]:
 
 
 def look_at(folder: Path, convention: Convention, work: Path) -> Own:
-    """Look at every image and map of a folder. UserError if there is nothing that can be used.
+    """Read every image and map of a folder. ``UserError`` if nothing is usable.
 
-    Without label maps a COCO-style JSON is looked for; maps are then drawn into the folder ``work``.
+    Without label maps, a COCO-style JSON is used if there is one; its maps are drawn into the folder ``work``.
     """
     names = None
     try:
@@ -149,7 +149,7 @@ def look_at(folder: Path, convention: Convention, work: Path) -> Own:
 
 
 def check_target(out: Path, source: Path) -> None:
-    """``UserError`` unless a data set can be written to ``out``, a new folder outside the one that is looked at."""
+    """``UserError`` unless a data set can be written to ``out``, a new folder outside ``source``."""
     if out.exists():
         raise UserError(f"{out} is there already: give a folder that is not")
     if out.resolve().is_relative_to(source.resolve()):
@@ -157,7 +157,7 @@ def check_target(out: Path, source: Path) -> None:
 
 
 def write(own: Own, out: Path) -> None:
-    """The data set in VOC layout, in a folder of its own; all or nothing. Images are copied as they are."""
+    """Write the data set in VOC layout into a new folder, all or nothing. Images are copied unchanged."""
     check_target(out, own.folder)
     if any(counts[:, len(own.class_names) : VOID].any() for counts in own.counts.values()):
         raise UserError(f"{out} is not written: there are labels without a class (above)")
@@ -179,7 +179,7 @@ def write(own: Own, out: Path) -> None:
 
 
 def _new_ids(own: Own) -> dict[str, list[str]]:
-    """Ids for one folder: the files' names; where one occurs twice, after their split or else their folder."""
+    """Unique ids: the files' names; if two are equal, with their split, or else their folder, in front."""
     for name in (
         lambda split, p: p.image_id,
         lambda split, p: f"{split}_{p.image_id}",
@@ -188,7 +188,7 @@ def _new_ids(own: Own) -> dict[str, list[str]]:
         ids = {split: [name(split, p) for p in pairs] for split, pairs in own.pairs.items()}
         if len(set().union(*ids.values())) == sum(map(len, ids.values())):
             return ids
-    raise UserError(f"{own.folder} holds several images of one name in folders whose names run together: rename them")
+    raise UserError(f"{own.folder} holds images whose folder and file names give the same id: rename them")
 
 
 def _look(pairs: list[Pair], title: str) -> list[Look | str]:
@@ -208,7 +208,7 @@ def _write_map(source: Path, target: Path, table: np.ndarray) -> None:
 
 
 def _names_beside(folder: Path) -> list[str] | None:
-    """Class names from a file that lies in the folder."""
+    """Class names from a file in the folder."""
     for name in NAME_FILES:
         if (folder / name).is_file():
             names = read_lines(folder / name)
@@ -219,7 +219,7 @@ def _names_beside(folder: Path) -> list[str] | None:
 
 
 def _name_classes(own: Own, names: list[str] | None, pixels: np.ndarray) -> None:
-    """Names as given, else by number; labels beyond them are a fault."""
+    """Set the names as given, else by number; labels without a name are a fault."""
     occurring = [int(label) for label in np.flatnonzero(pixels[:VOID])]
     if not occurring or occurring[-1] == 0:
         raise UserError(f"the label maps in {own.folder} hold no class: nothing but 0 and void; classes are 1 to 254")
@@ -227,7 +227,7 @@ def _name_classes(own: Own, names: list[str] | None, pixels: np.ndarray) -> None
         gaps = ((a, b - a) for a, b in pairwise(occurring))
         last = next((a for n, (a, gap) in enumerate(gaps) if gap > max(GAP, n)), occurring[-1])
         own.class_names = ["background", *(f"class {label}" for label in range(1, last + 1))]
-        own.notes.append("the names are made up: write your own into class_names.txt")
+        own.notes.append("the names are placeholders: write your own into class_names.txt")
     elif own.convention.first_class == 0 and not names[0].startswith("background"):
         own.class_names = ["background", *names]
     else:
@@ -243,7 +243,7 @@ def _name_classes(own: Own, names: list[str] | None, pixels: np.ndarray) -> None
     absent = [own.class_names[x] for x in range(1, len(own.class_names)) if x not in occurring]
     if absent:
         own.notes.append(
-            f"{len(absent)} classes occur nowhere ({', '.join(absent[:5])}): a step of theirs would be empty"
+            f"{len(absent)} classes occur nowhere ({', '.join(absent[:5])}): a step with only these would be empty"
         )
     if not pixels[0]:
         own.notes.append("label 0 (background) occurs nowhere: every pixel belongs to a class or is void")

@@ -1,9 +1,9 @@
-"""From nothing to data: VOC 2012 with the augmented labels, and ADE20K, from their official sources.
+"""Downloads and builds VOC 2012 with the augmented labels, and ADE20K, from their official sources.
 
 ``SegmentationClassAug`` is built by rule: the class maps of SBD (Hariharan et al., ICCV 2011), and VOC's own map where
 both exist. The training list is SBD train + val and VOC train, minus VOC val: 10 582 ids, ascending.
-Addresses and checksums of VOC and SBD are those that torchvision carries; ADE20K's checksum is the one in GluonCV's
-``scripts/datasets/formats/ade20k.py``.
+Addresses and checksums of VOC and SBD are torchvision's; ADE20K's checksum is that of GluonCV's
+``scripts/datasets/ade20k.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contseg.datasets.tools.archive import unpack
 from contseg.datasets.tools.download import Source, fetch, no_space
 
 VOC_FOLDERS = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
-"""What is kept of VOC 2012. Not ``Annotations``: the XML labels name objects that were never segmented."""
+"""The folders kept of VOC 2012. Not ``Annotations``: its XML files name objects that were never segmented."""
 
 Say = Callable[[str], None]
 
@@ -50,9 +50,9 @@ def ade_source() -> Source:
 def prepare_voc(
     root: Path, aug: Path | None = None, say: Say = print, voc: Source | None = None, sbd: Source | None = None
 ) -> Path:
-    """``ROOT/VOC2012`` with images, both label folders and ``train_aug.txt``; what is there already is kept.
+    """``ROOT/VOC2012`` with images, both label folders and ``train_aug.txt``; existing parts are kept.
 
-    ``aug``: somebody's ready-made ``SegmentationClassAug`` archive in place of SBD; VOC's own maps win there too.
+    ``aug``: a ready-made ``SegmentationClassAug`` archive in place of SBD; VOC's own maps still take precedence.
     """
     folder = root / "VOC2012"
     if not folder.exists():
@@ -107,15 +107,17 @@ def sbd_map(path: Path):
 
     try:
         classes = loadmat(path, variable_names=["GTcls"])["GTcls"][0]["Segmentation"][0]
-    except Exception as e:  # a foreign format: whatever is wrong with it, it is this file
-        raise UserError(f"{path.name} is no SBD class file ({type(e).__name__}: {e})") from e
+    except Exception as e:  # any error of a foreign format is about this file
+        raise UserError(f"{path.name} is not an SBD class file ({type(e).__name__}: {e})") from e
     if classes.ndim != 2 or classes.max(initial=0) > 20:
-        raise UserError(f"{path.name} holds no map of the 20 classes: shape {classes.shape}, up to {classes.max()}")
+        raise UserError(
+            f"{path.name} does not hold a map of the 20 classes: shape {classes.shape}, up to {classes.max()}"
+        )
     return classes.astype("uint8")
 
 
 def _write_maps(files: dict[str, Path], ids: list[str], folder: Path, into: Path, say: Say) -> None:
-    """One map an id: VOC's where there is one, else the one in ``files``."""
+    """Write one map for each id: VOC's own if there is one, else the one in ``files``."""
     from PIL import Image
     from tqdm import tqdm
 
@@ -152,13 +154,13 @@ def _require_labels(path: Path) -> None:
     if mode not in ("P", "L"):
         raise UserError(
             f"{path.name} in the archive is a {mode} image, not a map of class indices (8-bit, grey or palette): "
-            "some archives hold colourful maps for looking at; take the other one"
+            "some archives hold coloured maps for display; use the other one"
         )
 
 
 @contextmanager
 def _unpacked(archive: Path, target: Path, keep: Callable[[str], str | None]) -> Iterator[Path]:
-    """A folder beside ``target``, gone afterwards; what is moved out of it appears complete or not at all."""
+    """The archive unpacked in a temporary folder next to ``target``, which is removed afterwards."""
     work = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
     try:
@@ -181,7 +183,7 @@ def _sbd_member(name: str) -> str | None:
 
 
 def _map_member(name: str) -> str | None:
-    """Label maps, whatever folder they are in; not macOS's shadows of them (``__MACOSX/._ID.png``)."""
+    """Label maps in any folder, except macOS's metadata files (``__MACOSX/._ID.png``)."""
     base = name.rsplit("/", 1)[-1]
     return base if base.endswith(".png") and not base.startswith(".") else None
 

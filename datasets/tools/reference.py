@@ -1,4 +1,4 @@
-"""What the complete data sets hold, as counted in the label maps: facts to compare a copy with.
+"""Facts of the complete data sets, counted in the label maps, to compare a copy with.
 
 Sizes of the scenarios: the lists that MiB (fcdl94/MiB), SDR (LTTM/SDR) and EWF ship, and the rules of ``view.py``.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 class Reference:
     """``images``: how many, by split. ``class_images``: images that hold label 1, 2, ..., by split.
 
-    ``ids_sha256``: of the ids, ascending, a line feed after each. ``with_void``: training maps with void pixels,
-    where that tells something.
+    ``ids_sha256``: of the ascending ids, each followed by a line feed. ``with_void``: training maps with void pixels,
+    if it is informative.
     ``scenarios``: ``"TASK/SETUP"`` -> training images by step.
     """
 

@@ -1,6 +1,6 @@
-"""A careful look at every file of a data set: what cannot be read is collected instead of raised.
+"""Reads every file of a data set and collects all faults. The loader (``base.py``) stops at the first one.
 
-``N`` images that can be read. The loader (``base.py``) stops at the first fault; a report names them all.
+``N``: images that can be read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Scan:
 
 
 def scan(dataset: SegmentationDataset, split: str, progress: bool = True) -> Scan:
-    """Look at every image of a split. UserError if it cannot be listed, or if nothing of it can be read."""
+    """Read every image of a split. ``UserError`` if it cannot be listed, or if no image can be read."""
     listed, files, faults = _files(dataset, split)
     ids = sorted(files)
 
@@ -64,7 +64,7 @@ def scan(dataset: SegmentationDataset, split: str, progress: bool = True) -> Sca
 
 
 def look(image: Path, label: Path) -> Look | str:
-    """One image's two files; a line if something is wrong with them."""
+    """Read the two files of an image; a line if something is wrong."""
     try:
         return inspect(image, label, read_bytes(image), read_bytes(label))
     except UserError as error:
@@ -79,7 +79,7 @@ def _drawn(dataset: SegmentationDataset, image_id: str, split: str) -> Look:
 def _files(
     dataset: SegmentationDataset, split: str
 ) -> tuple[list[str], dict[str, tuple[Path, Path] | None], dict[str, list[str]]]:
-    """Ids as they are listed, the files of those that have both, and a line for each that has not."""
+    """The listed ids, the files of those that have both, and a line for each that has not."""
     if not isinstance(dataset, PairedFiles):
         ids = dataset.ids(split)
         return list(ids), {i: dataset.files(i, split) for i in ids}, {}
@@ -96,5 +96,5 @@ def _files(
 
 
 def fault_kind(line: str) -> str:
-    """A fault without the file that has it: paths and numbers left out."""
+    """The kind of a fault: its line without paths and numbers."""
     return re.sub(r"\S*/\S*|\d+", "", line)

@@ -1,4 +1,4 @@
-"""What each step of a scenario sees, in numbers and in an image: the background shift made visible."""
+"""What each step of a scenario sees, as numbers and as a contact sheet: shows the background shift."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PALETTE[VOID] = PAPER
 
 
 def check_sheet(path: Path, images: int) -> None:
-    """``UserError`` unless a contact sheet of so many images a step can be written there."""
+    """``UserError`` unless a contact sheet with this many images a step can be written to ``path``."""
     if path.is_dir() or path.suffix.lower() not in IMAGES:
         raise UserError(f"--out {path}: give an image file, for example {path.stem or 'sheet'}.png")
     if not path.parent.is_dir():
@@ -36,7 +36,7 @@ def check_sheet(path: Path, images: int) -> None:
 
 
 def training_images(dataset: SegmentationDataset) -> Scan:
-    """Pixels of every label in every training image; UserError if one cannot be read or has another label."""
+    """Pixels of every label in every training image. ``UserError`` if one cannot be read or has an invalid label."""
     found = scan(dataset, "train")
     for lines in found.faults.values():
         raise UserError(lines[0])
@@ -45,7 +45,7 @@ def training_images(dataset: SegmentationDataset) -> Scan:
 
 
 def table(dataset: SegmentationDataset, scenario: Scenario, found: Scan) -> str:
-    """Per step: its images; images and share of pixels of each class that it teaches; what became background."""
+    """For each step: images; images and pixel share of each class that it teaches; what is labelled background."""
     lines = [f"{scenario.name}: {len(found.ids)} training images; shares are of the pixels of the step's images"]
     for step in scenario.steps:
         counts = found.counts[_chosen(found, dataset, scenario, step.index)]
@@ -72,9 +72,9 @@ def table(dataset: SegmentationDataset, scenario: Scenario, found: Scan) -> str:
 
 
 def contact_sheet(dataset: SegmentationDataset, scenario: Scenario, found: Scan, images: int = 3) -> Image.Image:
-    """A row a step; for each image: the photograph, all its labels, and its labels as that step sees them.
+    """One row for each step; for each image: the image, all its labels, and its labels as the step sees them.
 
-    Images are those whose labels the step hides most of, so that the shift is seen. Black is background, white void.
+    Images with many taught and many hidden pixels come first. Black is background, white is void.
     """
     group = 3 * (TILE[0] + 2) + 2 * GAP  # one image: photograph, labels, labels as seen
     row = BAR + TILE[1] + 2 * GAP
@@ -110,7 +110,7 @@ def _chosen(found: Scan, dataset: SegmentationDataset, scenario: Scenario, index
 
 
 def _telling(found: Scan, step: Step, chosen: np.ndarray) -> list[int]:
-    """The images with both much that is taught and much that is hidden, best first; ties by id."""
+    """Images with many taught and many hidden pixels, best first; ties by id."""
     counts = found.counts[chosen].astype(float)
     counts /= counts.sum(1, keepdims=True)
     taught = counts[:, list(step.new_classes)].sum(1)

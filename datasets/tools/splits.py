@@ -1,9 +1,9 @@
-"""Lists of images by step, between this code base and others. Images are named by id, never by position.
+"""Lists of images by step, exchanged with other code bases. Images are named by id, never by position.
 
 Three kinds: ``train`` (the images of the step), ``val`` (validation images with a class new in it) and ``test``
-(with any class learned so far; ``test_on_val`` in MiB's and SDR's files). What is read, as released:
+(with any class learned so far; ``test_on_val`` in MiB's and SDR's files). Formats that are read:
 
-* MiB, SDR, PLOP, RCIL, EWF: ``train-0.npy``, positions in a list of ids (``train_aug.txt``), which must be known;
+* MiB, SDR, PLOP, RCIL, EWF: ``train-0.npy``, positions in a list of ids (``train_aug.txt``), which must be given;
 * DKD: ``overlap_15-1_train_00.npy``, an array of lines ``/JPEGImages/x.jpg /SegmentationClassAug/x.png`` or of ids;
 * text files with such a line or an id a line; the JSON that ``export`` writes.
 """
@@ -29,14 +29,14 @@ from contseg.datasets.scenario import Scenario, known_orders, known_tasks, parse
 from contseg.datasets.view import listed, seen, selection
 
 KINDS = {"train": "train", "val": "val", "test": "val"}
-"""Kind of list -> the split that it is a part of."""
+"""Kind of list -> its split."""
 
 Lists = dict[str, dict[int, tuple[str, ...]]]
 """Kind -> step -> ids, ascending."""
 
 
 def our_lists(dataset: SegmentationDataset, scenario: Scenario) -> Lists:
-    """The lists of a scenario by its rule; a step may be empty."""
+    """The lists of a scenario, by its rule; a step may be empty."""
     return {
         kind: {
             t: tuple(compress(dataset.ids(split), _chosen(dataset, scenario, kind, t)))
@@ -92,7 +92,7 @@ def _write_lines(path: Path, lines: tuple[str, ...]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
-# --- reading what others wrote --------------------------------------------------------------------------------------
+# --- reading other lists --------------------------------------------------------------------------------------------
 
 NAME = re.compile(r"(train|test_on_val|val|test)[-_]?(\d+)$")
 Content = list[str] | np.ndarray
@@ -102,8 +102,8 @@ Content = list[str] | np.ndarray
 def read_lists(paths: list[Path], dataset: SegmentationDataset, indexed: dict[str, Path | None]) -> Lists:
     """The lists in these files and folders, as ids of ``dataset``.
 
-    ``indexed``: split -> the file that positions point into; without one, the ids in ascending order, which is that
-    of the ``train_aug.txt`` of MiB and its successors.
+    ``indexed``: split -> the file that positions refer to; by default the ids in ascending order, as in the
+    ``train_aug.txt`` of MiB and its successors.
     """
     order = {s: _ids(read_lines(path)) if path else list(dataset.ids(s)) for s, path in indexed.items()}
     known = {split: set(dataset.ids(split)) for split in order}
@@ -113,7 +113,7 @@ def read_lists(paths: list[Path], dataset: SegmentationDataset, indexed: dict[st
         ids = _named(content, order[split], known[split], path)
         foreign = next((i for i in ids if i not in known[split]), None)
         if foreign is not None:
-            raise UserError(f"{path}: {foreign!r} is no {split} image of {dataset.name}")
+            raise UserError(f"{path}: {foreign!r} is not a {split} image of {dataset.name}")
         new = tuple(sorted(set(ids)))
         if lists[kind].setdefault(step, new) != new:
             raise UserError(
@@ -125,7 +125,7 @@ def read_lists(paths: list[Path], dataset: SegmentationDataset, indexed: dict[st
 
 
 def _named(content: Content, order: list[str], known: set[str], path: Path) -> list[str]:
-    """Ids, whether the content names them or their positions in ``order``."""
+    """The ids of a list, which holds ids or positions in ``order``."""
     if not isinstance(content, np.ndarray):
         ids = _ids(content)
         if not all(i.isdigit() for i in ids) or known.issuperset(ids):
@@ -166,7 +166,7 @@ def _from_json(path: Path) -> Iterator[tuple[Path, str, int, Content]]:
             for step, ids in enumerate(content.get(kind, [])):
                 yield path, kind, step, [str(i) for i in ids]
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is no file of `data export-splits` ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path} is not a file of `data export-splits` ({type(error).__name__}: {error})") from error
 
 
 def _read_array(path: Path) -> Content:
@@ -181,14 +181,14 @@ def _read_array(path: Path) -> Content:
     return array.astype(np.int64)
 
 
-# --- are they ours? -------------------------------------------------------------------------------------------------
+# --- comparison with our lists --------------------------------------------------------------------------------------
 
 
 def compare(dataset: SegmentationDataset, theirs: Lists, wanted: Scenario | None) -> tuple[Scenario, bool, str]:
-    """The scenario of ours with the nearest training lists, whether all given lists are equal, and the words for it.
+    """Our scenario with the nearest training lists, whether all given lists are equal, and a text about it.
 
-    Lists of some of the steps are compared as far as they go.
-    ``wanted``: whose classes; every setup of it is tried. Without, all that the papers report.
+    If lists of some steps are missing, the others are compared. ``wanted``: a scenario with the classes of the lists;
+    every setup of it is tried. By default all scenarios of the papers are tried.
     """
     steps = sorted(theirs["train"])
     masks = {t: np.isin(dataset.ids("train"), ids) for t, ids in theirs["train"].items()}
@@ -197,7 +197,7 @@ def compare(dataset: SegmentationDataset, theirs: Lists, wanted: Scenario | None
     known: dict[Any, int] = {}
 
     def apart(c: Scenario) -> int:
-        """Images that are in one of two lists only."""
+        """Number of images that are in only one of two lists."""
         alike = _alike(c)
         if alike not in known:
             known[alike] = int(sum((_chosen(dataset, c, "train", t) ^ masks[t]).sum() for t in steps))
@@ -224,7 +224,7 @@ def compare(dataset: SegmentationDataset, theirs: Lists, wanted: Scenario | None
 
 
 def _alike(scenario: Scenario) -> Any:
-    """What decides the lists: the order of the classes inside a step does not, and disjoint is sequential's."""
+    """What determines the lists. The order of classes within a step does not; sequential and disjoint are alike."""
     if scenario.setup == "partitioned":  # goes through the classes one by one
         return scenario
     setup = "disjoint" if scenario.setup == "sequential" else scenario.setup
@@ -232,7 +232,7 @@ def _alike(scenario: Scenario) -> Any:
 
 
 def _names(scenarios: list[Scenario]) -> str:
-    """Equal ones by name; of class orders that change nothing the first, and how many more there are."""
+    """The names of equal scenarios; of equal class orders the first, and the number of the others."""
     shown = [c for c in scenarios if c.order == scenarios[0].order]
     orders = {c.order for c in scenarios} - {scenarios[0].order}
     more = f" (and of {len(orders)} other class orders with the same steps)" if orders else ""
@@ -247,7 +247,7 @@ def _ranges(steps: list[int]) -> str:
 
 
 def _candidates(dataset: SegmentationDataset, theirs: Lists, wanted: Scenario | None) -> list[Scenario]:
-    """Scenarios with the steps that the lists have, or more; those without a class order first."""
+    """Scenarios with at least the steps of the lists; those without a class order first."""
     steps = 1 + max(theirs["train"])
     if wanted:
         tasks = [f"{wanted.dataset}/{wanted.task}" + (f"@{wanted.order}" if wanted.order else "")]

@@ -1,7 +1,7 @@
-"""Is this the data set that the papers mean? A report that names each deviation and what it would change.
+"""Is this the data set of the papers? A report names each deviation and its effect.
 
-Everything is read from the pixel label maps. VOC's XML labels are never looked at: they name objects that were never
-segmented, in 817 of the 10 582 images.
+Everything is read from the pixel label maps. VOC's XML labels are not used: in 817 of the 10 582 images they name
+objects that were never segmented.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from contseg.datasets.view import selection
 
 @dataclass(frozen=True)
 class Deviation:
-    """What is not as it should be, and what that changes."""
+    """A deviation and its effect."""
 
     what: str
     effect: str
@@ -79,14 +79,14 @@ class Report:
 
 
 def _versus(found: int, published: int | None) -> str:
-    """``12``, or ``12 (not 586)`` beside a published number."""
+    """``12``, or ``12 (not 586)`` if the published number differs."""
     return f"{found}" if published in (None, found) else f"{found} (not {published})"
 
 
 def verify(dataset: SegmentationDataset, progress: bool = True) -> Report:
-    """Look at every file of the data set; compare with the published one if it goes by its name.
+    """Read every file of the data set; compare it with the published one if it has its name.
 
-    UserError if the data cannot be examined at all.
+    ``UserError`` if no split can be read.
     """
     report = Report(dataset.name, dataset.root, dataset.class_names)
     scans = _scans(report, dataset, progress)
@@ -97,14 +97,16 @@ def verify(dataset: SegmentationDataset, progress: bool = True) -> Report:
         _check_range(report, split, s, len(dataset.class_names))
     both = sorted(set.intersection(*(set(s.listed) for s in scans.values())))
     if len(scans) > 1 and both:
-        report.note(f"{_some(both)} in train and in val", "results on val are too good: it was trained on")
+        report.note(
+            f"{_some(both)} in train and in val", "results on val are too good, as these images were trained on"
+        )
     if dataset.name in REFERENCES and len(dataset.class_names) == _labels(REFERENCES[dataset.name]):
         _compare(report, dataset, scans, REFERENCES[dataset.name])
     return report
 
 
 def _scans(report: Report, dataset: SegmentationDataset, progress: bool) -> dict[str, Scan]:
-    """What can be examined; a split that cannot is a deviation, unless it is all there is."""
+    """The splits that can be read. One that cannot is a deviation, unless none can: then ``UserError``."""
     scans: dict[str, Scan] = {}
     errors: list[UserError] = []
     for split in SPLITS:
@@ -138,7 +140,7 @@ def _facts(s: Scan, class_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def ids_sha256(ids: tuple[str, ...]) -> str:
-    """Of the ids, ascending, a line feed after each."""
+    """Hash of the ascending ids, each followed by a line feed."""
     return hashlib.sha256("".join(f"{i}\n" for i in sorted(ids)).encode()).hexdigest()
 
 
@@ -156,7 +158,7 @@ def _check_list(report: Report, split: str, s: Scan) -> None:
         at = next(i for i, (a, b) in enumerate(zip(s.listed, sorted(s.listed), strict=True)) if a != b)
         report.note(
             f"the {split} list is not ascending, from entry {at} ({s.listed[at]}) on",
-            "nothing here, where images go by id; index files of other code bases would name other images",
+            "none here, where images are named by id; index files of other code would refer to other images",
         )
 
 

@@ -18,7 +18,9 @@ from contseg.tests.integration.grid import HOME, records, small
 from contseg.tests.material import search_path
 
 GRID = small(Path("out"), "FT", "MiB")
-AGAIN = "1 stored steps were made by other code (methods/mib.py) and are done again: shapes/3-3/overlapped step 1 MiB"
+AGAIN = (
+    "1 stored steps were made by other code (methods/mib.py) and will be done again: shapes/3-3/overlapped step 1 MiB"
+)
 
 
 @pytest.fixture

@@ -91,8 +91,8 @@ class TestTargets:
         assert "cannot write" in refused(*export, tmp_path / "file" / "new")
         assert main(["data", *map(str, export), str(tmp_path / "lists")]) == 0
         words = ("import-splits", tmp_path / "lists", "--root", own, "--scenario", "mine/2-1/overlapped", "--out")
-        assert "ends in .json" in refused(*words, tmp_path / "x.txt")
-        assert "ends in .json" in refused(*words, tmp_path / "no" / "x.json")
+        assert "ending in .json" in refused(*words, tmp_path / "x.txt")
+        assert "ending in .json" in refused(*words, tmp_path / "no" / "x.json")
 
 
 class TestWhichDataSet:
@@ -149,7 +149,7 @@ class TestWhichDataSet:
     def test_whose_lists(self, refused: Refused, own: Path, tmp_path: Path) -> None:
         np.save(tmp_path / "train-0.npy", np.array([0]))
         lists = ("import-splits", tmp_path / "train-0.npy")
-        assert "give the data set's folder" in refused(*lists).lower()
+        assert "which data set do the lists belong to" in refused(*lists).lower()
         assert "no scenario known for own has 1 steps" in refused(*lists, "--root", own)
         line = refused(*lists, "--root", own, "--name", "voc", "--scenario", "mine/2-1/overlapped")
         assert "two data sets" in line
@@ -173,7 +173,7 @@ class TestNames:
     def test_twice(self, refused: Refused, own: Path) -> None:
         (own / "class_names.txt").write_text("background\ncat\ndog\ncat\n")
         for words in (("verify", own), ("init", own)):
-            assert "labels 1 and 3 both 'cat'" in refused(*words)
+            assert "labels 1 and 3 the same name 'cat'" in refused(*words)
 
     def test_byte_order_mark_and_numbers(self, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (own / "class_names.txt").write_bytes(b"\xef\xbb\xbf0 background\r\n1: cat\r\n2 dog\r\n3 cow 2\r\n")
@@ -188,7 +188,7 @@ class TestNames:
 
     def test_no_text(self, refused: Refused, own: Path) -> None:
         (own / "class_names.txt").write_bytes("Kühe".encode("latin-1"))
-        assert "no UTF-8 text" in refused("verify", own)
+        assert "not UTF-8 text" in refused("verify", own)
 
 
 class TestFiles:
@@ -196,22 +196,22 @@ class TestFiles:
     def test_a_pipe_is_not_waited_for(self, refused: Refused, own: Path, part: str) -> None:
         (own / part).unlink()
         os.mkfifo(own / part)
-        assert f"{own / part}: it is no regular file" in refused(*show(own))
+        assert f"{own / part}: it is not a regular file" in refused(*show(own))
         assert main(["data", "verify", str(own)]) == 1
         assert main(["data", "init", str(own)]) == 1
-        assert "no regular file" in refused("export-splits", "mine/2-1/overlapped", "--root", own, "--out", own / "x")
+        assert "a regular file" in refused("export-splits", "mine/2-1/overlapped", "--root", own, "--out", own / "x")
 
     def test_pipes_in_place_of_lists(self, refused: Refused, own: Path, tmp_path: Path) -> None:
         path = own / "ImageSets/Segmentation/train.txt"
         path.unlink()
         os.mkfifo(path)
-        assert "no regular file" in refused("init", own)
-        assert "no regular file" in refused(*show(own))
+        assert "not a regular file" in refused("init", own)
+        assert "not a regular file" in refused(*show(own))
         whole = voc_layout(tmp_path / "whole")
         for name in ("train-0.npy", "train-0.txt", "lists.json"):
             os.mkfifo(tmp_path / name)
             words = ("import-splits", tmp_path / name, "--root", whole, "--scenario", "mine/2-1/overlapped")
-            assert "no regular file" in refused(*words)
+            assert "not a regular file" in refused(*words)
         shutil.rmtree(own / "SegmentationClass")
         os.mkfifo(own / "coco.json")
         assert "no images with label maps" in refused("init", own)
@@ -332,7 +332,7 @@ class TestClassesOfOnesOwn:
 
     def test_without_its_folder(self, plugin: Callable[..., Path], refused: Refused) -> None:
         line = refused("verify", "mine", "--plugin", plugin(NAMES, IDS, FILES))
-        assert "ids('train') fails (TypeError" in line and "given no folder: --data NAME=DIR" in line
+        assert "ids('train') fails (TypeError" in line and "no folder was given: use --data NAME=DIR" in line
 
     @pytest.mark.parametrize(
         ("parts", "says"),
@@ -340,16 +340,16 @@ class TestClassesOfOnesOwn:
             ((NAMES, IDS), "does not define files"),
             ((NAMES, FILES), "does not define ids"),
             (("x = 1", IDS, FILES), "does not define class_names"),
-            ((NAMES, IDS, FILES.replace("self.root /", "f'{self.root}/' +")), "gives a tuple of str: needed are two"),
-            ((NAMES, IDS, FILES.replace(", self.root", " # ")), "gives a PosixPath: needed are two"),
-            ((NAMES, IDS.replace("tuple(", "list("), FILES), "ids('train') gives a list of str: needed is a tuple"),
+            ((NAMES, IDS, FILES.replace("self.root /", "f'{self.root}/' +")), "gives a tuple of str: it must be two"),
+            ((NAMES, IDS, FILES.replace(", self.root", " # ")), "gives a PosixPath: it must be two"),
+            ((NAMES, IDS.replace("tuple(", "list("), FILES), "ids('train') gives a list of str: it must be a tuple"),
             ((NAMES, IDS.replace(".split())", ".split()[::-1])"), FILES), "not ascending"),
             ((NAMES, IDS, FILES.replace("self.root", "self.rot")), "fails (AttributeError"),
-            ((NAMES, IDS, NONE), "then load must be defined"),
+            ((NAMES, IDS, NONE), "which means drawn images: define load"),
             ((NAMES, IDS, NONE, "\n    def load(self, i, split):\n        return [], []\n"), "two uint8 tensors"),
             (('class_names = "background"', IDS, FILES), "must be a tuple of names"),
             (('class_names = ("background",)', IDS, FILES), "names 1 labels"),
-            (('class_names = ("background", "cat", "cat")', IDS, FILES), "labels 1 and 2 both 'cat'"),
+            (('class_names = ("background", "cat", "cat")', IDS, FILES), "labels 1 and 2 the same name 'cat'"),
             ((NAMES, IDS, FILES, "\n    def __init__(self, root):\n        pass\n"), "cannot be made (TypeError"),
             ((NAMES, IDS, FILES, "\n    def __init__(self, *x):\n        pass\n"), "must call super().__init__"),
         ],
@@ -366,7 +366,7 @@ class TestClassesOfOnesOwn:
         [
             ({"decorator": "@register_dataset"}, "a data set's name is letters"),
             ({"decorator": '@register_dataset("my/data")'}, "a data set's name is letters"),
-            ({"base": "object"}, "no subclass of datasets.base.SegmentationDataset"),
+            ({"base": "object"}, "not a subclass of datasets.base.SegmentationDataset"),
         ],
     )
     def test_registered_wrongly(

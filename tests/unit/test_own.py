@@ -44,7 +44,7 @@ def test_empty_disjoint_steps_are_said(tmp_path):
         write_map(root / "SegmentationClass" / f"train{k}.png", 1, 2, 3)
     lines = look(root).tasks()
     assert [line.split() for line in lines[:2]] == [
-        ["2-1/overlapped", "4,", "4", "hardly:", "step", "0,", "1", "has", "fewer", "than", "8", "images"],
+        ["2-1/overlapped", "4,", "4", "unreliable:", "step", "0,", "1", "has", "fewer", "than", "8", "images"],
         ["2-1/disjoint", "0,", "4", "NOT", "POSSIBLE:", "step", "0", "is", "empty"],
     ]
 
@@ -55,7 +55,7 @@ def test_folders_that_say_train_and_val(tmp_path):
     assert "by name" in own.how
     assert own.class_names == ["background", "class 1", "class 2", "class 3"]
     assert (own.counts["train"] > 0).sum(0)[[0, 1, 2, 3, 255]].tolist() == [0, 2, 1, 1, 4]
-    assert any("made up" in n for n in own.notes)
+    assert any("placeholders" in n for n in own.notes)
 
 
 def test_ade_layout(tmp_path):
