@@ -1,4 +1,4 @@
-"""What a grid is trained with: frozen dataclasses, filled from TOML and ``--set``. No torch here.
+"""The configuration of a grid: frozen dataclasses, read from TOML and ``--set``. No torch here.
 
 ``model``, ``train``, ``eval`` and ``protocol`` are identity: they go into the keys. ``run`` and ``launch`` say how and
 where the work is done; they change a number in its last digits at most. A field's declaration is its type, range,
@@ -28,7 +28,7 @@ from contseg.methods.ranges import Count, Number, Positive, Search, Weight, admi
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a step is trained; defaults are MiB's and PLOP's recipe (protocol.md of the papers: batch 24, 30 epochs)."""
+    """How a step is trained; defaults are the recipe of MiB and PLOP (batch 24, 30 epochs)."""
 
     identity: ClassVar[str] = "benchmark.config.TrainConfig"  # its name in the keys of steps
 
@@ -44,7 +44,7 @@ class TrainConfig:
     ] = (24,)
     accumulate: Annotated[Count, Meta(description="micro-batches that an update is split into")] = 1
     momentum: Annotated[float, Meta(ge=0, lt=1, description="of SGD")] = 0.9
-    nesterov: Annotated[bool, Meta(description="Nesterov's momentum, where there is momentum")] = True
+    nesterov: Annotated[bool, Meta(description="Nesterov's momentum, if there is momentum")] = True
     weight_decay: Annotated[Weight, Meta(description="L2 penalty on the weights")] = 1e-4
     power: Annotated[Weight, Meta(description="of the poly schedule, per update; 0: a constant learning rate")] = 0.9
     clip: Annotated[Weight, Meta(description="largest norm of the gradient; 0: no limit")] = 0.0
@@ -77,7 +77,7 @@ class TrainConfig:
         return (self.scale[0], self.scale[1]) if self.scale else None
 
     def plan_updates(self, images: int) -> int:
-        """Optimiser updates of this (one-step) configuration over so many images; at least one an epoch."""
+        """Optimiser updates of this (one-step) configuration for so many images; at least one."""
         if self.updates:
             return self.updates[0]
         return max(1, round(self.epochs[0] * self.epoch_updates(images)))
@@ -88,13 +88,13 @@ class TrainConfig:
 
 
 def check_shares(norm: str, trains: Iterable[TrainConfig], processes: int) -> None:
-    """``UserError`` where a batch cannot be shared out among so many processes. ``norm``: that of the network."""
+    """``UserError`` if a batch cannot be split over the processes. ``norm``: that of the network."""
     for train, batch in ((each, batch) for each in trains for batch in each.batch):
         share = train.accumulate * processes
         micro, rest = divmod(batch, share)
         if rest or micro < 1:
             raise UserError(
-                f"a batch of {batch} cannot feed {processes} processes with {train.accumulate} micro-batches "
+                f"a batch of {batch} cannot be split over {processes} processes with {train.accumulate} micro-batches "
                 f"each: choose train.batch as a multiple of {share}"
             )
         if micro < 2 and (norm == "batch" or (norm == "sync" and processes == 1)):
@@ -154,7 +154,7 @@ class LaunchConfig:
     partition: Annotated[str, Meta(description="slurm: partition; empty: the cluster's default")] = ""
     account: Annotated[str, Meta(description="slurm: account; empty: the cluster's default")] = ""
     minutes: Annotated[
-        Count, Meta(description="slurm: time limit of a job; what is not finished then is requeued and goes on")
+        Count, Meta(description="slurm: time limit of a job; an unfinished job is requeued and resumes")
     ] = 240
     memory: Annotated[str, Meta(description="slurm: memory of a node, for example 64GB")] = ""
     gpus: Annotated[bool, Meta(description="slurm: one GPU for each process")] = True
@@ -209,7 +209,7 @@ def read_config(path: Path | None, overrides: Iterable[str] = (), **chosen: Any)
 
 
 def _sweeps(table: dict[str, Any], items: list[str]) -> dict[str, str]:
-    """Take what sweeps a key of ``[train]`` out of a TOML table and of the items of ``--set``: the texts by key.
+    """Remove the sweeps of ``[train]`` from a TOML table and from the items of ``--set``; returns their texts by key.
 
     Methods that are tables become texts.
     """
@@ -230,14 +230,14 @@ def _sweeps(table: dict[str, Any], items: list[str]) -> dict[str, str]:
 
 
 def _swept(text: str, sweeps: dict[str, str]) -> str:
-    """A method with these sweeps in its recipe; what it says itself goes first."""
+    """A method with these sweeps in its recipe; its own values win."""
     lists = {key: "|".join(f"({v})" if "," in v and "(" not in v else v for v in values.split("|"))
              for key, values in sweeps.items()}  # fmt: skip
     return with_recipe(text, {**lists, **recipe(text)}) if sweeps else text
 
 
 def checked(config: Config) -> Config:
-    """The same configuration: each value of its declared type and within its range, and fit for the others.
+    """The same configuration, after a check of every value: its type, its range, and its fit with the others.
 
     Raises ``UserError``.
     """

@@ -1,8 +1,9 @@
 """What a number means: the conventions in which published numbers silently differ, each a named field.
 
-A protocol has three parts, because their changes cost different work: *labelling* changes training, *pass* needs
-the stored weights and a new evaluation, *scoring* is derived from a stored confusion matrix. Which repository does
-what was read in its released code: MiB ``dataset/voc.py:142``, SDR ``dataset/voc.py:151``, PLOP ``dataset/voc.py:182``.
+A protocol has three parts, because their changes cost different work: *labelling* changes training, *pass* needs the
+stored weights and a new evaluation, *scoring* is derived from a stored confusion matrix. The conventions of each
+repository were read in its released code: MiB ``dataset/voc.py:142``, SDR ``dataset/voc.py:151``, PLOP
+``dataset/voc.py:182``.
 """
 
 from __future__ import annotations
@@ -140,10 +141,10 @@ def from_record(stored: dict[str, Any]) -> Protocol:
 
 
 def scored_as(trained: Protocol, asked: Protocol) -> str:
-    """What a row is, when a network trained under one protocol is scored under another.
+    """The protocol of a row whose network was trained under one protocol and is scored under another.
 
-    The plain name where training and evaluation pass agree, else the difference in words: such a row ranks with its
-    like only.
+    The plain name if training and evaluation pass agree, else with the difference in words: such a row is ranked only
+    among rows with the same difference.
 
     >>> scored_as(PROTOCOLS["sdr"], PROTOCOLS["plop"])
     'plop scoring, trained with void as background'

@@ -3,6 +3,7 @@
 They are processes like any other - signals, exit codes, claims and gloo are real - and save the seconds of every start.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -45,7 +46,9 @@ def start_together(processes: int, log: Path, *words: object) -> list[BaseProces
 
 def call_together(processes: int, log: Path, function: Callable[..., None], *arguments: Any) -> None:
     """Call a function of a module in several processes (gloo); ``AssertionError`` with the logs if one fails."""
-    together = _start_together(processes, log, function, *arguments)
+    module = function.__module__  # pytest calls a test file "tests.integration...", which no other process can import
+    name = module if module.startswith("contseg.") else f"contseg.{module}"
+    together = _start_together(processes, log, _imported, name, function.__name__, *arguments)
     for process in together:
         process.join(300)
     kill(*together)
@@ -90,6 +93,10 @@ def _forked(log: Path, environment: dict[str, str], function: Callable[..., None
 
     torch.set_num_threads(1)
     function(*arguments)
+
+
+def _imported(module: str, function: str, *arguments: Any) -> None:
+    getattr(importlib.import_module(module), function)(*arguments)
 
 
 def _program(words: list[str]) -> None:

@@ -21,7 +21,7 @@ from contseg.benchmark.models.load import term_states
 from contseg.benchmark.train.distributed import over_processes
 from contseg.benchmark.train.evaluate import evaluate
 from contseg.datasets.scenario import VOID, Step
-from contseg.methods.base import Method, SegOutput, argmax
+from contseg.methods.base import Method, SegOutput, alone, argmax
 from contseg.methods.registry import build_method, methods
 from contseg.tests.integration.forked import call_together
 
@@ -56,8 +56,7 @@ def same(name: str, what: str, one: dict[str, Tensor], share: dict[str, Tensor])
 def gradients(stage: ToyStep, split: bool) -> dict[str, Tensor]:
     """Of a batch; averaged over the processes as DDP does it, and handed to the terms."""
     batch = stage.batch(0)
-    if split:
-        batch.reduce = over_processes
+    batch.reduce = over_processes if split else alone
     losses = stage.method.losses(batch)
     stage.model.zero_grad()
     torch.stack([*losses.values()]).sum().backward()
@@ -81,7 +80,7 @@ def one_step(name: str, method_toy_run: ToyRun, share: Share, index: int, parent
     whole, part = (
         ToyStep(c, lambda: build_method(name), index, parent, moved=index > 0) for c in (method_toy_run, share)
     )
-    part.context = part.context._replace(reduce=over_processes)
+    whole.context = whole.context._replace(reduce=alone)  # the whole batch is in each process
     for stage in (whole, part):
         stage.start()
     where = f"step {index}"

@@ -79,11 +79,11 @@ def test_a_step_that_fails_in_both_workers_is_said_once(tmp_path: Path) -> None:
     assert "the loss 'ce' is not finite at update" in line and said.rstrip().endswith(line)
 
 
-def test_more_processes_than_a_batch_can_feed(tmp_path: Path) -> None:
+def test_more_processes_than_images_in_a_batch(tmp_path: Path) -> None:
     processes = start_together(3, tmp_path / "log", "run", *small(tmp_path / "out", "FT", sets=SETS))
     for process in processes:
         process.join(300)
     kill(*processes)
     assert [p.exitcode for p in processes] == [2, 2, 2]
-    assert "error: a batch of 4 cannot feed 3 processes" in (tmp_path / "log0").read_text()
+    assert "error: a batch of 4 cannot be split over 3 processes" in (tmp_path / "log0").read_text()
     assert not [*tmp_path.rglob("*.safetensors")]

@@ -138,7 +138,7 @@ def test_the_time_limit_requeues(slurm: Slurm, tmp_path: Path) -> None:
     ("setting", "wanted"),
     [
         ("launch.partition=gpuu", "invalid partition"),
-        ("launch.processes=3", "a batch of 4 cannot feed 3 processes"),
+        ("launch.processes=3", "a batch of 4 cannot be split over 3 processes"),
         ("launch.options=constraint=a100", "Slurm refuses the job"),
     ],
 )

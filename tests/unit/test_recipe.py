@@ -150,7 +150,7 @@ def test_a_recipe_has_the_keys_of_a_grid_with_its_values() -> None:
 def test_batches_of_every_recipe_have_to_be_shared_out() -> None:
     plan = grid("train.batch=4", method=("FT", "FT[train.batch=(4,6)]"))
     check_shares(plan.config.model.norm, plan.trains, 2)
-    with pytest.raises(UserError, match="a batch of 6 cannot feed 4 processes"):
+    with pytest.raises(UserError, match="a batch of 6 cannot be split over 4 processes"):
         check_shares("group", plan.trains, 4)
 
 

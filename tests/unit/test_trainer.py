@@ -201,7 +201,7 @@ def test_a_checkpoint_of_another_layout_is_not_resumed(tmp_path: Path, monkeypat
     assert again.progress.update == 0 and again.progress.resumed == 0
 
 
-def test_the_feed_leaves_the_global_random_numbers_alone(tmp_path: Path) -> None:
+def test_the_batches_leave_the_global_random_numbers_alone(tmp_path: Path) -> None:
     """A resumed step makes its loader anew: what it drew from the global generator would be drawn twice."""
     step = Grid(tmp_path, ("FT",)).trainer()
     before = torch.get_rng_state()
@@ -234,7 +234,7 @@ def kept(grid: Grid, key: str) -> set[str]:
     [("train", 2, "checkpoint.safetensors"), ("val", 1, "model.safetensors"), ("val", 4, "model.safetensors")],
     ids=["in a step of three updates", "at the first test image", "at the last test image"],
 )
-def test_a_signal_is_heeded_where_no_look_of_the_loop_comes(split: str, number: int, left: str, tmp_path: Path) -> None:
+def test_a_signal_is_handled_between_two_looks_of_the_loop(split: str, number: int, left: str, tmp_path: Path) -> None:
     whole, grid = Grid(tmp_path / "whole", ("MiB",)), Grid(tmp_path / "stopped", ("MiB",))
     assert whole.run().interrupted == 0
     signal_at(grid.data, split, number)
@@ -250,7 +250,7 @@ def test_a_signal_is_heeded_where_no_look_of_the_loop_comes(split: str, number: 
         assert grid.store.meta(key)["sha256"] == whole.store.meta(key)["sha256"]
 
 
-def test_a_signal_is_heeded_between_steps(tmp_path: Path) -> None:
+def test_a_signal_is_handled_between_steps(tmp_path: Path) -> None:
     grid = Grid(tmp_path, ("MiB",))
     walk = grid.runner()
     walk.say = lambda line: signal.raise_signal(signal.SIGTERM)  # it says that a step is done
@@ -260,7 +260,7 @@ def test_a_signal_is_heeded_between_steps(tmp_path: Path) -> None:
     assert len(grid.matrices()) == 1
 
 
-def test_a_signal_is_heeded_in_a_pass_outside_the_loop(tmp_path: Path) -> None:
+def test_a_signal_is_handled_in_a_pass_outside_the_loop(tmp_path: Path) -> None:
     """PLOP's medians, before the first update: 20 batches a pass."""
     grid = Grid(tmp_path, ("PLOP",), data=Images(80))
     grid.run(grid.node(0).key)
