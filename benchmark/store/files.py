@@ -283,9 +283,10 @@ class Store:
 
         def read() -> Any:
             try:
-                said = read_meta(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
-                return said.get("code")
-            except Exception:  # damaged: its reader sets it aside
+                said = read_meta(path) if path.suffix == ".safetensors" else read_sealed(path)
+                return said.get("code") if said else None
+            except Exception:
+                read_tensors(path)  # sets a damaged file aside
                 return None
 
         return self._once(path, read)
