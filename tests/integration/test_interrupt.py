@@ -95,7 +95,7 @@ import pathlib, sys
 from types import SimpleNamespace
 from contseg.benchmark.train import launch
 from contseg.benchmark.plan.config import LaunchConfig
-launch.PROGRAM = pathlib.Path(sys.argv[1])
+launch.PROGRAM = (sys.executable, sys.argv[1])
 plan = SimpleNamespace(config=SimpleNamespace(launch=LaunchConfig(workers=2)), nodes={})
 told = pathlib.Path(sys.argv[2])
 code, lines = launch.local(plan, SimpleNamespace(out=told), (str(told),))
