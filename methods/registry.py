@@ -333,7 +333,7 @@ def _call(entry: Entry, values: dict[str, Any]) -> Method:
         raise
     except Exception as error:
         raise UserError(f"{entry.kind} {entry.name} ({entry.origin}) failed: {reason(error)}") from error
-    if type(method) is not Method:  # of a class of one's own, a key would not see what it does otherwise
+    if type(method) is not Method:  # of a subclass, a key would not see what it does otherwise
         raise UserError(f"{entry.kind} {entry.name} ({entry.origin}) gave {type(method).__name__}, not a Method")
     try:
         check_visible(method)

@@ -1,8 +1,8 @@
 """Encoders: images (B, 3, H, W) -> features (B, D, h, w) and four stages (B, D_l, h_l, w_l).
 
-The stages are the outputs of the residual stages *before their last activation*, as PLOP and its line read them. Here
-a residual block activates what comes in instead of what goes out: the same function as torchvision's, bit by bit, and
-the maps before activation are simply what flows between the blocks. No hook, no copy.
+The stages are the outputs of the residual stages *before their last activation*, as PLOP and its follow-ups read them.
+Here a residual block activates its input instead of its output: the same function as torchvision's, bit by bit, and
+the maps between the blocks are those before activation. No hook, no copy.
 
 What an encoder promises of its maps, beside their shapes: ``nonnegative``, that no feature is negative; ``activated``,
 that the stages are what the network hands on, after an activation if it has one, and not before it.

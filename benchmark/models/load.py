@@ -130,7 +130,7 @@ def load_trained(
 
 
 def _observed(folder: Path, term: Term) -> dict[str, Tensor] | None:
-    """The state of an observer that rode on a step, found by what it is: methods may name it differently."""
+    """The state of a shared observer of a step, found by what it is: methods may name it differently."""
     sound = [loaded for path in sorted(folder.glob("observer-*.safetensors")) if (loaded := read_tensors(path))]
     states = {meta["sha256"]: state for state, meta in sound if meta.get("is") == describe(term)}
     if len(states) > 1:

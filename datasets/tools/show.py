@@ -76,13 +76,13 @@ def contact_sheet(dataset: SegmentationDataset, scenario: Scenario, found: Scan,
 
     Images with many taught and many hidden pixels come first. Black is background, white is void.
     """
-    group = 3 * (TILE[0] + 2) + 2 * GAP  # one image: photograph, labels, labels as seen
+    group = 3 * (TILE[0] + 2) + 2 * GAP  # one image: the image, labels, labels as seen
     row = BAR + TILE[1] + 2 * GAP
     sheet = Image.new("RGB", (GAP + images * group, TITLE + len(scenario.steps) * row), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text(
         (GAP, 4),
-        f"{scenario.name}: photograph | all labels | as the step sees them (black background, white void)",
+        f"{scenario.name}: image | all labels | as the step sees them (black background, white void)",
         INK,
     )
     for step in scenario.steps:
@@ -93,8 +93,8 @@ def contact_sheet(dataset: SegmentationDataset, scenario: Scenario, found: Scan,
         taught[VOID] = True
         as_seen = np.where(taught, np.arange(256), BACKGROUND).astype(np.uint8)
         for column, i in enumerate(_telling(found, step, chosen)[:images]):
-            photograph, labels = (x.numpy() for x in dataset.load(found.ids[i], "train"))
-            for k, image in enumerate((photograph.transpose(1, 2, 0), PALETTE[labels], PALETTE[as_seen[labels]])):
+            pixels, labels = (x.numpy() for x in dataset.load(found.ids[i], "train"))
+            for k, image in enumerate((pixels.transpose(1, 2, 0), PALETTE[labels], PALETTE[as_seen[labels]])):
                 tile = Image.fromarray(np.ascontiguousarray(image))
                 tile.thumbnail(TILE, Image.Resampling.NEAREST if k else Image.Resampling.LANCZOS)
                 sheet.paste(tile, (GAP + column * group + k * (TILE[0] + 2), top + BAR))

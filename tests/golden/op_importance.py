@@ -63,11 +63,11 @@ def importance(fixture: Fixture) -> None:
             model.flat.copy_(theta[0])
         context = StepContext(make_step(3, 2, index=index), model, old, lambda: [])
         observer.begin_step(context)
-        told_apart = not (index and fixture["cfg_normalize"]) or ranges_are_resolved(fixture)
+        distinguishable = not (index and fixture["cfg_normalize"]) or ranges_are_resolved(fixture)
         if index:
             penalty.begin_step(context)
             weight = dict(zip(model.parameters, penalty.factors, strict=False))
-            if told_apart:
+            if distinguishable:
                 fixture.check("released_step1_weight", model.vector(weight))
             else:
                 for what in ("weight", "penalty", "penalty_grad"):

@@ -48,7 +48,7 @@ def grid(*methods: str, scenario: str = "shapes/3-3/overlapped") -> list[str]:
 
 
 def voc_folder(root: Path, names: tuple[str, ...] = ("a", "b", "c", "d")) -> Path:
-    """A data set of one's own: 2 classes, images of 60 x 50."""
+    """A user's data set: 2 classes, images of 60 x 50."""
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True)
     (root / "class_names.txt").write_text("background\ncat\ndog\n")

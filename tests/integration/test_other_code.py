@@ -142,7 +142,7 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(checkout: Path) -> None:
 
 
 def test_observers_and_what_reads_them_are_made_again(checkout: Path) -> None:
-    """FT+SDR's prototypes ride on FT's step 0: its weights stay, the observer and what reads it do not."""
+    """FT+SDR's prototypes are observed on FT's step 0: its weights stay, the observer and what reads it do not."""
     grid = small(Path("out"), "FT", "FT+SDR")
     call(checkout, *grid)
     append(checkout / "methods/sdr.py")

@@ -27,7 +27,7 @@ class Site:
 
 @contextmanager
 def serve(site: Site, most: int = 20) -> Iterator[Site]:
-    """The site at ``site.url``; a request beyond ``most`` is answered 404 so that no mistake runs for ever."""
+    """The site at ``site.url``; a request beyond ``most`` is answered 404 so that no mistake runs forever."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args: object) -> None:

@@ -75,7 +75,7 @@ def test_a_claim_of_another_namespace_of_process_numbers_stands(tmp_path: Path) 
     except FileNotFoundError:
         pytest.skip("no unshare")
     if inside.returncode and "Operation not permitted" in inside.stderr:
-        pytest.skip("no namespaces of one's own here")
+        pytest.skip("namespaces are not available here")
     assert inside.stdout.strip() == "True", inside.stderr
     content = json.loads((tmp_path / "claim.json").read_text())
     (tmp_path / "claim.json").write_text(json.dumps({**content, "pid": 2**22 + 1}))  # a number that nobody has here

@@ -131,7 +131,7 @@ class TestWhichDataSet:
         assert "no class_names.txt" in line and "data init" in line and "data prepare voc" in line
 
     def test_voc_with_a_list_of_names_is_still_voc(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """Where there is no SegmentationClass, only SegmentationClassAug, it is no folder of one's own."""
+        """Where there is no SegmentationClass, only SegmentationClassAug, it is not a user's folder."""
         voc_tree(tmp_path / "photos", "ids")
         (tmp_path / "photos/class_names.txt").write_text("background\ncat\n")
         assert main(["data", "verify", str(tmp_path / "photos")]) == 0

@@ -1,4 +1,4 @@
-"""Folders of one's own: found, looked at, made a data set; every fault in one line."""
+"""Users' folders: found, read, written as a data set; every fault in one line."""
 
 import json
 

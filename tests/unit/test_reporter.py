@@ -16,7 +16,7 @@ SDR = PROTOCOLS["sdr"]
 
 
 def grid(seeds: int = 3) -> list[Record]:
-    """FT forgets, MiB and MiB+SDR cannot be told apart, Joint leads; every class loses pixels to background only."""
+    """FT forgets, MiB and MiB+SDR do not differ clearly, Joint leads; each class loses pixels to background only."""
     records: list[Record] = []
     for s in range(seeds):
         records += joint_run(s, hit=lambda t, k: 0.95)

@@ -57,7 +57,7 @@ def test_plain_first_steps_are_one() -> None:
     assert len(set(later)) == len(later)  # the later steps differ
 
 
-def test_observers_ride_and_split_no_weights() -> None:
+def test_observers_are_shared_and_split_no_weights() -> None:
     alone = grid(method="FT")
     plan = grid(method=("FT", "SDR", "EWC", "EWC[alpha=0.5]", "EWC[weight=7]"))
     assert keys(plan, method="FT") == keys(alone, method="FT")
