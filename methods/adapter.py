@@ -8,7 +8,7 @@ which is left out here. So the published row cannot be told from the code: ``Ada
 runs there, and ``Adapter[adc=true]`` is our reading of the rest.
 
 Source: F-ADAPTER-UAC and F-ADAPTER-ADC of docs/methods.md, from ``Adapter@036d9c0``; the printed equations were not
-read. Departs from the release in void pixels, which are left out (there they count as uncertain), and in STAR's
+read. Differs from the release in void pixels, which are left out (there they count as uncertain), and in STAR's
 constants, which stay STAR's.
 """
 

@@ -6,7 +6,7 @@ is a ridge regression of one-hot labels on a fixed random expansion of the embed
 brings it up to date: it equals the regression on all images ever seen, in any order, so that nothing is forgotten. But
 old classes in later images are background in their labels, unless the classifier is sure of them (pseudo-labels).
 
-Source: F-RLS of docs/methods.md, from ``SegACIL@a782479``; the printed equations were not read. Departs from the
+Source: F-RLS of docs/methods.md, from ``SegACIL@a782479``; the printed equations were not read. Differs from the
 release in what it keeps, the sums A and B instead of the inverse, from which the same weights follow; and in the state
 of step 0, the last one (there the best by validation score). ``width=2048`` is ours: the release's logs have 16384,
 whose sums take 2.1 GB a step (34 MB at 2048). Scores approximate 0 and 1, so that a sigmoid of 0.7 is a score of 0.85.

@@ -9,7 +9,7 @@ Reserved rows: the release builds the rows of all later classes at step 0. They 
 and learn to say no until their own step comes (F-DFT). ``reserve`` is their number: how many classes are still to come,
 which a learner does not know. ``reserve=0`` has none of them; the release's history calls that form FixBC.
 
-Source: F-DFT of docs/methods.md, from ``RevisitingCSS@4610e3b``; the printed equations were not read. Departs from the
+Source: F-DFT of docs/methods.md, from ``RevisitingCSS@4610e3b``; the printed equations were not read. Differs from the
 release in the mean, which is over valid pixels (there: over all), and in predictions, which are classes already seen
 (there a pixel may be given a class of the future before the last step). The release keeps normalisation in evaluation
 mode at step 0 as well: ``model.norm=frozen``. It tunes the later learning rate task by task, within 0.0005 to 0.02 on

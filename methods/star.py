@@ -10,7 +10,7 @@ Classifiers are independent sigmoids of foreground classes; row 0 of the classif
 Prediction as DKD (F-DKD-PRED). Old rows get no gradient and are frozen; the release lets them decay.
 
 Source: F-STAR-STAT, -COUNT, -MBCE, -PKD, -CONT of docs/methods.md, from ``STAR@9e31f36``; the printed equations were
-not read. Departs from the release where that is faulty: the spread of directions is taken around the class's own
+not read. Differs from the release where that is faulty: the spread of directions is taken around the class's own
 prototype (there around another one's from the second step on), void pixels are left out of the supervision (there they
 are negatives), the previous model's foreground is what it predicts, sigmoid above 1/2 (there logit above 1/2), and an
 empty region or an absent class adds nothing (there NaN, and distance 1).

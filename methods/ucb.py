@@ -4,7 +4,7 @@ Each pixel of the supervised loss is weighed by how sure the previous model is t
 the previous model is not sure and there is no new class, the pixel drops out. The weights have mean 1; distillation
 ignores them. They need labels that the previous model completed: bases are PLOP (and REMINDER) and SSUL.
 
-Source: F-UCB of docs/methods.md, from ``UCB@651c650``; the printed equations were not read. Departs from the release in
+Source: F-UCB of docs/methods.md, from ``UCB@651c650``; the printed equations were not read. Differs from the release in
 the class counts (there a histogram without limits, so that classes swap counts whenever the highest one is absent) and
 in void pixels, which are left out of counts and mean (there they are background).
 """
