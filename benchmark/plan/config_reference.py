@@ -21,10 +21,9 @@ HEAD = """\
 
 <!-- written by `python -m contseg.benchmark.plan.config_reference`: change the declarations, not this page -->
 
-Every key, its type and range, its default, and its meaning. In a TOML file the keys stand under the table of their
-section; on the command line they are `--set SECTION.KEY=VALUE`, and a list is written with commas:
-`--set train.lr=0.01,0.001 train.scale=` (nothing after the `=`: the empty list). One value may
-stand for a list of one.
+Every key with its type, range, default and meaning. In a TOML file the keys are in the table of their section. On the
+command line they are `--set SECTION.KEY=VALUE`, and a list is written with commas: `--set train.lr=0.01,0.001`. Nothing
+after the `=` is the empty list (`train.scale=`). A single value may be given where a list is expected.
 
 ```toml
 scenarios = ["voc/15-1/overlapped"]
@@ -37,9 +36,8 @@ lr = [0.01, 0.001]
 batch = 24
 ```
 
-A method may have a recipe of its own, in its brackets or in a table, and a key of `[train]` may be swept for all
-methods. The name of a row says what differs from the grid's own `[train]`; step 0 stays shared where its values are
-equal.
+A method may have its own recipe, in its brackets or in a table, and a key of `[train]` may be swept for all methods.
+The name of a row says what differs from the grid's `[train]`. Step 0 stays shared if its values are equal.
 
 ```toml
 methods = ["FT", "MiB[train.lr=(0.01,0.001)|(0.01,0.0001)]", { method = "DKD", train.lr = [0.01, 0.001] }]
@@ -49,9 +47,9 @@ epochs = "30|60"
 ```
 
 On the command line: `--methods "DKD[train.lr=0.001,train.epochs=60]"` and `--set "train.lr=0.01|0.001"`.
-`train.precision` is one for the whole grid, and every row is scored on the grid's own crop.
+`train.precision` is the same for the whole grid, and every row is scored on the grid's crop.
 
-An unknown key, a value of another type or out of its range is one line and exit code 2, before anything is trained.
+An unknown key, a value of another type or a value out of range gives one line and exit code 2 before any training.
 """
 
 
