@@ -34,9 +34,10 @@ RANK = list(PROVENANCE)
 # published name -> our name; methods with exemplars, image-level labels or other networks have no counterpart
 NAMES = {
     **{name: name for name in ("FT", "Joint", "EWC", "PI", "RW", "LwF", "LwF-MC", "ILT", "CIL", "MiB", "SDR", "PLOP")},
-    **{name: name for name in ("RCIL", "REMINDER", "SSUL", "DKD", "MiB+UCD", "PLOP+UCD")},
+    **{name: name for name in ("RCIL", "REMINDER", "SSUL", "DKD", "STAR", "MiB+UCD", "PLOP+UCD")},
     "SDR+MiB": "MiB+SDR",
     "EWF+MiB": "MiB+EWF",
+    "CFSSeg": "CFSSeg[width=16384]",
 }
 OTHER_CLASS = "SegFormer|ViT|Swin"  # backbones other than a convolutional DeepLab
 TEST_IMAGES = {"voc": 1449, "ade": 2000}
