@@ -31,6 +31,7 @@ COMPOSED = (
     "PLOP+EWF",
     "MiB+UCD",
     "PLOP+UCD",
+    "MiB+AWT",
     "STAR+UAC",
     "Adapter[adc=true]",
     "SSUL+UCB[threshold=0.5,stretch=false]",

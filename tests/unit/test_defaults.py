@@ -114,6 +114,7 @@ RECIPES = {
         "mbce: MultiBCE(positive_weight=4.0)",
         "mbce: ReplayedBCE(positive_weight=4.0) + 5 pkd: RegionDistillation + 0.05 contrast: PrototypeContrast",
     ),
+    "FT+AWT": (CE, CE),
     "FT+EWF": (CE, CE),
     "FT+SDR": (CE, f"{CE} + {LATENT}"),
     "PLOP+UCB": (CE, f"{PSEUDO} + {POD} + ucb: UncertaintyBalance(threshold=0.8, stretch=True)"),
@@ -151,6 +152,7 @@ HOOKS = {
     "Adapter": ["build: kaiming_rows", "trainable: ThreeRates(encoder_lr=0.1, new_lr=10.0)", "predict: above_half"],
     "STAR": ["build: kaiming_rows", "trainable: ThreeRates(encoder_lr=0.1, new_lr=10.0)", "predict: above_half"],
     "PLOP+UCB": ["init: background_shares"],
+    "FT+AWT": ["warm-up: TransferAttributed(share=0.25, formulation=intended)"],
     "FT+EWF": ["trainable: freeze_old_rows", "end of step: fuse_with_previous"],
 }  # fmt: skip
 
