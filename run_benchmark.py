@@ -164,6 +164,14 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--all", action="store_true", help="every registered method, and the composed ones that are listed"
     )
+    check.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="model.KEY=VALUE",
+        help="another network than the tiny one, for example model.backbone=resnet18: minutes a method",
+    )
     grid.add_plugins(check)
     report.add_arguments(add("report", report.main, "tables, figures and pages from the records alone"))
     data.add_arguments(add("data", data.main, "prepare, verify, look at and export data sets"))

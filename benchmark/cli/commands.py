@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 
 from contseg.benchmark.cli.arguments import say
-from contseg.benchmark.cli.grid import plan_grid, read_grid
+from contseg.benchmark.cli.grid import fetch_initial_weights, plan_grid, read_grid
 from contseg.datasets.errors import UserError, unknown
 
 
@@ -21,6 +23,10 @@ def plan(args: argparse.Namespace) -> int:
         print(json.dumps(as_json(made, store), indent=1))
     else:
         print(as_mermaid(made) if args.graph else as_table(made, store))
+    try:
+        fetch_initial_weights(made, store)
+    except UserError as missing:
+        print(f"before `run`: {missing}", file=sys.stderr)
     return 0
 
 
@@ -41,12 +47,29 @@ def check(args: argparse.Namespace) -> int:
     names = [build_method(name).name for name in dict.fromkeys(names)]  # a mistake is told before the work begins
     if own := next((name for name in names if recipe(name)), None):
         raise UserError(f"check {own}: the check has a recipe of its own; leave train.{next(iter(recipe(own)))} out")
+    if args.set:
+        _check_with(args.set)
     passed = True
     for name in tqdm(names, "check", unit="method", leave=False, disable=None):
         report = check_method(name)
         say(str(report))
         passed = passed and report.passed
     return 0 if passed else 1
+
+
+def _check_with(settings: Sequence[str]) -> None:
+    """Let the check run on another network than the tiny one; its weights are drawn, unless they are asked for."""
+    from dataclasses import replace
+
+    from contseg.benchmark.contract import toy_run
+    from contseg.benchmark.plan.config import read_config
+    from contseg.benchmark.plan.model_config import check as checked
+
+    if other := next((item for item in settings if not item.startswith("model.")), None):
+        raise UserError(f"check --set {other}: the check has a recipe of its own; only model.KEY=VALUE can be set")
+    model = read_config(None, settings).model
+    weights = "none" if model.weights == "auto" else model.weights
+    toy_run.NETWORK = checked(replace(model, weights=weights))
 
 
 def cache(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from contseg.benchmark.cli.arguments import say
-from contseg.benchmark.cli.grid import plan_grid, read_grid
+from contseg.benchmark.cli.grid import fetch_initial_weights, plan_grid, read_grid
 from contseg.datasets.errors import UserError, need
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def _plan_together(config: Config, store: Store, accelerator: Accelerator) -> Pl
     try:
         plan = plan_grid(config, store.check())
         check_shares(config.model.norm, plan.trains, accelerator.num_processes)
+        if accelerator.is_main_process:
+            fetch_initial_weights(plan, store)
         return plan
     finally:
         if accelerator.is_main_process:
@@ -81,6 +83,7 @@ def _launch(args: argparse.Namespace, config: Config, store: Store) -> int:
 
     plan = plan_grid(config, store.check())
     _only(plan, args.only)
+    fetch_initial_weights(plan, store)
     store.open()
     _print_summary(plan, store)
     code, wrong = LAUNCHERS[args.launcher](plan, store, _inline_words())

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contseg.benchmark.contract import toy_run
 from contseg.benchmark.contract.toy_run import Build, ToyRun, ToyStep, clones, second_step, steepest, tensors_of
 from contseg.benchmark.contract.two_processes import compare_split
 from contseg.benchmark.contract.waits import WaitError, no_waits
 from contseg.benchmark.models.load import term_states
+from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.datasets.errors import UserError
 from contseg.methods.base import Method, held
 from contseg.methods.faults import place
@@ -143,7 +145,7 @@ def differs_from_fine_tuning(build: Build) -> None:
     """Weights or predictions differ from FT's after five updates from a perturbed student."""
     if build().name == "FT":
         return
-    (weights, map_), (weights_ft, map_ft) = _perturbed(build), _fine_tuned()
+    (weights, map_), (weights_ft, map_ft) = _perturbed(build), _fine_tuned(toy_run.NETWORK)
     if weights.keys() == weights_ft.keys() and not _differing(weights, weights_ft) and torch.equal(map_, map_ft):
         raise Broken("they are equal: this is plain fine-tuning under another name")
 
@@ -319,8 +321,8 @@ def _perturbed(build: Build) -> tuple[dict[str, Tensor], Tensor]:
 
 
 @cache
-def _fine_tuned() -> tuple[dict[str, Tensor], Tensor]:
-    """Those of FT, computed once for all methods."""
+def _fine_tuned(network: ModelConfig) -> tuple[dict[str, Tensor], Tensor]:
+    """Those of FT, computed once for all methods on this network."""
     return _perturbed(lambda: build_method("FT"))
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contseg.benchmark.plan.model_config import ModelConfig, check, local_weights
+from contseg.benchmark.plan.model_config import ModelConfig, backbone_of, check, local_weights
 from contseg.benchmark.plan.timm_networks import PACKAGED, PREFIX, timm_network
 from contseg.datasets.errors import UserError
 
+TORCHVISION = "https://download.pytorch.org/models"  # where its files are
 CLASSIFIERS = ("fc.", "classifier.")  # of the ImageNet networks; an encoder has none
 
 
@@ -28,16 +29,14 @@ def fetch_weights(config: ModelConfig) -> Path | None:
         return local_weights(config)
     if config.backbone.startswith(PREFIX):
         return _timm_file(config.backbone)
-    from torchvision.models import get_model_weights
-
-    weights = get_model_weights(config.backbone)["IMAGENET1K_V1"]
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    name = backbone_of(config.backbone).imagenet
+    url, file = f"{TORCHVISION}/{name}", Path(torch.hub.get_dir()) / "checkpoints" / str(name)
     if not file.is_file():
         try:
-            weights.get_state_dict(progress=True, check_hash=True)
+            torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:  # no network; a truncated or altered file
             raise UserError(
-                f"no ImageNet weights for {config.backbone}: {weights.url} cannot be had ({_first_line(error)}). "
+                f"no ImageNet weights for {config.backbone}: {url} cannot be had ({_first_line(error)}). "
                 f"Put that file at {file}, or pass it as model.weights=PATH, or train from scratch: model.weights=none"
             ) from error
     return file
