@@ -9,7 +9,7 @@ A scenario is written ``DATASET/TASK/SETUP``, for example ``voc/15-1/overlapped`
 - ``10-5-3-2``: three or more numbers, the size of every step
 - ``offline``: one step with every class
 - ``[1-6|9|10,11]``: the classes of every step; classes that are not named belong to no step (printed with ``:``)
-- ``15-1@b``, ``@random``, ``@random7``: a class order, by a letter of ``orders.toml``, drawn from the run's seed, or by
+- ``15-1@b``, ``@random``, ``@random7``: a class order, by a name of ``orders.toml``, drawn from the run's seed, or by
   a seed of its own
 
 Names of the literature are understood and printed in this form: ``15-5s`` and ``10-10s`` (one class a step), ``50``
@@ -34,8 +34,8 @@ SETUPS = ("sequential", "disjoint", "overlapped", "partitioned")
 
 # the tasks that papers report, for ``list``; any other task is read by the same rule
 TASKS = {
-    "voc": ("19-1", "15-5", "15-1", "10-10", "10-5", "10-1", "5-5", "5-3", "5-1", "4-4", "2-2", "2-1", "offline"),
-    "ade": ("100-50", "100-10", "100-5", "50-50", "50-10", "25-25", "offline"),
+    "voc": ("19-1", "15-5", "15-1", "10-10", "10-5", "10-1", "5-5", "5-3", "5-1", "4-4", "2-2", "2-1", "1-1", "offline"),
+    "ade": ("100-50", "100-10", "100-5", "50-50", "50-20", "50-10", "25-25", "offline"),
     "shapes": ("3-3", "3-1", "offline"),
 }
 
@@ -166,9 +166,15 @@ def known_tasks(dataset: str) -> tuple[str, ...]:
 
 
 def known_orders(dataset: str) -> tuple[str, ...]:
-    """The lettered class orders of a data set."""
+    """The class orders of a data set that have a name: letters, then longer names."""
     tables = literature()["orders"]
-    return tuple(sorted({o for where, t in tables.items() if where.split("/")[0] == dataset for o in t}))
+    found = {o for where, t in tables.items() if where.split("/")[0] == dataset for o in t}
+    return tuple(sorted(found, key=lambda o: (len(o), o)))
+
+
+def other_names() -> tuple[dict[str, str], ...]:
+    """Names of released code that mean something else here: ``code``, ``theirs``, ``ours`` and a ``note`` each."""
+    return tuple(literature()["other_names"])
 
 
 def _sizes_and_order(written: str, n: int) -> tuple[list[int], str]:

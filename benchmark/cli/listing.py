@@ -12,7 +12,7 @@ from contseg.benchmark.cli.arguments import packaged
 from contseg.benchmark.plan.config import TrainConfig
 from contseg.benchmark.plan.model_config import BACKBONES
 from contseg.benchmark.plan.protocol import PROTOCOLS
-from contseg.datasets.scenario import SETUPS, known_orders, known_tasks
+from contseg.datasets.scenario import SETUPS, TASKS, known_orders, known_tasks, other_names
 from contseg.methods.code import came_from, is_ours
 from contseg.methods.ranges import search
 from contseg.methods.registry import REQUIRED, Entry, addons, methods
@@ -72,14 +72,21 @@ def _datasets(long: bool) -> str:
 
 def _scenarios(long: bool) -> str:
     rows = []
-    for name in ("voc", "ade", "shapes"):
+    for name in TASKS:
         rows.append([f"  {name}", ", ".join(known_tasks(name)), ", ".join(known_orders(name)) or "none"])
     rules = (
         "  DATA/TASK/SETUP, for example voc/15-1/overlapped; a task is BASE-INCREMENT, all sizes (10-5-5),\n"
         "  explicit labels ([1-6|9|10,11]) or 'offline'; a class order is added with @: 15-1@b, 15-1@random\n"
         f"  setups: {', '.join(SETUPS)}"
     )
-    return tabulate(rows, ["  data set", "tasks of the literature", "class orders"], tablefmt="simple") + "\n" + rules
+    table = tabulate(rows, ["  data set", "tasks of the literature", "class orders"], tablefmt="simple")
+    return "\n".join([table, rules, *(_other_names() if long else [])])
+
+
+def _other_names() -> list[str]:
+    rows = [[f"  {n['code']}", n["theirs"], n["ours"], n["note"]] for n in other_names()]
+    heads = ["  released code", "its name", "the same here", "why"]
+    return ["", "  names that mean something else in released code:", "", tabulate(rows, heads, tablefmt="simple")]
 
 
 def _backbones(long: bool) -> str:

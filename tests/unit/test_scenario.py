@@ -7,10 +7,10 @@ import pytest
 
 from contseg.datasets import scenario
 from contseg.datasets.errors import UserError
-from contseg.datasets.scenario import Scenario, known_orders, known_tasks, parse_scenario
+from contseg.datasets.scenario import Scenario, known_orders, known_tasks, other_names, parse_scenario
 from contseg.tests.material import material
 
-N = {"voc": 20, "ade": 150, "shapes": 6}
+N = {"voc": 20, "ade": 150, "shapes": 6, "isprs": 5}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,25 @@ N = {"voc": 20, "ade": 150, "shapes": 6}
         ("100-10", 150, [100, 10, 10, 10, 10, 10]),
         ("100-5", 150, [100] + [5] * 10),
         ("50-50", 150, [50, 50, 50]),
+        ("50-20", 150, [50, 20, 20, 20, 20, 20]),
         ("3-1", 6, [3, 1, 1, 1]),
+        ("1-1", 20, [1] * 20),
+        ("10-2", 20, [10] + [2] * 5),
+        ("10-3", 20, [10, 3, 3, 3, 1]),
+        ("11-3", 20, [11, 3, 3, 3]),
+        ("16-1", 20, [16, 1, 1, 1, 1]),
+        # Cityscapes
+        ("14-1", 19, [14] + [1] * 5),
+        ("14-5", 19, [14, 5]),
+        ("18-1", 19, [18, 1]),
+        ("13-1", 19, [13] + [1] * 6),
+        ("13-6", 19, [13, 6]),
+        ("10-1", 19, [10] + [1] * 9),
+        ("10-9", 19, [10, 9]),
+        # ISPRS
+        ("4-1", 5, [4, 1]),
+        ("2-3", 5, [2, 3]),
+        ("2-1", 5, [2, 1, 1, 1]),
     ],
 )
 def test_sizes_of_steps(task, n, expected):
@@ -60,6 +78,7 @@ def test_sizes_of_steps(task, n, expected):
         ("ade/50b/partitioned", "ade/50-50@b/partitioned"),
         ("ade/100-10c/partitioned", "ade/100-10@c/partitioned"),
         ("voc/[1-3 | 5]/overlapped", "voc/[1-3:5]/overlapped"),
+        ("isprs/2-2-1/overlapped", "isprs/2-2/overlapped"),
     ],
 )
 def test_names_of_the_literature_have_a_standard_form(written, standard):
@@ -88,8 +107,32 @@ def test_letters_of_mib_and_plop():
     assert parse_scenario("voc/19-1@b/disjoint", 20).groups[1] == (5,)
     assert parse_scenario("voc/15-1@b/disjoint", 20).groups[1:] == ((17,), (3,), (6,), (18,), (10,))
     assert parse_scenario("voc/15-1@w/disjoint", 20).groups[1:] == ((3,), (15,), (6,), (5,), (17,))
-    assert known_orders("voc") == tuple("bcdefghijklmnopqrstuvw")
+    assert known_orders("voc") == (*"bcdefghijklmnopqrstuvw", "ciss_h")
     assert known_orders("ade") == ("b", "c")
+
+
+def test_the_h_of_ciss_is_another_order():
+    theirs = parse_scenario("voc/10-1@ciss_h/overlapped", 20).groups
+    assert theirs[0] == (12, 9, 19, 6, 4, 10, 5, 18, 14, 16)
+    assert theirs[1:] == ((15,), (3,), (8,), (7,), (11,), (13,), (2,), (20,), (17,), (1,))
+    ours = parse_scenario("voc/10-1_h/overlapped", 20).groups
+    assert ours == (theirs[0][:-1] + (15,), (16,), *theirs[2:])
+
+
+def test_other_names_are_those_of_the_released_task_files():
+    """Code, its name, the same here; AWT's first, CISS_partitioned's four and STAR's 1-1, six steps up to class 10."""
+    assert [(n["code"], n["theirs"], n["ours"]) for n in other_names()] == [
+        ("AWT", "voc 15-1a ... 15-1j", "15-1@b ... 15-1@k"),
+        ("CISS_partitioned", "voc 15-1_d, 15-5_d", "15-1@e, 15-5@e"),
+        ("CISS_partitioned", "voc 15-1_e, 15-5_e", "15-1@v, 15-5@v"),
+        ("CISS_partitioned", "voc 10-1_h, 10-5_h", "10-1@ciss_h, 10-5@ciss_h"),
+        ("STAR", "voc 1-1", "[1|2|3|4|5|6-10]"),
+    ]
+    for names in other_names():
+        for task in names["ours"].replace(" ... ", ", ").split(", "):
+            assert parse_scenario(f"voc/{task}/overlapped", 20).steps
+    star = parse_scenario("voc/[1|2|3|4|5|6-10]/overlapped", 20).groups
+    assert [len(g) for g in star] == [1, 1, 1, 1, 1, 5]
 
 
 @pytest.mark.parametrize("dataset", ["voc", "ade"])
