@@ -36,10 +36,12 @@ class SegmentationDataset(ABC):
     """Images with label maps: 0 background, 1..n foreground, 255 void.
 
     ``class_names`` is indexed by label. ``root`` is the data folder, never written to; ``cache`` the folder for
-    what was read from the files (``None``: in memory only).
+    what was read from the files (``None``: in memory only). ``value_to_label`` (256,) uint8 is for label maps whose
+    pixel values are not the labels: a table from one to the other, which is part of every fingerprint.
     """
 
     class_names: tuple[str, ...]
+    value_to_label: np.ndarray | None = None
 
     def __init__(self, name: str, root: Path | None = None, cache: Path | None = None) -> None:
         self.name, self.root, self.cache = name, root, cache
@@ -67,6 +69,8 @@ class SegmentationDataset(ABC):
             raise TypeError(f"{type(self).__name__} has no files: it must define load itself")
         image, label = (decode(read_bytes(f), f) for decode, f in zip((decode_image, decode_label), files, strict=True))
         same_size(image.shape[:2], label.shape, *files)
+        if self.value_to_label is not None:
+            label = self.value_to_label[label]
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(label)
 
     @property
@@ -105,7 +109,7 @@ class SegmentationDataset(ABC):
         if files:
             where = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
             stored = self.cache / f"{self.name}-{split}-{where}.npz" if self.cache else None
-            return read_index(files, stored, f"{self.name} {split}", progress)
+            return read_index(files, stored, f"{self.name} {split}", progress, table=self.value_to_label)
         drawn = (tuple(x.contiguous().numpy() for x in self.load(image_id, split)) for image_id in ids)
         return gather(
             row(np.bincount(label.ravel(), minlength=256), label.shape, image.tobytes(), label.tobytes())

@@ -46,13 +46,20 @@ def gather(rows: Iterable[Row]) -> Index:
     )
 
 
-def read_index(files: Sequence[tuple[Path, Path]], stored: Path | None, title: str, progress: bool = True) -> Index:
-    """The table of these (image, label map) pairs; ``stored`` is its cache file."""
-    keys = [_key(image, label) for image, label in files]
+def read_index(
+    files: Sequence[tuple[Path, Path]],
+    stored: Path | None,
+    title: str,
+    progress: bool = True,
+    *,
+    table: np.ndarray | None = None,
+) -> Index:
+    """The table of these (image, label map) pairs; ``stored`` is its cache file; ``table``: pixel value -> label."""
+    keys = [_key(image, label, table) for image, label in files]
     rows = _load(stored) if stored else {}
     todo = [i for i, key in enumerate(keys) if key not in rows]
     if todo:
-        read = in_parallel(lambda i: _read(*files[i]), todo, f"reading {title}", progress)
+        read = in_parallel(lambda i: _read(*files[i], table), todo, f"reading {title}", progress)
         rows.update({keys[i]: row for i, row in zip(todo, read, strict=True)})
     index = gather(rows[key] for key in keys)
     if todo and stored:
@@ -74,18 +81,28 @@ def row(counts: np.ndarray, size: tuple[int, int], *contents: bytes) -> Row:
     return np.asarray(counts) > 0, size, digest.digest()
 
 
-def _read(image: Path, label: Path) -> Row:
-    image_data, label_data = read_bytes(image), read_bytes(label)
-    counts, size = inspect(image, label, image_data, label_data)
-    return row(np.array(counts), size, image_data, label_data)
+def by_label(counts: np.ndarray | list[int], table: np.ndarray | None) -> np.ndarray:
+    """(256,) int64 pixels of each label, from those of each pixel value."""
+    counts = np.asarray(counts, np.int64)
+    return counts if table is None else np.bincount(table, counts, minlength=256).astype(np.int64)
 
 
-def _key(image: Path, label: Path) -> bytes:
+def _read(image: Path, label: Path, table: np.ndarray | None) -> Row:
+    contents = read_bytes(image), read_bytes(label)
+    counts, size = inspect(image, label, *contents)
+    return row(by_label(counts, table), size, *contents, *_bytes(table))
+
+
+def _bytes(table: np.ndarray | None) -> tuple[bytes, ...]:
+    return () if table is None else (table.tobytes(),)
+
+
+def _key(image: Path, label: Path, table: np.ndarray | None) -> bytes:
     try:
         stamps = [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in (image, label)]
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
-    return hashlib.blake2b(repr((REVISION, stamps)).encode(), digest_size=16).digest()
+    return hashlib.blake2b(repr((REVISION, stamps, *_bytes(table))).encode(), digest_size=16).digest()
 
 
 def _load(path: Path) -> dict[bytes, Row]:

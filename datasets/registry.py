@@ -14,7 +14,7 @@ from contseg.datasets.user_defined import check_names, open_checked
 
 @once
 def _built_in() -> None:
-    for module in ("ade20k", "folder", "shapes", "voc"):
+    for module in ("ade20k", "cityscapes", "folder", "shapes", "voc"):
         importlib.import_module(f"contseg.datasets.formats.{module}")
 
 
@@ -25,7 +25,7 @@ def known_datasets() -> dict[str, type[SegmentationDataset]]:
 
 
 def open_dataset(name: str, root: Path | str | None = None, cache: Path | str | None = None) -> SegmentationDataset:
-    """``voc``, ``ade``, ``shapes``, a plugin's name, or any name with a folder in a known layout."""
+    """``voc``, ``ade``, ``cityscapes``, ``shapes``, a plugin's name, or any name with a folder in a known layout."""
     known = known_datasets()
     root, cache = (Path(p).expanduser() if p else None for p in (root, cache))
     if root is not None and not root.is_dir():
@@ -49,7 +49,7 @@ def open_folder(name: str, root: Path, cache: Path | None = None) -> Segmentatio
         )
     raise UserError(
         f"data set {name!r}: {root} is in no known layout; looked for class_names.txt with JPEGImages/ and "
-        "SegmentationClass/ (VOC layout) and for images/ with annotations/ (ADE layout); "
+        "SegmentationClass/ (VOC layout), images/ with annotations/ (ADE), leftImg8bit/ with gtFine/ (Cityscapes); "
         f"`data init {root}` looks at any folder of images and maps"
     )
 

@@ -34,10 +34,14 @@ SETUPS = ("sequential", "disjoint", "overlapped", "partitioned")
 
 # the tasks that papers report, for ``list``; any other task is read by the same rule
 TASKS = {
-    "voc": ("19-1", "15-5", "15-1", "10-10", "10-5", "10-1", "5-5", "5-3", "5-1", "4-4", "2-2", "2-1", "1-1", "offline"),
+    "voc": (
+        "19-1", "15-5", "15-1", "10-10", "10-5", "10-1", "5-5", "5-3", "5-1", "4-4", "2-2", "2-1", "1-1", "offline",
+    ),
     "ade": ("100-50", "100-10", "100-5", "50-50", "50-20", "50-10", "25-25", "offline"),
+    "cityscapes": ("14-1", "10-1", "13-1", "14-5", "18-1", "13-6", "10-9", "5-6-8@cil", "offline"),
+    "cityscapes-awt": ("14-1", "10-1", "14-5", "18-1", "offline"),
     "shapes": ("3-3", "3-1", "offline"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify = tool(
         "verify", "compare a data set with the published one; exit code 1 if it deviates, 2 if it is unusable"
     )
-    verify.add_argument("what", metavar="voc|ade|FOLDER")
+    verify.add_argument("what", metavar="voc|ade|cityscapes|FOLDER")
     verify.add_argument("--json", action="store_true", help="print the report as JSON")
     _data(verify)
 

@@ -66,7 +66,7 @@ def _datasets(long: bool) -> str:
     rows = [[f"  {name}", (cls.__doc__ or "").strip().partition("\n")[0]] for name, cls in known_datasets().items()]
     return (
         tabulate(rows, tablefmt="plain")
-        + "\n  any other name: --data NAME=/folder (VOC layout with class_names.txt, or ADE)"
+        + "\n  any other name: --data NAME=/folder (VOC layout with class_names.txt, ADE or Cityscapes)"
     )
 
 

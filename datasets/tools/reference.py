@@ -5,12 +5,12 @@ Sizes of the scenarios: the lists that MiB (fcdl94/MiB), SDR (LTTM/SDR) and EWF 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Reference:
-    """``images``: how many, by split. ``class_images``: images that hold label 1, 2, ..., by split.
+    """``images``: how many, by split. ``class_images``: images that hold label 1, 2, ..., by split, where published.
 
     ``ids_sha256``: of the ascending ids, each followed by a line feed. ``with_void``: training maps with void pixels,
     if it is informative.
@@ -18,9 +18,9 @@ class Reference:
     """
 
     images: dict[str, int]
-    class_images: dict[str, tuple[int, ...]]
-    scenarios: dict[str, tuple[int, ...]]
-    ids_sha256: dict[str, str]
+    class_images: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    scenarios: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    ids_sha256: dict[str, str] = field(default_factory=dict)
     with_void: int | None = None
 
 
@@ -99,4 +99,10 @@ ADE = Reference(
 )
 
 # fmt: on
-REFERENCES = {"voc": VOC, "ade": ADE}
+CITYSCAPES = Reference(images={"train": 2975, "val": 500})
+
+REFERENCES = {
+    "voc": VOC,
+    "ade": ADE,
+    **dict.fromkeys(("cityscapes", "cityscapes-awt", "cityscapes-bacs"), CITYSCAPES),
+}

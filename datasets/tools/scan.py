@@ -16,7 +16,7 @@ from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
 from contseg.datasets.formats.paired import IMAGES, MAPS, PairedFiles, ending_hint, files_by_stem
 from contseg.datasets.images import inspect, read_bytes
-from contseg.datasets.index import in_parallel
+from contseg.datasets.index import by_label, in_parallel
 
 Look: TypeAlias = tuple[list[int], tuple[int, int]]
 """Pixels of each of the 256 raw labels, and (H, W)."""
@@ -49,7 +49,10 @@ def scan(dataset: SegmentationDataset, split: str, progress: bool = True) -> Sca
 
     def one(i: int) -> Look | str:
         pair = files[ids[i]]
-        return look(*pair) if pair else _drawn(dataset, ids[i], split)
+        if pair is None:
+            return _drawn(dataset, ids[i], split)
+        seen = look(*pair)
+        return seen if isinstance(seen, str) else (by_label(seen[0], dataset.value_to_label).tolist(), seen[1])
 
     found = in_parallel(one, range(len(ids)), f"looking at {dataset.name} {split}", progress)
     looks = dict(zip(ids, found, strict=True))

@@ -100,8 +100,9 @@ def verify(dataset: SegmentationDataset, progress: bool = True) -> Report:
         report.note(
             f"{_some(both)} in train and in val", "results on val are too good, as these images were trained on"
         )
-    if dataset.name in REFERENCES and len(dataset.class_names) == _labels(REFERENCES[dataset.name]):
-        _compare(report, dataset, scans, REFERENCES[dataset.name])
+    reference = REFERENCES.get(dataset.name)
+    if reference and _labels(reference) in (None, len(dataset.class_names)):
+        _compare(report, dataset, scans, reference)
     return report
 
 
@@ -203,8 +204,10 @@ def _compare_split(report: Report, split: str, s: Scan, reference: Reference) ->
             f"{len(s.ids)} {split} images instead of {reference.images[split]}",
             "every number of this split differs from the published ones",
         )
-    elif ids_sha256(s.ids) != reference.ids_sha256[split]:
+    elif split in reference.ids_sha256 and ids_sha256(s.ids) != reference.ids_sha256[split]:
         report.note(f"other {split} ids than the published ones, as many", "other images are used")
+    if split not in reference.class_images:
+        return
     classes = report.splits[split]["classes"][1:]
     for facts, published in zip(classes, reference.class_images[split], strict=True):
         facts["published"] = published
@@ -216,8 +219,9 @@ def _compare_split(report: Report, split: str, s: Scan, reference: Reference) ->
         )
 
 
-def _labels(reference: Reference) -> int:
-    return 1 + len(reference.class_images["train"])
+def _labels(reference: Reference) -> int | None:
+    """With background; ``None`` if images by class are not published."""
+    return 1 + len(reference.class_images["train"]) if reference.class_images else None
 
 
 def _some(names: list[str], what: str = "id", plural: str = "s") -> str:

@@ -151,7 +151,7 @@ class TestPresence:
     def test_is_read_once_and_kept(self, folder, tmp_path, monkeypatch):
         read: list[str] = []
         original = index_module._read
-        monkeypatch.setattr(index_module, "_read", lambda i, m: (read.append(i.stem), original(i, m))[1])
+        monkeypatch.setattr(index_module, "_read", lambda i, *more: (read.append(i.stem), original(i, *more))[1])
 
         def fresh() -> SegmentationDataset:
             return open_dataset("mine", folder, tmp_path / "cache")
