@@ -61,10 +61,8 @@ class TransferAttributed:
         with torch.no_grad():
             row = full_precision(background.weight[0]).flatten()
             total, images = row.new_zeros(len(row), 1, 1), row.new_zeros(())
-            for pictures, labels in ctx.loader():
-                f, zero = (
-                    full_precision(ctx.old_model(x).embedding) for x in (pictures, torch.zeros_like(pictures[:1]))
-                )
+            for inputs, labels in ctx.loader():
+                f, zero = (full_precision(ctx.old_model(x).embedding) for x in (inputs, torch.zeros_like(inputs[:1])))
                 sums, n = attribution(f - zero, labels, ctx.step.n_old, row)
                 total, images = total + sums, images + n
             mask = top_channels(ctx.reduce(total), ctx.reduce(images), self.share)

@@ -20,9 +20,9 @@ def rows(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
 def awt_init(fixture: Fixture) -> None:
     weight, drawn = fixture.tensor("in_weight"), fixture.tensor("in_drawn_weight")
     bias, n_old = fixture.tensor("in_drawn_bias"), fixture["cfg_old_classes"]
-    step, pictures = make_step(n_old, len(drawn)), range(fixture["cfg_pictures"])
-    labels = [fixture.tensor(f"in_labels_{i}") for i in pictures]
-    maps = [tuple(fixture.tensor(f"in_features_{k}{i}") for k in ("", "zero_")) for i in pictures]
+    step, indices = make_step(n_old, len(drawn)), range(fixture["cfg_pictures"])
+    labels = [fixture.tensor(f"in_labels_{i}") for i in indices]
+    maps = [tuple(fixture.tensor(f"in_features_{k}{i}") for k in ("", "zero_")) for i in indices]
     share = fixture["cfg_top"] / weight.shape[1]
 
     parts = [attribution(f - zero, y, n_old, weight[0]) for (f, zero), y in zip(maps, labels, strict=True)]
@@ -39,7 +39,7 @@ def awt_init(fixture: Fixture) -> None:
             self.blocks.append(rows(drawn, bias))
 
     class Previous:
-        """The features of the picture that the loader gave last, or of zeros."""
+        """The features of the image that the loader gave last, or of zeros."""
 
         classifier = Classifier()
         at = 0
@@ -51,7 +51,7 @@ def awt_init(fixture: Fixture) -> None:
     old = Previous()
 
     def loader():
-        for old.at in pictures:
+        for old.at in indices:
             yield torch.ones(1, 3, *labels[old.at].shape[1:]), labels[old.at]
 
     for name in ("intended", "released"):

@@ -142,7 +142,7 @@ def test_verify_counts(root, capsys):
     assert [c["images"] for c in report.splits["train"]["classes"]] == [0, 2, 3, *[1] * 16, 2]
     assert report.splits["val"]["with_void"] == 2
     assert main(["data", "verify", "cityscapes", "--root", str(root)]) == 1
-    assert main(["data", "verify", str(root)]) == 0  # a folder of one's own
+    assert main(["data", "verify", str(root)]) == 0  # a user's folder
 
 
 def test_plan(root, tmp_path, capsys):
