@@ -150,3 +150,15 @@ def test_a_full_disk_harms_nothing(
     with pytest.raises(UserError, match=wanted):
         write(path)
     assert path.read_text() == "what was there" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_finished_step_leaves_no_half_written_file(tmp_path: Path) -> None:
+    """One that a killed program was writing; the step's own files stay."""
+    store = Store(tmp_path)
+    folder = store.step("ab" * 32)
+    folder.mkdir(parents=True)
+    left = folder / ".observer-1.safetensors.9b62cfc1.tmp"
+    for path in (left, store.model("ab" * 32), store.checkpoint("ab" * 32), store.begun("ab" * 32)):
+        path.write_text("x")
+    store.drop_checkpoint("ab" * 32)
+    assert [p.name for p in folder.iterdir()] == ["model.safetensors"]
