@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
 
@@ -27,6 +29,9 @@ def open_checked(
     if missing:
         raise UserError(f"{where} does not define {' and '.join(missing)}: docs/your_data.md shows a complete one")
     check_names(dataset.class_names, where)
+    table = dataset.value_to_label
+    if table is not None and (getattr(table, "dtype", None), getattr(table, "shape", ())) != (np.uint8, (256,)):
+        raise UserError(f"{where}: value_to_label must be a numpy array of 256 uint8, the label of each pixel value")
     for split in ("train", "val"):
         call = f"{where}: ids({split!r})"
         ids = _call(f"{call} fails", root, lambda split=split: dataset.ids(split))  # type: ignore[misc]

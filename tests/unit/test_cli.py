@@ -63,3 +63,13 @@ def test_the_program_is_called_contseg() -> None:
 def test_every_subcommand_names_its_function() -> None:
     for command in subcommands().values():
         assert callable(command.get_default("run"))
+
+
+def test_list_scenarios_warns_of_names_that_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_benchmark.main(["list", "scenarios"]) == 0
+    short = capsys.readouterr().out
+    assert "5-6-8@cil" in short and "AWT" not in short
+    assert run_benchmark.main(["list", "scenarios", "--long"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    awt = next(line for line in lines if line.split()[:1] == ["AWT"])
+    assert "voc 15-1a ... 15-1j" in awt and "15-1@b ... 15-1@k" in awt and "one letter off" in awt

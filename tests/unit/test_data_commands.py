@@ -13,7 +13,8 @@ from PIL import Image
 
 from contseg.datasets.base import REGISTRY
 from contseg.datasets.index import read_index
-from contseg.datasets.registry import open_dataset
+from contseg.datasets.registry import open_dataset, open_folder
+from contseg.methods.registry import load_plugins
 from contseg.run_benchmark import main
 from contseg.tests.unit.folders import voc_layout, write_image, write_map
 from contseg.tests.unit.trees import voc_tree
@@ -330,6 +331,15 @@ class TestClassesOfOnesOwn:
         words = ["data", "verify", "mine", "--root", str(own), "--plugin", str(plugin(NAMES, IDS, FILES))]
         assert main(words) == 0
 
+    def test_maps_with_other_values(self, plugin: Callable[..., Path], own: Path) -> None:
+        """``value_to_label`` makes labels of the pixel values: here labels 1 and 2 change places."""
+        table = "import numpy as np\n    value_to_label = np.array([0, 2, 1, *range(3, 256)], np.uint8)\n    "
+        load_plugins(str(plugin(table, NAMES, IDS, FILES)))
+        mine, plain = open_dataset("mine", own), open_folder("own", own)
+        swapped = plain.presence("train")[:, [0, 2, 1, *range(3, 256)]]
+        assert (mine.presence("train") == swapped).all() and (swapped != plain.presence("train")).any()
+        assert (mine.fingerprints("train") != plain.fingerprints("train")).any(1).all()
+
     def test_without_its_folder(self, plugin: Callable[..., Path], refused: Refused) -> None:
         line = refused("verify", "mine", "--plugin", plugin(NAMES, IDS, FILES))
         assert "ids('train') fails (TypeError" in line and "no folder was given: use --data NAME=DIR" in line
@@ -350,6 +360,7 @@ class TestClassesOfOnesOwn:
             (('class_names = "background"', IDS, FILES), "must be a tuple of names"),
             (('class_names = ("background",)', IDS, FILES), "names 1 labels"),
             (('class_names = ("background", "cat", "cat")', IDS, FILES), "labels 1 and 2 the same name 'cat'"),
+            (("value_to_label = [0, 1]\n    ", NAMES, IDS, FILES), "value_to_label must be a numpy array of 256 uint8"),
             ((NAMES, IDS, FILES, "\n    def __init__(self, root):\n        pass\n"), "cannot be made (TypeError"),
             ((NAMES, IDS, FILES, "\n    def __init__(self, *x):\n        pass\n"), "must call super().__init__"),
         ],
