@@ -19,7 +19,8 @@ def doubtful(out: Path, record: dict[str, Any]) -> int:
     with torch.inference_mode():
         for ids in torch.arange(200).split(50):
             pairs = [data.load(data.ids("val")[i], "val") for i in ids]
-            logits = full_precision(model(model.pixels.normalise(torch.stack([p[0] for p in pairs]))).logits)
+            images = model.pixels.normalise(torch.stack([p[0] for p in pairs])).to(next(model.parameters()).dtype)
+            logits = full_precision(model(images).logits)
             best, second = resize(logits, (48, 48)).topk(2, 1).values.unbind(1)
             near += int((best - second <= NEAR * logits.abs().max()).sum())
     return near

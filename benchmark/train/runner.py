@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -26,7 +27,12 @@ from contseg.methods.registry import reason
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The accelerator of this process."""
+    """The accelerator of this process.
+
+    Accelerate joins the processes of a launcher only on GPUs, or where it is told to use the CPU: without a GPU it is.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     precision = {"double": "no"}.get(config.train.precision, config.train.precision)
     if precision == "fp16" and PartialState().device.type == "cpu":
         raise UserError("train.precision=fp16 needs a GPU: on a CPU set train.precision=bf16, or no")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from contseg.benchmark.store.files import read_tensors, tensors_digest
-from contseg.benchmark.train import runner
+from contseg.benchmark.train import step_runner
 from contseg.benchmark.train.distributed import gather
 from contseg.run_benchmark import main
 from contseg.tests.integration.forked import call_together
@@ -33,7 +33,7 @@ METHODS = ("FT", "LwF", "ILT", "MiB+SDR", "Joint")
 
 def launch(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     line = [*start, str(HOME / "run_benchmark.py"), *map(str, words)]
     return subprocess.run(line, capture_output=True, text=True, cwd=HOME, env=env, timeout=900)
 
@@ -76,13 +76,13 @@ def test_weights_agree_after_every_step(both: tuple[Path, Path]) -> None:
 
 def score_own_statistics(out: Path) -> None:
     """In each of several processes: train with BatchNorm; what each scores is what is stored."""
-    scored, plain = [], runner.evaluate
+    scored, plain = [], step_runner.evaluate
 
-    def noting(model: Any, *args: Any) -> Any:
+    def noting(model: Any, *args: Any, **named: Any) -> Any:
         scored.append(gather(tensors_digest(model.state_dict())))
-        return plain(model, *args)
+        return plain(model, *args, **named)
 
-    runner.evaluate = noting
+    step_runner.evaluate = noting
     assert main(["run", *map(str, small(out, "NearestPrototype", sets=("model.norm=batch",)))]) == 0
     kept = {sha for path, sha in weights(out).items() if path.endswith("model.safetensors")}
     assert len(scored) == len(kept) == 2
