@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HOME = Path(__file__).resolve().parent
 
@@ -96,12 +96,33 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    """A mistake is one line, with the nearest option; without the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        import difflib
+
+        unknown = message.removeprefix("unrecognized arguments: ")
+        near = difflib.get_close_matches(unknown.split()[0], sorted(_options(self)), 1) if unknown != message else []
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        self.exit(2, f"error: {message}{hint}; see `{self.prog} --help`\n")
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a parser and of its subcommands."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= {option for command in action.choices.values() for option in _options(command)}
+    return found
+
+
 def parser() -> argparse.ArgumentParser:
     """All subcommands and their options; imports nothing heavy."""
     from contseg.benchmark.cli import commands, data, grid, report, tune
     from contseg.benchmark.cli import run as run_cli
 
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="contseg",
         description="Compare class-incremental continual semantic segmentation methods.",
         epilog=EXAMPLES,

@@ -405,3 +405,22 @@ def test_a_folder_that_cannot_be_written(fails: Callable[..., str], tmp_path: Pa
     assert "cannot write" in fails(*grid())
     shutil.copy(tmp_path / "out", tmp_path / "kept")
     assert (tmp_path / "kept").read_text() == "a file where the folder should be"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["run", "--methds", "FT"],
+            "unrecognized arguments: --methds FT (did you mean --methods?); see `contseg --help`",
+        ),
+        (["run", "--seeds", "x"], "argument --seeds: invalid int value: 'x'; see `contseg run --help`"),
+        (["rn"], "argument COMMAND: invalid choice: 'rn' (choose from "),
+    ],
+)
+def test_words_that_no_command_takes(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, without the list of all options."""
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2 and said.startswith(f"error: {line}")

@@ -18,6 +18,12 @@ from contseg.tests.integration.grid import HOME, command, small
 LONG = ("launch.workers=2", "train.updates=100000", "run.checkpoint_updates=20", "run.checkpoint_minutes=1000")
 
 
+def _at_a_terminal() -> None:
+    """In the child: its own terminal, and SIGHUP as a shell leaves it, also where the tests run under nohup."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Terminal:
     """A command in the foreground of a pseudo-terminal of its own, in its own session."""
 
@@ -27,7 +33,7 @@ class Terminal:
         with self.log.open("wb") as screen:
             self.process = subprocess.Popen(
                 words, stdin=inner, stdout=screen, stderr=screen, env=env, cwd=HOME, start_new_session=True,
-                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+                preexec_fn=_at_a_terminal,
             )  # fmt: skip
         os.close(inner)
 

@@ -63,7 +63,10 @@ def test_a_step_that_a_live_process_claims_is_waited_for_and_said(tmp_path: Path
 def test_a_worker_that_dies_shows_the_end_of_its_log(tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(
-        "import os, sys\nif 'inline' in sys.argv:\n    print('no device left', flush=True)\n    os._exit(7)\n"
+        "import os, sys\nfrom contseg.methods.base import Method\n"
+        "from contseg.methods.registry import register_method\n\n"
+        '@register_method("Unused")\ndef unused() -> Method:\n    return Method("Unused", terms={})\n\n'
+        "if 'inline' in sys.argv:\n    print('no device left', flush=True)\n    os._exit(7)\n"
     )
     words = ["run", *small(tmp_path / "out", "FT", sets=(*SETS, "launch.workers=1"))]
     code, said = call(tmp_path / "log", *words, "--plugin", plugin, "--launcher", "local")
