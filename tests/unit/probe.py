@@ -64,6 +64,7 @@ def probe(
     warm_up: bool = False,
     end_step: bool = False,
     extra: bool = False,
+    late: bool = False,
 ) -> Method:
     """Cross entropy, an observer, and a term that reads it."""
     watch = Watch(alpha=alpha)
@@ -71,7 +72,7 @@ def probe(
     return Method(
         "Probe",
         {"watch": watch, "ce": CrossEntropy(), "pull": term, **({"more": CrossEntropy()} if extra else {})},
-        {"ce": CrossEntropy(), "watch": watch},
+        {"ce": CrossEntropy()} if late else {"ce": CrossEntropy(), "watch": watch},
         init={"torch": torch_init, "copy": copy_init}[init],
         build=more_channels if build else same_model,
         trainable=train_less if trainable else train_less_later if trainable_later else train_all,

@@ -135,6 +135,15 @@ def test_what_compares_steps_by_hand() -> None:
     assert s["harmonic"] == pytest.approx(2 * 30 * 55 / 85)
 
 
+def test_forgetting_is_negative_where_a_class_is_found_better_at_the_end() -> None:
+    """The best of the steps before the last counts, not the last itself."""
+    found = {1: (0.5, 0.4, 0.9), 2: (None, 0.6, 0.7), 3: (None, None, 0.7)}
+    groups = [[1], [2], [3]]
+    records = make_run(groups=groups, hit=lambda step, label: 1.0 if label == 0 else found[label][step])
+    s = score_run(records, PROTOCOLS["mib"], groups).summary()
+    assert s["forgetting"] == pytest.approx(((50 - 90) + (60 - 70)) / 2)
+
+
 def test_joint_is_scored_under_any_groups_and_has_no_steps_to_compare() -> None:
     (record,) = make_run("Joint", groups=((2, 3, 1),), hit=lambda step, label: 1 - label / 10)
     s = score_run([record], PROTOCOLS["mib"], [[1], [2, 3]]).summary()

@@ -57,6 +57,13 @@ def test_plain_first_steps_are_one() -> None:
     assert len(set(later)) == len(later)  # the later steps differ
 
 
+def test_what_an_observer_saw_before_parts_the_steps_that_read_it() -> None:
+    """Step 0 is one training; from step 1 on a loss reads an observer that began there, or at step 0."""
+    plan = grid(method=("Probe", "Probe[late=true]"))
+    early, late = keys(plan, method="Probe"), keys(plan, method="Probe[late=true]")
+    assert [a == b for a, b in zip(early, late, strict=True)] == [True, False, False]
+
+
 def test_observers_are_shared_and_split_no_weights() -> None:
     alone = grid(method="FT")
     plan = grid(method=("FT", "SDR", "EWC", "EWC[alpha=0.5]", "EWC[weight=7]"))

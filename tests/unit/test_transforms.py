@@ -195,3 +195,11 @@ class TestTrainTransform:
         assert torch.equal(first[1], second[1])
         assert torch.equal(torch.get_rng_state(), before[0])
         assert np.random.get_state()[1].tolist() == before[1]
+
+
+def test_a_window_may_be_as_wide_as_the_image():
+    """Half of an image twice as high as wide, as a square: as wide as the image, anywhere in height."""
+    rng = np.random.default_rng(0)
+    windows = [random_window((20, 10), (0.5, 0.5), (1.0, 1.0), rng) for _ in range(200)]
+    assert {w[1:] for w in windows} == {(0, 10, 10)}
+    assert {w[0] for w in windows} == set(range(11))
