@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,8 @@ def fetch_weights(config: ModelConfig) -> Path | None:
     url, file = f"{TORCHVISION}/{name}", Path(torch.hub.get_dir()) / "checkpoints" / str(name)
     if not file.is_file():
         try:
-            torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+            with contextlib.redirect_stdout(io.StringIO()):  # torch prints a line here, which would end a plan's JSON
+                torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:  # no network; a truncated or altered file
             raise UserError(
                 f"no ImageNet weights for {config.backbone}: {url} cannot be had ({_first_line(error)}). "

@@ -65,7 +65,7 @@ def voc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pair = root / f"VOC2012/JPEGImages/{i}.jpg", root / f"VOC2012/SegmentationClassAug/{i}.png"
             for file in pair:
                 file.touch()
-            keys.append(_key(*pair))
+            keys.append(_key(*pair, None))
         where = hashlib.sha256(str(root).encode()).hexdigest()[:8]
         _store(root / f"kept/voc-{split}-{where}.npz", keys, told._index(split))
     return root

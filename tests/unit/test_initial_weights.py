@@ -1,5 +1,6 @@
 """Weights are had before anything begins: by ``plan``, and by ``run`` once for all its workers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     def offline(url: str, *_: Any, **__: Any) -> None:
         urls.append(url)
+        print(f'Downloading: "{url}"')  # as torch does
         raise OSError("no route to host")
 
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
@@ -39,6 +41,13 @@ def test_a_plan_fetches_them_and_says_what_is_missing(
     assert "2 runs" in said.out
     assert asked == ["https://download.pytorch.org/models/resnet18-f37072fd.pth"]
     assert said.err.startswith("before `run`: no ImageNet weights for resnet18") and said.err.count("\n") == 1
+
+
+def test_a_plan_as_json_is_json(asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--json", *GRID, "--set", "model.backbone=resnet18", "--out", str(tmp_path)]
+    assert run_benchmark.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["totals"]["runs"] == 2
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("launcher", ["inline", "local"])
