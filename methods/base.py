@@ -105,6 +105,8 @@ class Term:
         super().__init_subclass__()
         if isinstance(cls.state, str):
             raise TypeError(f"{cls.__name__}.state is the text {cls.state!r}: write a tuple, ({cls.state!r},)")
+        if cls.weighs and cls.weigh is Term.weigh:
+            raise TypeError(f"{cls.__name__} has weighs = True and no weigh(batch, targets, scores): define it")
 
     def begin_step(self, ctx: StepContext) -> None:
         """Called before the first update, after the parent's state is loaded: extend the state to the new classes."""

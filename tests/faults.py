@@ -43,7 +43,7 @@ TESTS = {
     "scores.py": "reporter",
     "build.py": "plan step_keys shared_steps",
     "protocol.py": "protocol metrics",
-    "trainer.py": "trainer golden_runs run processes",
+    "trainer.py": "trainer warm_up golden_runs run processes",
     "checkpoint.py": "trainer kill",
     "distributed.py": "processes",
     "step_dataset.py": "step_dataset",

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from contseg.benchmark.models.load import grow, skeleton
 from contseg.benchmark.models.segmenter import Segmenter
@@ -61,3 +61,12 @@ def make_batch(model: Segmenter, old: Segmenter | None, step: Step) -> Batch:
     with torch.no_grad():
         before: SegOutput | None = None if old is None else old(images)
     return Batch(images, make_labels(step), model(images), before, step)
+
+
+def images(*size: int, seed: int = 0) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    a_state, b_state = a.state_dict(), b.state_dict()
+    return a_state.keys() == b_state.keys() and all(torch.equal(a_state[k], b_state[k]) for k in a_state)

@@ -1,5 +1,6 @@
 """A small grid in memory, trained in this process: material of the tests of trainer and runner."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,3 +87,20 @@ class Grid:
         """Confusion matrices by method and step."""
         found = [self.store.record(c.path) for r in self.plan.runs for c in r.cells]
         return {(r["method"], r["step"]): r["matrix"] for r in found if r is not None}
+
+
+def signal_at(data: Images, split: str, number: int) -> None:
+    """SIGTERM while the image with this number is read, counted over a split."""
+    read: list[str] = []
+
+    def note(of: str) -> None:
+        read.extend([of] if of == split else [])
+        if len(read) == number and of == split:
+            signal.raise_signal(signal.SIGTERM)
+
+    data.on_load = note
+
+
+def kept(grid: Grid, key: str) -> set[str]:
+    """Files of a step, beside the note of the code that began it."""
+    return {p.name for p in grid.store.step(key).iterdir()} - {"begun.json"}

@@ -1,8 +1,6 @@
 """The network: what it computes, how it grows, where its initial weights come from."""
 
 import hashlib
-import re
-import urllib.error
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,36 +8,25 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, resnet
 
 from contseg.benchmark.models.encoders import build_encoder, set_output_stride
 from contseg.benchmark.models.load import skeleton
 from contseg.benchmark.models.segmenter import ASPP, IncrementalClassifier, build_model, set_norm, sliding_mean
-from contseg.benchmark.models.weights import fetch_weights, load_weights
 from contseg.benchmark.plan.config import Config, checked, identity, read_config
 from contseg.benchmark.plan.model_config import BACKBONES, ModelConfig, check, model_identity
 from contseg.datasets.errors import UserError
 from contseg.methods.base import SegModel, SegOutput
 from contseg.methods.registry import build_method
 from contseg.tests.material import ROOT
-from contseg.tests.unit.networks import make_steps
+from contseg.tests.unit.networks import images, make_steps, same
 
 pytestmark = pytest.mark.numeric
 
 TINY = ModelConfig("tiny", weights="none")
 IMAGENET = [name for name, backbone in BACKBONES.items() if backbone.imagenet]
 CASES = [(name, stride) for name, backbone in BACKBONES.items() for stride in backbone.rates]
-
-
-def images(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    a_state, b_state = a.state_dict(), b.state_dict()
-    return a_state.keys() == b_state.keys() and all(torch.equal(a_state[k], b_state[k]) for k in a_state)
 
 
 # --- what it gives -------------------------------------------------------------------------------------------------
@@ -369,97 +356,3 @@ def test_a_method_that_needs_more_says_so() -> None:
         with pytest.raises(UserError, match=r"RCIL folds a BatchNorm.* timm:resnet50"):
             skeleton(ModelConfig(backbone), [first], build_method("RCIL"), 0)
     skeleton(ModelConfig("timm:resnet18"), [first], build_method("RCIL"), 0)
-
-
-# --- initial weights -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", ["pth", "safetensors", "nested", "parallel"])
-def test_weights_from_a_file(form: str, tmp_path: Path) -> None:
-    torch.manual_seed(3)
-    state = get_model("resnet18", weights=None).state_dict()  # with its classifier, as torchvision gives it
-    file = tmp_path / f"weights.{'safetensors' if form == 'safetensors' else 'pth'}"
-    if form == "safetensors":
-        save_file(state, file)
-    elif form == "nested":
-        torch.save({"epoch": 7, "state_dict": state}, file)
-    else:
-        torch.save({("module." if form == "parallel" else "") + k: v for k, v in state.items()}, file)
-    model = build_model(ModelConfig("resnet18", weights=str(file)), [3])
-    loaded = model.encoder.state_dict()
-    assert all(torch.equal(v, state[k]) for k, v in loaded.items())
-    fresh = build_model(ModelConfig("resnet18", weights="none"), [3])
-    assert same(model.aspp, fresh.aspp)
-    assert same(model.classifier, fresh.classifier)
-
-
-@pytest.mark.parametrize("norm", ["frozen", "sync"])
-def test_statistics_are_loaded_too(norm: str, tmp_path: Path) -> None:
-    source = build_encoder("tiny", 4)
-    source(images(4, 3, 24, 24))
-    torch.save(source.state_dict(), tmp_path / "tiny.pth")
-    model = build_model(ModelConfig("tiny", weights=str(tmp_path / "tiny.pth"), norm=norm), [3])
-    assert torch.equal(model.encoder.stem[1].running_mean, source.stem[1].running_mean)
-
-
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        (lambda s: {k: v for k, v in s.items() if not k.startswith("stem.0")}, "lacks 'stem.0.weight'$"),
-        (lambda s: {**s, "a.weight": torch.zeros(1), "b": torch.zeros(1)}, "has a foreign 'a.weight' and 1 more"),
-        (lambda s: {**s, "stem.0.weight": torch.zeros(12, 1, 3, 3)}, "another shape for 'stem.0.weight'"),
-        (lambda s: {"stem": 3}, "holds no state dict"),
-        (lambda s: [torch.zeros(1)], "holds no state dict"),
-    ],
-)
-def test_weights_of_another_network(change: object, line: str, tmp_path: Path) -> None:
-    encoder = build_encoder("tiny", 4)
-    file = tmp_path / "w.pth"
-    torch.save(change(encoder.state_dict()), file)  # type: ignore[operator]
-    with pytest.raises(UserError, match=line) as error:
-        load_weights(encoder, file)
-    assert str(file) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_an_unreadable_file_of_weights(name: str, tmp_path: Path) -> None:
-    file = tmp_path / name
-    file.write_bytes(b"<html>not found</html>")
-    with pytest.raises(UserError, match="cannot be read") as error:
-        build_model(ModelConfig("tiny", weights=str(file)), [3])
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_of_weights_that_is_not_there(tmp_path: Path) -> None:
-    for ask in (fetch_weights, model_identity):
-        with pytest.raises(UserError, match="no such file"):
-            ask(ModelConfig("tiny", weights=str(tmp_path / "none.pth")))
-
-
-def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_args: object, **_more: object) -> None:
-        raise urllib.error.URLError("Name or service not known")
-
-    monkeypatch.setattr("urllib.request.urlopen", offline)
-    monkeypatch.setattr("torch.hub.urlopen", offline)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError) as error:
-        build_model(ModelConfig("resnet18"), [3])
-    line = str(error.value)
-    assert "\n" not in line
-    assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in line
-    assert str(tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth") in line
-    assert re.search("model.weights=PATH.*model.weights=none", line)
-    assert not list(tmp_path.rglob("*.pth*"))
-
-
-def test_weights_once_downloaded_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
-    file.parent.mkdir(parents=True)
-    state = get_model("resnet18", weights=None).state_dict()
-    torch.save(state, file)
-    assert fetch_weights(ModelConfig("resnet18")) == file
-    model = build_model(ModelConfig("resnet18"), [3])
-    assert torch.equal(model.encoder.conv1.weight, state["conv1.weight"])

@@ -15,8 +15,8 @@ from contseg.benchmark.store.files import read_tensors
 from contseg.benchmark.train import checkpoint, trainer
 from contseg.benchmark.train.distributed import InterruptedStepError
 from contseg.methods import registry
-from contseg.methods.base import Batch, CrossEntropy, Method, Progress, StepContext, Term, resize
-from contseg.tests.unit.steps import Grid, Images
+from contseg.methods.base import Batch, CrossEntropy, Method, Progress, StepContext, Term
+from contseg.tests.unit.steps import Grid, Images, kept, signal_at
 
 # --- fp16 ----------------------------------------------------------------------------------------------------------
 
@@ -212,23 +212,6 @@ def test_the_batches_leave_the_global_random_numbers_alone(tmp_path: Path) -> No
 # --- interruption --------------------------------------------------------------------------------------------------
 
 
-def signal_at(data: Images, split: str, number: int) -> None:
-    """SIGTERM while the image with this number is read, counted over a split."""
-    read: list[str] = []
-
-    def note(of: str) -> None:
-        read.extend([of] if of == split else [])
-        if len(read) == number and of == split:
-            signal.raise_signal(signal.SIGTERM)
-
-    data.on_load = note
-
-
-def kept(grid: Grid, key: str) -> set[str]:
-    """Files of a step, beside the note of the code that began it."""
-    return {p.name for p in grid.store.step(key).iterdir()} - {"begun.json"}
-
-
 @pytest.mark.parametrize(
     ("split", "number", "left"),
     [("train", 2, "checkpoint.safetensors"), ("val", 1, "model.safetensors"), ("val", 4, "model.safetensors")],
@@ -275,96 +258,6 @@ def test_a_signal_is_handled_in_a_pass_outside_the_loop(tmp_path: Path) -> None:
     assert grid.run().interrupted == signal.SIGTERM
     assert len(reads) == 4 * trainer.LOOK
     assert not kept(grid, grid.node(1).key)
-
-
-# --- warm-up -------------------------------------------------------------------------------------------------------
-
-CALLS: list[int] = []
-
-
-def tune_new_rows(ctx: StepContext) -> None:
-    """Two updates of the new rows alone, on drawn noise; notes the step."""
-    CALLS.append(ctx.step.index)
-    assert not ctx.model.training
-    rows = ctx.model.classifier.blocks[-1]
-    for images, labels in ctx.loader():
-        logits = resize(ctx.model(images + torch.rand_like(images)).logits, (labels.shape[1], labels.shape[2]))
-        loss = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-        with torch.no_grad():
-            for p, g in zip(rows.parameters(), torch.autograd.grad(loss, list(rows.parameters())), strict=True):
-                p -= 0.1 * g
-
-
-@pytest.fixture
-def warm(monkeypatch: pytest.MonkeyPatch) -> str:
-    registry.methods()
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
-    build = lambda: Method("Warm", {"ce": CrossEntropy()}, warm_up=(tune_new_rows,))  # noqa: E731
-    registry.register_method("Warm")(build)
-    CALLS.clear()
-    return "Warm"
-
-
-def weights(step: trainer.StepTrainer) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in step.model.state_dict().items()}
-
-
-def test_a_warm_up_runs_once_at_later_steps_and_is_resumed_to_the_last_bit(warm: str, tmp_path: Path) -> None:
-    sets = ("train.updates=20",)
-    grid = Grid(tmp_path / "whole", (warm, "FT"), sets)
-    whole, plain = grid.trainer(1, warm), grid.trainer(1, "FT")
-    assert CALLS == [1]
-    changed = {name for name, t in weights(whole).items() if not torch.equal(t, plain.model.state_dict()[name])}
-    assert changed == {"classifier.blocks.1.weight", "classifier.blocks.1.bias"}
-    whole.run()
-    CALLS.clear()
-
-    # stopped in the loop: not called again
-    grid = Grid(tmp_path / "loop", (warm,), sets)
-    stopped = grid.trainer(1)
-    stopped.stop = lambda: True
-    with pytest.raises(InterruptedStepError):
-        stopped.run()
-    again = grid.trainer(1)
-    assert CALLS == [1] and not again.warmed_up
-    again.run()
-    assert (again.progress.resumed, whole.progress.resumed) == (1, 0)
-
-    # killed before the first update, when only the outcome of the warm-up is kept
-    grid = Grid(tmp_path / "after", (warm,), sets)
-    killed = grid.trainer(1)
-    killed._loop = lambda: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        killed.run()
-    late = grid.trainer(1)
-    assert CALLS == [1, 1]
-    late.run()
-    for name, t in weights(whole).items():
-        assert torch.equal(t, again.model.state_dict()[name]) and torch.equal(t, late.model.state_dict()[name]), name
-
-
-def test_a_warm_up_that_is_killed_begins_again(warm: str, tmp_path: Path) -> None:
-    whole, grid = (
-        Grid(tmp_path / "whole", (warm,), data=Images(80)),
-        Grid(tmp_path / "killed", (warm,), data=Images(80)),
-    )
-    assert whole.run().interrupted == 0
-    grid.run(grid.node(0).key)
-    signal_at(grid.data, "train", 10)
-    assert grid.run().interrupted == signal.SIGTERM
-    assert not kept(grid, grid.node(1).key)
-    grid.data.on_load = None
-    assert grid.run().interrupted == 0
-    key = grid.node(1).key
-    assert CALLS == [1, 1, 1]
-    assert grid.store.meta(key)["sha256"] == whole.store.meta(key)["sha256"]
-
-
-def test_warm_ups_of_a_method_and_an_add_on_follow_each_other() -> None:
-    one, two = (Method(name, {}, {}, warm_up=(hook,)) for name, hook in (("A", tune_new_rows), ("B", idle_head)))
-    assert one.plus(two).warm_up == (tune_new_rows, idle_head)
-    with pytest.raises(TypeError, match="warm_up is a function: give a tuple"):
-        Method("C", {}, warm_up=tune_new_rows)  # type: ignore[arg-type]
 
 
 # --- cost ----------------------------------------------------------------------------------------------------------
