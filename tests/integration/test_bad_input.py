@@ -296,13 +296,6 @@ def test_a_rejected_run_writes_nothing(fails: Callable[..., str], tmp_path: Path
         assert not (tmp_path / "out").exists(), words
 
 
-def test_a_report_passes_by_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "records").mkdir()
-    os.mkfifo(tmp_path / "records/step0.json")
-    assert main(["report", "--out", str(tmp_path)]) == 2
-    assert "step0.json: unreadable or cut short (not a regular file)" in capsys.readouterr().err
-
-
 def test_a_grid_of_which_every_cell_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,22 +398,3 @@ def test_a_folder_that_cannot_be_written(fails: Callable[..., str], tmp_path: Pa
     assert "cannot write" in fails(*grid())
     shutil.copy(tmp_path / "out", tmp_path / "kept")
     assert (tmp_path / "kept").read_text() == "a file where the folder should be"
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (
-            ["run", "--methds", "FT"],
-            "unrecognized arguments: --methds FT (did you mean --methods?); see `contseg --help`",
-        ),
-        (["run", "--seeds", "x"], "argument --seeds: invalid int value: 'x'; see `contseg run --help`"),
-        (["rn"], "argument COMMAND: invalid choice: 'rn' (choose from "),
-    ],
-)
-def test_words_that_no_command_takes(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line, without the list of all options."""
-    with pytest.raises(SystemExit) as left:
-        main(words)
-    (said,) = capsys.readouterr().err.splitlines()
-    assert left.value.code == 2 and said.startswith(f"error: {line}")

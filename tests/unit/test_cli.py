@@ -1,6 +1,7 @@
 """The command line: packaged grids by name, one program name, one function for each subcommand."""
 
 import argparse
+import os
 import re
 from pathlib import Path
 
@@ -73,3 +74,29 @@ def test_list_scenarios_warns_of_names_that_differ(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     awt = next(line for line in lines if line.split()[:1] == ["AWT"])
     assert "voc 15-1a ... 15-1j" in awt and "15-1@b ... 15-1@k" in awt and "one letter off" in awt
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["run", "--methds", "FT"],
+            "unrecognized arguments: --methds FT (did you mean --methods?); see `contseg --help`",
+        ),
+        (["run", "--seeds", "x"], "argument --seeds: invalid int value: 'x'; see `contseg run --help`"),
+        (["rn"], "argument COMMAND: invalid choice: 'rn' (choose from "),
+    ],
+)
+def test_words_that_no_command_takes(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, without the list of all options."""
+    with pytest.raises(SystemExit) as left:
+        run_benchmark.main(words)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2 and said.startswith(f"error: {line}")
+
+
+def test_a_report_passes_by_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "records").mkdir()
+    os.mkfifo(tmp_path / "records/step0.json")
+    assert run_benchmark.main(["report", "--out", str(tmp_path)]) == 2
+    assert "step0.json: unreadable or cut short (not a regular file)" in capsys.readouterr().err
