@@ -12,7 +12,7 @@ from typing import TypeAlias
 import pandas as pd
 
 from contseg.benchmark.plan.protocol import Protocol
-from contseg.benchmark.score.paired_test import leader, not_significant, paired
+from contseg.benchmark.score.paired_test import all_pairs, leader, paired
 from contseg.benchmark.score.records import Record, Run, differing, gather_runs, identity
 from contseg.benchmark.score.scores import (
     CELL,
@@ -85,19 +85,27 @@ def _leaders(cells: pd.DataFrame, frame: pd.DataFrame) -> frozenset[tuple[int, s
 
 
 def _seed_notes(cells: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
-    notes = []
+    notes, corrected = list[str](), False
     if len(cells) and (cells["seeds"] == 1).all():
         notes.append(
             "one seed: the standard deviation is unknown and nothing is bold (two seeds of one method on VOC 15-1 "
             "differed by 3.3 points in public reports, MiB issue 22)"
         )
     for key, part in cells.groupby(CONTEST, sort=False):
-        pairs = not_significant(_values(frame, part, "all"))
+        pairs = all_pairs(_values(frame, part, "all"))
         if pairs:
-            listed = ", ".join(f"{a} and {b}" for a, b in pairs)
+            corrected = True
+            apart = sum(pairs.significant.values())
+            listed = "; ".join(", ".join(group) for group in pairs.alike)
             notes.append(
-                f"{'/'.join(key[:3])}: no significant difference in 'all' (paired 95 % confidence interval): {listed}"
+                f"{'/'.join(key[:3])}: significant difference in 'all' for {apart} of {len(pairs.significant)} pairs "
+                f"({pairs.said})" + (f"; none within: {listed}" if listed else "")
             )
+    if corrected:
+        notes.append(
+            "bold: better than every other row, each by its own paired 95 % confidence interval; this one claim needs "
+            "no correction, claims on pairs do"
+        )
     return notes
 
 
@@ -135,14 +143,23 @@ def _configuration_notes(scored: Sequence[Scored]) -> list[str]:
 
 
 def paired_differences(board: Leaderboard, column: str = "all") -> pd.DataFrame:
-    """Every pair of methods of a contest: mean difference over common seeds, its 95 % confidence interval, seeds."""
+    """Every pair of methods of a contest: mean difference over common seeds, its 95 % confidence interval, seeds.
+
+    The interval is that of the pair alone. ``significant``: the verdict of ``test``, corrected for the number of pairs;
+    ``None`` if a method has one seed.
+    """
     rows = []
     for key, part in board.contests():
         values = _values(board.runs, part, column)
         names = list(part["method"][part["method"].isin(values)])
+        all_of = all_pairs(values)
+        verdicts = all_of.significant if all_of else {}
         for i, a in enumerate(names):
             for b in names[i + 1 :]:
                 d = paired(values[a], values[b])
                 if d is not None:
-                    rows.append((*key, a, b, d.mean, d.low, d.high, d.n))
-    return pd.DataFrame(rows, columns=[*CONTEST, "a", "b", "difference", "low", "high", "seeds"])
+                    corrected = verdicts.get((a, b))
+                    test = all_of.test if all_of and corrected is not None else ""
+                    rows.append((*key, a, b, d.mean, d.low, d.high, d.n, corrected, test))
+    columns = [*CONTEST, "a", "b", "difference", "low", "high", "seeds", "significant", "test"]
+    return pd.DataFrame(rows, columns=columns)

@@ -38,7 +38,8 @@ MARKDOWN = """\
 
 - mIoU in % after the last step; old: classes of step 0 (with background), new: all later ones; avg: mean of 'all' over the steps; Δ: 'all' minus that of FT, of Joint; mean ± sample standard deviation over n seeds
 - protocol sdr (version 1): void_in_training background, eval_view crop, test_images any_seen, future_at_test ignore, background_in_mean yes, class0_at_test true_background, absent_classes drop
-- toy/2-1/overlapped: no significant difference in 'all' (paired 95 % confidence interval): MiB and MiB+SDR
+- toy/2-1/overlapped: significant difference in 'all' for 2 of 3 pairs (analysis of variance over 3 seeds, Tukey's correction for 3 pairs, family error 5 % if spreads are equal); none within: MiB, MiB+SDR
+- bold: better than every other row, each by its own paired 95 % confidence interval; this one claim needs no correction, claims on pairs do
 """  # noqa: E501
 
 TEXT = """\
@@ -156,6 +157,12 @@ def test_paired_differences_by_hand() -> None:
     row = pairs.loc[("MiB", "MiB+SDR")]  # 83, 82, 81 against 80, 81, 82
     assert (row["difference"], row["seeds"]) == (pytest.approx(1), 3)
     assert row["low"] == pytest.approx(1 - 4.302653 * 2 / 3**0.5, abs=1e-5)
+    assert pairs[["significant", "test"]].to_numpy().tolist() == [[True, "Tukey"], [True, "Tukey"], [False, "Tukey"]]
+
+
+def test_pairs_of_single_seeds_have_no_verdict() -> None:
+    pairs = paired_differences(leaderboard(grid(1), SDR))
+    assert pairs[["significant", "test"]].to_numpy().tolist() == [[None, ""]] * 3
 
 
 def test_incomplete_runs_are_listed_not_shown() -> None:
