@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from contseg.benchmark.score.leaderboard import Leaderboard
     from contseg.benchmark.score.networks import StoredNetworks
     from contseg.benchmark.score.records import Record
+    from contseg.benchmark.score.rows import Searches
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +97,8 @@ def main(args: argparse.Namespace) -> int:
         return 2  # nothing was accepted, and there are no earlier records
     records, unread = _read(args.records or [args.out])
     problems += unread
+    tuned, unread = _rows(args.records or [args.out])
+    problems += unread
     boards = []
     if args.re_evaluate:
         from contseg.benchmark.score.recompute import Rescorer, reevaluate
@@ -106,17 +109,17 @@ def main(args: argparse.Namespace) -> int:
         if args.re_evaluate:
             pool, missing = reevaluate(records, protocol, rescore)
             problems += _warn(missing)
-        boards.append(_board(args, pool, protocol))
+        boards.append(_board(args, pool, protocol, tuned))
     _write(args, boards)
     if args.figures:
         problems += _warn(_draw(args, boards[0]))
     return 2 if problems else 0
 
 
-def _board(args: argparse.Namespace, records: list[Record], protocol: Protocol) -> Leaderboard:
+def _board(args: argparse.Namespace, records: list[Record], protocol: Protocol, tuned: Searches) -> Leaderboard:
     from contseg.benchmark.report.reporter import leaderboard
 
-    board = leaderboard(records, protocol)
+    board = leaderboard(records, protocol, tuned=tuned)
     if args.with_published:
         from contseg.benchmark.score.published import load_published, with_literature
 
@@ -233,6 +236,15 @@ def _read(folders: list[Path]) -> tuple[list[Record], list[str]]:
             file=sys.stderr,
         )
     return tested, problems
+
+
+def _rows(folders: list[Path]) -> tuple[Searches, list[str]]:
+    """Which rows a search chose, as the files beside the records say; stderr names each file that was left out."""
+    from contseg.benchmark.score.records import results_folders
+    from contseg.benchmark.score.rows import read_rows
+
+    tuned, problems = read_rows(place for folder in folders for place in results_folders(folder))
+    return tuned, _warn(problems)
 
 
 def _lint(args: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ def run_grid(config: Config, store: Store, args: argparse.Namespace) -> int:
         need("submitit", "--launcher slurm")
     if args.launcher != "inline":
         return _launch(args, config, store)
+    from contseg.benchmark.score.rows import write_rows
     from contseg.benchmark.train.runner import Runner, make_accelerator
 
     accelerator = make_accelerator(config)
@@ -44,6 +45,7 @@ def run_grid(config: Config, store: Store, args: argparse.Namespace) -> int:
         only = _only(plan, args.only) if only is None else only
         if main:
             store.open()
+            write_rows(store.out, config, plan.runs, args.config)
             _print_summary(plan, store)
         outcome = Runner(plan, store, accelerator, say).run(only)
     accelerator.end_training()
@@ -79,12 +81,14 @@ def _plan_together(config: Config, store: Store, accelerator: Accelerator) -> Pl
 
 def _launch(args: argparse.Namespace, config: Config, store: Store) -> int:
     """Run the grid by other processes, watch them, print the table."""
+    from contseg.benchmark.score.rows import write_rows
     from contseg.benchmark.train.launch import LAUNCHERS
 
     plan = plan_grid(config, store.check())
     _only(plan, args.only)
     fetch_initial_weights(plan, store)
     store.open()
+    write_rows(store.out, config, plan.runs, args.config)
     _print_summary(plan, store)
     code, wrong = LAUNCHERS[args.launcher](plan, store, _inline_words())
     _print_table(plan, store)

@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _write(tuning: Tuning, store: Store) -> None:
-    from contseg.benchmark.report.tuning import write_tuning
+    from contseg.benchmark.report.tuning import budget_table, write_tuning
     from contseg.benchmark.score.leaderboard import leaderboard
     from contseg.benchmark.score.records import read_records
     from contseg.benchmark.score.tuning import trial_frame
@@ -59,10 +59,6 @@ def _write(tuning: Tuning, store: Store) -> None:
     wanted = {run.key for run in plan.runs}
     records = [r for r in read_records(store.records)[0] if r["run"] in wanted] if store.records.is_dir() else []
     frame = trial_frame(tuning.trials, leaderboard(records, plan.protocol))
-    best = frame[frame["chosen"]]
-    print(f"\n{tuning.said}")
-    for row in best.to_dict("records"):
-        default = frame[(frame["method"] == row["method"]) & (frame["trial"] == 0)]["all"].iloc[0]
-        print(f"  {row['name']}: {row['all']:.1f}, its default {default:.1f}")
-    written = write_tuning(store.out, frame, tuning.chosen(list(best["name"])), tuning.said)
+    print(f"\n{tuning.said}\n\n{budget_table(frame)}\n")
+    written = write_tuning(store.out, frame, tuning)
     print(f"written: {', '.join(map(str, written))}")

@@ -167,6 +167,21 @@ class LaunchConfig:
     ] = ()
 
 
+@dataclass(frozen=True)
+class TunedConfig:
+    """The search that chose the methods of this grid. `contseg tune` writes it and tables print it; it is in no key."""
+
+    on: Annotated[str, Meta(description="how trials were compared: `first`, `other:SCENARIO`, `stream`, `test`")] = ""
+    scenario: Annotated[str, Meta(description="where they were compared")] = ""
+    trials: Annotated[Number, Meta(description="trials of each method")] = 0
+    draw: Annotated[Number, Meta(description="seed of the drawn values")] = 0
+    methods: Annotated[
+        tuple[str, ...], Meta(description="the chosen methods; other methods of the grid are not tuned")
+    ] = ()
+    numbers: Annotated[tuple[Number, ...], Meta(description="the trial that each of them is; 0: the default")] = ()
+    record: Annotated[str, Meta(description="SHA-256 of `trials.csv`, which lies beside the grid")] = ""
+
+
 Seed: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
@@ -189,9 +204,17 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     run: RunConfig = field(default_factory=RunConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    tuned: TunedConfig = field(default_factory=TunedConfig)
 
 
-SECTIONS = {"model": ModelConfig, "train": TrainConfig, "eval": EvalConfig, "run": RunConfig, "launch": LaunchConfig}
+SECTIONS = {
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "run": RunConfig,
+    "launch": LaunchConfig,
+    "tuned": TunedConfig,
+}
 
 
 def read_config(path: Path | None, overrides: Iterable[str] = (), **chosen: Any) -> Config:
@@ -246,6 +269,9 @@ def checked(config: Config) -> Config:
     if len(scale) == 1 or scale != tuple(sorted(scale)):
         shown = ",".join(f"{s:g}" for s in scale)
         raise UserError(f"train.scale must be empty or two ascending numbers such as 0.5,2, not {shown}")
+    tuned = config.tuned
+    if len(tuned.methods) != len(tuned.numbers) or (tuned.methods and not (tuned.on and tuned.trials)):
+        raise UserError("[tuned] is not as `contseg tune` wrote it: it needs on, trials, and one of numbers a method")
     if tracker != "none":
         need(tracker, f"run.tracker={tracker}")
     return config

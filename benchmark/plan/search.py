@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 from scipy.stats import qmc
 
-from contseg.benchmark.plan.config import Config, TrainConfig
+from contseg.benchmark.plan.config import Config, TrainConfig, TunedConfig
 from contseg.benchmark.plan.recipe import own_recipe
 from contseg.datasets.errors import UserError, unknown
 from contseg.datasets.scenario import Scenario
@@ -36,17 +36,23 @@ class Tuning:
     """A grid of trials.
 
     ``config``: that grid; ``trials``: by the name of the method; ``target``: the grid that was asked for; ``said``: how
-    a trial is chosen, in a line.
+    a trial is chosen, in a line; ``search``: the same as ``[tuned]`` of a grid, nothing chosen yet.
     """
 
     config: Config
     trials: dict[str, list[Trial]]
     target: Config
     said: str
+    search: TunedConfig
 
-    def chosen(self, names: Sequence[str]) -> Config:
-        """The grid that was asked for, with the trials of these names as its methods."""
-        return replace(self.target, methods=tuple(names))
+    def chosen(self, names: Sequence[str], record: str = "") -> Config:
+        """The grid that was asked for, with the trials of these names as its methods, and with what chose them.
+
+        ``record``: the SHA-256 of the file of all trials.
+        """
+        number = {trial.name: n for drawn in self.trials.values() for n, trial in enumerate(drawn)}
+        tuned = replace(self.search, methods=tuple(names), numbers=tuple(number[n] for n in names), record=record)
+        return replace(self.target, methods=tuple(names), tuned=tuned)
 
 
 Split: TypeAlias = Literal["tune", "val"]
@@ -163,9 +169,10 @@ def make_tuning(config: Config, scenario: Scenario, *, on: str, n: int, seed: in
         scenarios=(where,),
         methods=tuple(t.name for those in found.values() for t in those),
         eval=replace(config.eval, split=which),
+        tuned=TunedConfig(),
     )
     said = f"tuned on {on} ({where}, {SPLITS[which]}), {n} trials a method, Sobol seed {seed}, best 'all' mIoU"
-    return Tuning(grid, found, config, said)
+    return Tuning(grid, found, config, said, TunedConfig(on=on, scenario=where, trials=n, draw=seed))
 
 
 def _trial(config: Config, method: str, text: str, several: bool) -> Trial:

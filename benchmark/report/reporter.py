@@ -12,6 +12,7 @@ from contseg.benchmark.report.html import as_html
 from contseg.benchmark.report.tables import as_csv, as_markdown, as_text, write_text
 from contseg.benchmark.score.leaderboard import Leaderboard, leaderboard
 from contseg.benchmark.score.records import Record, read_records
+from contseg.benchmark.score.rows import Searches, read_rows
 from contseg.datasets.errors import unknown
 
 # name -> the function that renders it, and its file
@@ -25,7 +26,7 @@ FORMATS: dict[str, tuple[Callable[[Leaderboard], str], str]] = {
     "html": (as_html, "leaderboard.html"),
 }
 
-__all__ = ["Leaderboard", "leaderboard", "load_records", "render", "write_leaderboard"]
+__all__ = ["Leaderboard", "leaderboard", "load_records", "load_rows", "render", "write_leaderboard"]
 
 
 def load_records(folder: Path | str) -> list[Record]:
@@ -36,14 +37,23 @@ def load_records(folder: Path | str) -> list[Record]:
     return records
 
 
+def load_rows(folders: Sequence[Path]) -> Searches:
+    """The searches that chose rows of these results folders; a damaged file is left out, with one line on stderr."""
+    found, problems = read_rows(folders)
+    for line in problems:
+        print(f"warning: {line}", file=sys.stderr)
+    return found
+
+
 def write_leaderboard(
     out: Path | str, records: Sequence[Record], protocol: Protocol, order: Sequence[str] = ()
 ) -> Leaderboard:
     """Write ``leaderboard.md`` and ``leaderboard.csv`` into a folder, and return the leaderboard.
 
-    ``order``: the methods in the order of the grid; FT always comes first and Joint last.
+    ``order``: the methods in the order of the grid; FT always comes first and Joint last. Which rows a search chose is
+    read from the folder.
     """
-    board = leaderboard(records, protocol, order)
+    board = leaderboard(records, protocol, order, load_rows([Path(out)]))
     for form in ("markdown", "csv"):
         write_text(Path(out) / FORMATS[form][1], render(board, form))
     return board

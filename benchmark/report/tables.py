@@ -10,7 +10,17 @@ import pandas as pd
 from tabulate import tabulate
 
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
-from contseg.benchmark.score.scores import CONTEST, COST, METRICS, WITH_STD, marked_name, plain_name, unmarked
+from contseg.benchmark.score.scores import (
+    ALIKE,
+    CONTEST,
+    COST,
+    METRICS,
+    TUNED,
+    WITH_STD,
+    marked_name,
+    plain_name,
+    unmarked,
+)
 from contseg.datasets.atomic import replacing
 
 # column -> title; mIoU in per cent
@@ -73,13 +83,27 @@ def title(key: Sequence[str]) -> str:
 
 
 def short_names(board: Leaderboard, dataset: str) -> dict[str, str]:
-    """Method -> its unique name in a table. Parameters are left out unless two methods of this data set differ only in
-    them; the mark of a configuration stays, and the foot explains it."""
-    full = board.frame["method"][board.frame["dataset"] == dataset].drop_duplicates()
-    alike: dict[str, set[str]] = {}
-    for method in full:
-        alike.setdefault(plain_name(method), set()).add(unmarked(method))
-    return {m: marked_name(m) if len(alike[plain_name(m)]) == 1 else m for m in full}
+    """Method -> its unique name in a table. Parameters are left out unless two methods of this data set, tuned alike,
+    differ only in them; the mark of a configuration stays, and the foot explains it."""
+    full = board.frame[["method", *ALIKE]][board.frame["dataset"] == dataset].drop_duplicates()
+    alike: dict[tuple[str, str], set[str]] = {}
+    for method, tuned_on in full.itertuples(index=False):
+        alike.setdefault((plain_name(method), tuned_on), set()).add(unmarked(method))
+    marks = _search_marks(board, dataset)
+    names = {}
+    for method, tuned_on in full.itertuples(index=False):
+        own, mark = method.partition(TUNED)[0], marks.get(tuned_on, "")
+        alone = len(alike[plain_name(method), tuned_on]) == 1
+        short = own.replace(unmarked(own), plain_name(own), 1) if mark else marked_name(own)
+        names[method] = (short if alone else own) + mark
+    return names
+
+
+def _search_marks(board: Leaderboard, dataset: str) -> dict[str, str]:
+    """``tuned_on`` -> what stands behind a name: ``, tuned on first, 16 trials``; the scenario only if it must."""
+    searches = dict.fromkeys(s.search for s in board.scored if s.search and s.run.dataset == dataset)
+    short = [s.short for s in searches]
+    return {str(s): TUNED + (s.short if short.count(s.short) == 1 else str(s)) for s in searches}
 
 
 def contest_rows(board: Leaderboard, part: pd.DataFrame, bold: Callable[[str], str] = str) -> list[list[str]]:
@@ -143,6 +167,8 @@ def as_markdown(board: Leaderboard) -> str:
 def _document(board: Leaderboard, heading: str, form: str, foot_line: str, bold: Callable[[str], str] = str) -> str:
     def table(rows: list[list[str]], head: list[str]) -> str:
         align = ["left", *["right"] * (len(head) - 1)]
+        if form == "github":  # a bar would end the cell, and explicit tasks have bars: [1-4|5-8]
+            rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
         return str(tabulate(rows, head, tablefmt=form, colalign=align, disable_numparse=True))
 
     parts = []

@@ -1,7 +1,8 @@
-"""A tuning written down: every trial as CSV, the chosen methods as a grid, and a figure of the search."""
+"""A tuning written down: every trial as CSV, the chosen methods as a grid, what trials buy, and a figure."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from tabulate import tabulate
 
-from contseg.benchmark.plan.config import Config
+from contseg.benchmark.plan.search import Tuning
 from contseg.benchmark.plan.toml import as_toml
 from contseg.benchmark.report.figures import STYLE, save
 from contseg.benchmark.report.tables import write_text
@@ -18,16 +20,40 @@ from contseg.benchmark.score.tuning import COLUMNS
 from contseg.datasets.palette import COLOURS
 
 
-def write_tuning(folder: Path, frame: pd.DataFrame, tuned: Config, said: str) -> list[Path]:
-    """``trials.csv``, ``tuned.toml`` and the figure; the files written.
-
-    ``tuned``: the grid with the chosen methods. ``said``: how they were chosen, in a line.
-    """
-    csv, toml = folder / "trials.csv", folder / "tuned.toml"
-    write_text(csv, frame.to_csv(index=False, float_format="%.6g"))
-    write_text(toml, f"# {said}\n{as_toml(tuned)}")
+def write_tuning(folder: Path, frame: pd.DataFrame, tuning: Tuning) -> list[Path]:
+    """``trials.csv``, ``tuned.toml`` (the grid with the chosen methods), ``tuning.md`` and the figure; these files."""
+    csv, toml, table = folder / "trials.csv", folder / "tuned.toml", folder / "tuning.md"
+    trials = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_text(csv, trials)
+    tuned = tuning.chosen(list(frame[frame["chosen"]]["name"]), hashlib.sha256(trials.encode()).hexdigest())
+    write_text(toml, f"# {tuning.said}\n{as_toml(tuned)}")
+    write_text(table, f"{budget_table(frame, 'github')}\n\n- {tuning.said}\n- {BUDGET}\n")
     with mpl.rc_context(STYLE):
-        return [csv, toml, *save(search_figure(frame, said), folder / "search")]
+        return [csv, toml, table, *save(search_figure(frame, tuning.said), folder / "search")]
+
+
+BUDGET = (
+    "best of k: of the first k trials, what a smaller search would have chosen; the first is the default; mIoU in %"
+)
+
+
+def budget_table(frame: pd.DataFrame, form: str = "simple") -> str:
+    """What more trials buy: 'all' mIoU of the best of the first 1, 4, 16 ... trials of every method, and the chosen."""
+    number = frame.groupby("method", sort=False).cumcount() + 1
+    total = int(number.max())
+    sizes = sorted({*(4**k for k in range(total) if 4**k <= total), total})
+    rows = []
+    for method, own in frame.groupby("method", sort=False):
+        best = dict(zip(number[own.index], own["best_so_far"], strict=True))
+        names = list(own[own["chosen"]]["name"])
+        rows.append([method, *(_per_cent(best.get(k)) for k in sizes), *(names or ["-"])])
+    head = ["method", *(f"best of {k}" for k in sizes), "chosen"]
+    align = ["left", *["right"] * len(sizes), "left"]
+    return str(tabulate(rows, head, tablefmt=form, colalign=align, disable_numparse=True))
+
+
+def _per_cent(value: float | None) -> str:
+    return "-" if value is None or pd.isna(value) else f"{value:.1f}"
 
 
 def search_figure(frame: pd.DataFrame, said: str) -> Figure:

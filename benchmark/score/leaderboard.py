@@ -14,7 +14,9 @@ import pandas as pd
 from contseg.benchmark.plan.protocol import Protocol
 from contseg.benchmark.score.paired_test import all_pairs, leader, paired
 from contseg.benchmark.score.records import Record, Run, differing, gather_runs, identity
+from contseg.benchmark.score.rows import Searches, note
 from contseg.benchmark.score.scores import (
+    ALIKE,
     CELL,
     CONTEST,
     LOWER_IS_BETTER,
@@ -51,18 +53,36 @@ class Leaderboard:
         return sorted((s for s in self.scored if s.cell == cell), key=lambda s: s.run.seed)
 
     def contests(self) -> Iterable[tuple[Contest, pd.DataFrame]]:
-        """The parts of the frame whose rows may be ranked together."""
+        """The parts of the frame that stand in one table. Which of their rows are ranked together: ``ranked``."""
         yield from self.frame.groupby(CONTEST, sort=False)
 
 
-def leaderboard(records: Sequence[Record], protocol: Protocol, order: Sequence[str] = ()) -> Leaderboard:
-    """Score records under a protocol and group them into cells. ``order``: the methods in the order of the grid."""
+NOT_TOGETHER = "rows that were tuned otherwise are not ranked together: bold is the best of the rows of its kind"
+
+
+def ranked(part: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
+    """The rows of a contest in groups that may be ranked together, those that are equal in ``ALIKE``; and what the rows
+    of a group are, to stand behind the contest's name: "" if they are all of its rows."""
+    groups = list(part.groupby(ALIKE, sort=False))
+    return [(rows, f", {', '.join(filter(None, kind))}" if len(groups) > 1 else "") for kind, rows in groups]
+
+
+def leaderboard(
+    records: Sequence[Record], protocol: Protocol, order: Sequence[str] = (), tuned: Searches | None = None
+) -> Leaderboard:
+    """Score records under a protocol and group them into cells.
+
+    ``order``: the methods in the order of the grid; ``tuned``: the searches that chose rows (``rows.read_rows``).
+    """
     runs = gather_runs(records)
     whole = [r for r in runs if r.complete]
-    scored = score_runs(whole, protocol)
+    scored = score_runs(whole, protocol, tuned)
     frame = run_frame(scored)
     cells = cell_frame(frame, order)
+    searches = dict.fromkeys(note(s.search) for s in scored if s.search)
     notes = [*_incomplete(runs), *_mixed_versions(whole), *_seed_notes(cells, frame), *_configuration_notes(scored)]
+    notes += searches
+    notes += [NOT_TOGETHER] if len(cells[ALIKE].drop_duplicates()) > 1 else []
     return Leaderboard(cells, frame, tuple(scored), protocol, tuple(notes), _leaders(cells, frame))
 
 
@@ -77,7 +97,7 @@ def _values(frame: pd.DataFrame, part: pd.DataFrame, column: str) -> dict[str, d
 
 def _leaders(cells: pd.DataFrame, frame: pd.DataFrame) -> frozenset[tuple[int, str]]:
     found = set()
-    for _, part in cells.groupby(CONTEST, sort=False):
+    for _, part in cells.groupby([*CONTEST, *ALIKE], sort=False):
         for column in RANKED:
             best = leader(_values(frame, part, column), higher=column not in LOWER_IS_BETTER)
             found |= {(int(i), column) for i in part.index[part["method"] == best]}
@@ -91,15 +111,17 @@ def _seed_notes(cells: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
             "one seed: the standard deviation is unknown and nothing is bold (two seeds of one method on VOC 15-1 "
             "differed by 3.3 points in public reports, MiB issue 22)"
         )
-    for key, part in cells.groupby(CONTEST, sort=False):
+    for key, part, kind in (
+        (k, rows, kind) for k, whole in cells.groupby(CONTEST, sort=False) for rows, kind in ranked(whole)
+    ):
         pairs = all_pairs(_values(frame, part, "all"))
         if pairs:
             corrected = True
             apart = sum(pairs.significant.values())
             listed = "; ".join(", ".join(group) for group in pairs.alike)
             notes.append(
-                f"{'/'.join(key[:3])}: significant difference in 'all' for {apart} of {len(pairs.significant)} pairs "
-                f"({pairs.said})" + (f"; none within: {listed}" if listed else "")
+                f"{'/'.join(key[:3])}{kind}: significant difference in 'all' for {apart} of "
+                f"{len(pairs.significant)} pairs ({pairs.said})" + (f"; none within: {listed}" if listed else "")
             )
     if corrected:
         notes.append(
@@ -143,13 +165,13 @@ def _configuration_notes(scored: Sequence[Scored]) -> list[str]:
 
 
 def paired_differences(board: Leaderboard, column: str = "all") -> pd.DataFrame:
-    """Every pair of methods of a contest: mean difference over common seeds, its 95 % confidence interval, seeds.
+    """Every pair that may be ranked together: mean difference over common seeds, its 95 % confidence interval, seeds.
 
     The interval is that of the pair alone. ``significant``: the verdict of ``test``, corrected for the number of pairs;
     ``None`` if a method has one seed.
     """
     rows = []
-    for key, part in board.contests():
+    for key, part in ((key, group) for key, whole in board.contests() for group, _ in ranked(whole)):
         values = _values(board.runs, part, column)
         names = list(part["method"][part["method"].isin(values)])
         all_of = all_pairs(values)

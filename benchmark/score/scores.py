@@ -1,7 +1,8 @@
 """Runs -> one row for each run -> one row for each cell.
 
 A *cell* is (data set, task, setup, protocol, method); its row has mean and standard deviation over seeds. Cells are
-compared only within one *contest*: the same data set, task, setup and protocol.
+compared only within one *contest*: the same data set, task, setup and protocol. Of these, rows are ranked together only
+if they were tuned alike and knew the same data besides the task's (``ALIKE``).
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from contseg.benchmark.plan.protocol import Protocol, from_record, scored_as
 from contseg.benchmark.score.metrics import RunScore, score_run
 from contseg.benchmark.score.records import Run, configurations, recipe_of
+from contseg.benchmark.score.rows import NO_SEARCH, Search, Searches
 from contseg.methods.grammar import with_recipe
 
 CONTEST = ["dataset", "task", "setup", "protocol"]
 CELL = [*CONTEST, "method"]
+ALIKE = ["tuned_on"]
 WITH_STD = ["old", "new", "all", "avg", "forgetting"]
 METRICS = [
     *WITH_STD,
@@ -41,6 +45,7 @@ COLUMNS = [
     *(name for metric in WITH_STD for name in (metric, f"{metric}_std")),
     *METRICS[len(WITH_STD) :],
     *COST,
+    *ALIKE,
 ]
 # the order of rows without a grid's order: FT first, as in the literature; other methods after these, Joint last
 ORDER = [
@@ -50,6 +55,7 @@ ORDER = [
 # no winner in a column that all methods share (step 0) or that repeats another column
 RANKED = [m for m in METRICS if m not in ("step0", "to_ft", "to_joint")]
 LOWER_IS_BETTER = {"forgetting", *COST}
+TUNED = ", tuned on "  # between a method and the search that chose it
 BRACKETS = r"\[[^\]]*\]"
 
 Groups: TypeAlias = tuple[tuple[int, ...], ...]
@@ -58,18 +64,23 @@ Place: TypeAlias = tuple[str, str]  # task and setup
 
 @dataclass(frozen=True)
 class Scored:
-    """A run in one table. ``cell``: the key of its row; ``configuration``: the number of its configuration."""
+    """A run in one table. ``cell``: the key of its row; ``configuration``: the number of its configuration.
+
+    ``search``: the one that chose the row; ``None``: the method with the values in its name, no search is known.
+    """
 
     run: Run
     cell: tuple[str, str, str, str, str]
     configuration: int
     score: RunScore
+    search: Search | None = None
 
     def row(self) -> dict[str, Any]:
         """The run's numbers by column."""
         costs = [r["cost"] for r in self.run.records]
         return {
             **dict(zip(CELL, self.cell, strict=True)),
+            "tuned_on": str(self.search or NO_SEARCH),
             "seed": self.run.seed,
             "configuration": self.configuration,
             **self.score.summary(),
@@ -81,10 +92,11 @@ class Scored:
         }
 
 
-def score_runs(runs: Sequence[Run], protocol: Protocol) -> list[Scored]:
+def score_runs(runs: Sequence[Run], protocol: Protocol, tuned: Searches | None = None) -> list[Scored]:
     """All complete runs under a protocol, Joint under every task. Of two runs of one cell and seed, the later is kept.
 
-    The method of a second configuration is called ``MiB (2)``: seeds of two configurations are never averaged.
+    The method of a second configuration is called ``MiB (2)``: seeds of two configurations are never averaged. A run
+    that a search chose is a row ``MiB, tuned on first, ...``; if it is the method's default, it is that row as well.
     """
     number = dict(zip(map(id, runs), configurations(runs), strict=True))
     scored: dict[tuple[Any, ...], Scored] = {}
@@ -93,9 +105,18 @@ def score_runs(runs: Sequence[Run], protocol: Protocol) -> list[Scored]:
         label = scored_as(from_record(run.last["protocol"]), protocol)
         if run.last.get("split", "val") == "tune":
             label += ", on the held-out fifth of the training images"
-        cell = (run.dataset, task, setup, label, run.method if n == 1 else f"{run.method} ({n})")
-        scored[cell, run.seed] = Scored(run, cell, n, score_run(run.records, protocol, groups))
+        name, score = run.method if n == 1 else f"{run.method} ({n})", score_run(run.records, protocol, groups)
+        for search in searches_of(run, tuned or {}):
+            cell = (run.dataset, task, setup, label, f"{name}{TUNED}{search}" if search else name)
+            scored[cell, run.seed] = Scored(run, cell, n, score, search)
     return list(scored.values())
+
+
+def searches_of(run: Run, tuned: Searches) -> list[Search | None]:
+    """The rows that a run stands in: one for each search that chose it; ``None`` for the one without a search."""
+    chosen = tuned.get(str(run.last["run"]), [])
+    plain = not chosen or any(one.default for one in chosen)
+    return [*([None] if plain else []), *(one.search for one in chosen)]
 
 
 def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, Place, Groups]]:
@@ -117,27 +138,30 @@ def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, Place, Groups]]:
 def run_frame(scored: Sequence[Scored]) -> pd.DataFrame:
     """One row for each run."""
     rows = [s.row() for s in scored]
-    frame = pd.DataFrame(rows, columns=[*CELL, "seed", "configuration", *METRICS[:-2], *COST])
+    frame = pd.DataFrame(rows, columns=[*CELL, *ALIKE, "seed", "configuration", *METRICS[:-2], *COST])
     return _with_differences(frame)
 
 
 def _with_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """``to_ft``, ``to_joint``: all mIoU minus that of FT or Joint with the same contest, configuration and seed.
 
-    Of several rows of FT that with the grid's own recipe.
+    Of several rows of FT that with the grid's own recipe. A tuned row is compared with FT and Joint as the same search
+    chose them; where it chose none, with those without a search.
     """
-    alike = [*CONTEST, "configuration", "seed"]
+    alike = [*CONTEST, "configuration", "seed", "tuned_on"]
+    wanted = frame[alike], frame[alike].assign(tuned_on=NO_SEARCH)
     for column, reference in (("to_ft", "FT"), ("to_joint", "Joint")):
         those = frame[frame["method"].map(plain_name) == reference]
         those = those.sort_values("method", key=lambda names: names.str.len(), kind="stable").drop_duplicates(alike)
-        lookup = those.set_index(alike)["all"].reindex(pd.MultiIndex.from_frame(frame[alike]))
-        frame[column] = frame["all"].to_numpy() - lookup.to_numpy()
+        known = those.set_index(alike)["all"]
+        same, plain = (known.reindex(pd.MultiIndex.from_frame(keys)).to_numpy() for keys in wanted)
+        frame[column] = frame["all"].to_numpy() - np.where(pd.isna(same), plain, same)
     return frame
 
 
 def cell_frame(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
     """Mean and sample standard deviation over seeds, with the columns and row order of the printed table."""
-    grouped = frame.groupby(CELL, sort=False)
+    grouped = frame.groupby([*CELL, *ALIKE], sort=False)
     cells = grouped[[*METRICS, *COST]].mean()
     cells.insert(0, "seeds", grouped.size())
     for name in WITH_STD:
@@ -162,8 +186,8 @@ def marked_name(method: str) -> str:
 
 
 def unmarked(method: str) -> str:
-    """``MiB[kd=10]+SDR (2)`` -> ``MiB[kd=10]+SDR``: without the mark of its configuration."""
-    return re.sub(r" \(\d+\)$", "", method)
+    """``MiB[kd=10]+SDR (2), tuned on ...`` -> ``MiB[kd=10]+SDR``: without the marks of configuration and search."""
+    return re.sub(r" \(\d+\)$", "", method.partition(TUNED)[0])
 
 
 def plain_name(method: str) -> str:
@@ -172,7 +196,7 @@ def plain_name(method: str) -> str:
 
 
 def _method_rank(name: str, order: Sequence[str]) -> tuple[Any, ...]:
-    plain, written = plain_name(name), name.split(" (")[0]
+    plain, written = plain_name(name), unmarked(name)
     if plain in ("FT", "Joint"):
         return (0 if plain == "FT" else 9, 0, 0, name)
     if written in order:

@@ -10,15 +10,19 @@ from contseg.benchmark.plan.search import Trial
 from contseg.benchmark.score.leaderboard import Leaderboard
 
 SCORES = ["all", "old", "new", "avg"]
-COLUMNS = ["method", "trial", "name", "seeds", *SCORES, "best_so_far", "chosen"]
+COLUMNS = ["method", "trial", "name", "seeds", *SCORES, "best_so_far", "chosen", "runs"]
 
 
 def trial_frame(trials: Mapping[str, Sequence[Trial]], board: Leaderboard) -> pd.DataFrame:
     """One row a trial: mean scores over seeds, the best 'all' mIoU of the trials up to it, and whether it is chosen.
 
     Of each method the trial with the highest 'all' mIoU is chosen, of equal ones the first. A trial that diverged is
-    kept without numbers; one that diverged with some seeds is not chosen. The last columns are the drawn values.
+    kept without numbers; one that diverged with some seeds is not chosen. ``runs``: the first digits of the keys of its
+    runs. The last columns are the drawn values.
     """
+    keys: dict[str, list[str]] = {}
+    for one in board.scored:
+        keys.setdefault(one.cell[4], []).append(one.run.last["run"][:12])
     scores = board.frame.drop_duplicates("method").set_index("method")
     rows = []
     for method, drawn in trials.items():
@@ -27,7 +31,11 @@ def trial_frame(trials: Mapping[str, Sequence[Trial]], board: Leaderboard) -> pd
             found = {c: scores.loc[trial.name, c] if known else float("nan") for c in SCORES}
             seeds = int(scores.loc[trial.name, "seeds"]) if known else 0
             rows.append(
-                {"method": method, "trial": number, "name": trial.name, "seeds": seeds, **found, **trial.values}
+                {
+                    **{"method": method, "trial": number, "name": trial.name, "seeds": seeds, **found},
+                    "runs": " ".join(keys.get(trial.name, [])),
+                    **trial.values,
+                }
             )
     frame = pd.DataFrame(rows)
     frame["best_so_far"] = frame.groupby("method", sort=False)["all"].cummax()

@@ -25,6 +25,29 @@ def test_a_search_ends_in_a_grid_and_is_done_once(tmp_path: Path) -> None:
     assert planned.returncode == 0 and "1 runs, 2 cells" in planned.stdout
 
 
+def test_the_rows_of_a_search_are_named_in_the_table(tmp_path: Path) -> None:
+    """FT has one trial, its default: it is two rows of the same run. The name of MiB's row says its search."""
+    words = ["tune", *small(tmp_path / "search", "FT"), "--trials", "1", "--on", "stream"]
+    done = call(*words)
+    assert done.returncode == 0, done.stderr
+    assert "best of 1" in done.stdout
+    final = tmp_path / "final"
+    done = call("run", "--config", tmp_path / "search/tuned.toml", "--out", final)
+    assert done.returncode == 0, done.stderr
+    assert "FT, tuned on stream, 1 trial " in done.stdout and "\nFT  " in done.stdout
+    (trials,) = (final / "tuned").glob("*.csv")
+    assert trials.read_bytes() == (tmp_path / "search/trials.csv").read_bytes()
+    table = (final / "leaderboard.md").read_text()
+    assert (
+        "tuned on stream (shapes/3-3/overlapped), 1 trial, Sobol seed 0, best 'all' mIoU; all trials: tuned/" in table
+    )
+    shown = call("report", "--out", final)
+    assert shown.returncode == 0 and (final / "leaderboard.md").read_text() == table
+    # a method that the search did not choose is not tuned
+    other = call("run", "--config", tmp_path / "search/tuned.toml", "--methods", "MiB", "--out", final)
+    assert other.returncode == 0 and "\nMiB  " in other.stdout
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for words, said in (
         (["--on", "frist"], "unknown selection 'frist': did you mean 'first'?"),

@@ -54,9 +54,9 @@ Joint       1   92.3         95.0   95.0   93.0      -             -         -  
 """  # noqa: E501
 
 CSV = """\
-dataset,task,setup,protocol,method,seeds,old,old_std,new,new_std,all,all_std,avg,avg_std,forgetting,forgetting_std,step0,backward_transfer,plasticity,harmonic,accuracy,old_foreground,all_foreground,to_ft,to_joint,images,updates,seconds,peak_memory_mb,parameters
-toy,2-1,overlapped,sdr,FT,1,10.7527,,90.0000,,30.5645,,59.1711,,77.0251,,87.7778,-77.0251,90.0000,19.2102,47.5000,0.0000,30.0000,0.0000,,1600,200,5.0000,64.0000,147000
-"""
+dataset,task,setup,protocol,method,seeds,old,old_std,new,new_std,all,all_std,avg,avg_std,forgetting,forgetting_std,step0,backward_transfer,plasticity,harmonic,accuracy,old_foreground,all_foreground,to_ft,to_joint,images,updates,seconds,peak_memory_mb,parameters,tuned_on
+toy,2-1,overlapped,sdr,FT,1,10.7527,,90.0000,,30.5645,,59.1711,,77.0251,,87.7778,-77.0251,90.0000,19.2102,47.5000,0.0000,30.0000,0.0000,,1600,200,5.0000,64.0000,147000,no search
+"""  # noqa: E501
 
 
 def test_markdown_over_three_seeds() -> None:

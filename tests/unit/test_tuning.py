@@ -1,17 +1,19 @@
 """What a tuning found: the best trial of each method, every trial written down, and a grid to go on with."""
 
+import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from contseg.benchmark.plan.config import read_config
+from contseg.benchmark.plan.config import TunedConfig, read_config
 from contseg.benchmark.plan.protocol import PROTOCOLS
 from contseg.benchmark.plan.search import Trial, make_tuning
 from contseg.benchmark.plan.toml import as_toml
-from contseg.benchmark.report.tuning import write_tuning
+from contseg.benchmark.report.tuning import budget_table, write_tuning
 from contseg.benchmark.score.leaderboard import leaderboard
 from contseg.benchmark.score.tuning import trial_frame
 from contseg.datasets.scenario import parse_scenario
@@ -68,8 +70,9 @@ def test_everything_is_written_down(frame: pd.DataFrame, tmp_path: Path) -> None
     names = tuple(frame[frame["chosen"]]["name"])
     scenario = parse_scenario("mini/3-1/overlapped", 4)
     tuning = make_tuning(target, scenario, on="first", n=2, seed=0)
-    written = write_tuning(tmp_path, frame, tuning.chosen(names), tuning.said)
-    assert [p.name for p in written] == ["trials.csv", "tuned.toml", "search.png", "search.pdf"]
+    tuning = replace(tuning, trials=TRIALS)
+    written = write_tuning(tmp_path, frame, tuning)
+    assert [p.name for p in written] == ["trials.csv", "tuned.toml", "tuning.md", "search.png", "search.pdf"]
     again = pd.read_csv(tmp_path / "trials.csv")
     assert list(again["name"]) == list(frame["name"])
     assert list(again.columns)[-2:] == ["train.lr", "kd"]
@@ -82,6 +85,28 @@ def test_everything_is_written_down(frame: pd.DataFrame, tmp_path: Path) -> None
     )
     tuned = read_config(tmp_path / "tuned.toml")
     assert (tuned.methods, tuned.scenarios, tuned.eval.split) == (names, ("mini/3-1/overlapped",), "val")
+    assert tuned.tuned == TunedConfig(
+        "first",
+        "mini/[1-2|3]/overlapped",
+        trials=2,
+        methods=names,
+        numbers=(0, 2),
+        record=hashlib.sha256((tmp_path / "trials.csv").read_bytes()).hexdigest(),
+    )
+    assert again["runs"].str.split().str.len().tolist()[0] == 2  # a key for each seed
+
+
+def test_what_more_trials_buy(frame: pd.DataFrame) -> None:
+    """The best of the first 1, 4 and all trials; FT has one trial, MiB five, of which the second has no score."""
+    mib = frame[frame["method"] == "MiB"]["all"].tolist()
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in budget_table(frame, "github").split("\n")
+    ]
+    assert lines[0] == ["method", "best of 1", "best of 4", "best of 5", "chosen"]
+    ft = f"{frame['all'][0]:.1f}"
+    assert lines[2] == ["FT", ft, "-", "-", "FT"]
+    assert lines[3][1:4] == [f"{mib[0]:.1f}", f"{mib[2]:.1f}", f"{max(mib[2:]):.1f}"]
+    assert lines[3][4] == "MiB[kd=3,train.lr=(0.01,0.002)]"
 
 
 def test_a_search_without_any_score_chooses_nothing() -> None:
