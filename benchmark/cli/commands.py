@@ -24,7 +24,8 @@ def plan(args: argparse.Namespace) -> int:
     else:
         print(as_mermaid(made) if args.graph else as_table(made, store))
     try:
-        fetch_initial_weights(made, store)
+        if told := fetch_initial_weights(made, store):
+            print(told, file=sys.stderr)
     except UserError as missing:
         print(f"before `run`: {missing}", file=sys.stderr)
     return 0

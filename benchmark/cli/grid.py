@@ -71,23 +71,26 @@ def read_grid(args: argparse.Namespace) -> Config:
     return config
 
 
-def fetch_initial_weights(plan: Plan, store: Store) -> None:
+def fetch_initial_weights(plan: Plan, store: Store) -> str:
     """Fetch the weights in which step 0 begins, once, before workers or jobs need them; a file is tried on its network.
 
-    Nothing is done where no step 0 is to be trained. Raises ``UserError`` where the weights cannot be had.
+    Nothing is done where no step 0 is to be trained. Gives a line to tell of a file of released names, or "".
+    Raises ``UserError`` where the weights cannot be had.
     """
-    from contseg.benchmark.models.weights import fetch_weights
+    from contseg.benchmark.models.weights import fetch_weights, told_of
     from contseg.benchmark.plan.model_config import local_weights
     from contseg.benchmark.plan.timm_networks import PREFIX
 
     model = plan.config.model
-    if all(node.parent for node in plan.to_train(store)):
-        return
+    first = [node for node in plan.to_train(store) if node.parent is None]
+    if not first:
+        return ""
     file = fetch_weights(model)
     if file is not None and (local_weights(model) or model.backbone.startswith(PREFIX)):
         from contseg.benchmark.models.segmenter import build_model
 
         build_model(model, [1])
+    return told_of(model, [node.step.n_new for node in first])
 
 
 def plan_grid(config: Config, store: Store) -> Plan:

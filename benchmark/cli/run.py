@@ -71,8 +71,8 @@ def _plan_together(config: Config, store: Store, accelerator: Accelerator) -> Pl
     try:
         plan = plan_grid(config, store.check())
         check_shares(config.model.norm, plan.trains, accelerator.num_processes)
-        if accelerator.is_main_process:
-            fetch_initial_weights(plan, store)
+        if accelerator.is_main_process and (told := fetch_initial_weights(plan, store)):
+            say(told)
         return plan
     finally:
         if accelerator.is_main_process:
@@ -86,7 +86,8 @@ def _launch(args: argparse.Namespace, config: Config, store: Store) -> int:
 
     plan = plan_grid(config, store.check())
     _only(plan, args.only)
-    fetch_initial_weights(plan, store)
+    if told := fetch_initial_weights(plan, store):
+        say(told)
     store.open()
     write_rows(store.out, config, plan.runs, args.config)
     _print_summary(plan, store)

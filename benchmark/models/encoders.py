@@ -10,18 +10,24 @@ that the stages are what the network hands on, after an activation if it has one
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet
 
+SLOPE = 0.01  # MiB, PLOP: inplace-abn's default
+LEAKY = partial(F.leaky_relu, negative_slope=SLOPE)
 Encoded = tuple[Tensor, tuple[Tensor, ...]]
 
 
-def build_encoder(name: str, output_stride: int, dilation: str = "rest") -> nn.Module:
-    """The encoder ``name`` of ``BACKBONES``, freshly initialised, with BatchNorm. ``dilation``: of a ResNet."""
-    return Tiny() if name == "tiny" else ResNet(name, output_stride, dilation)
+def build_encoder(name: str, output_stride: int, dilation: str = "rest", activation: str = "relu") -> nn.Module:
+    """The encoder ``name`` of ``BACKBONES``, freshly initialised, with BatchNorm.
+
+    ``dilation``, ``activation``: of a ResNet; "leaky" is a leaky ReLU of slope 0.01.
+    """
+    return Tiny() if name == "tiny" else ResNet(name, output_stride, dilation, activation)
 
 
 def set_output_stride(
@@ -55,8 +61,10 @@ def set_output_stride(
 class BasicBlock(resnet.BasicBlock):
     """x before activation -> the block's output before activation."""
 
+    first = staticmethod(F.relu)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
+        x = self.first(x)
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         return y + (x if self.downsample is None else self.downsample(x))
 
@@ -64,8 +72,10 @@ class BasicBlock(resnet.BasicBlock):
 class Bottleneck(resnet.Bottleneck):
     """x before activation -> the block's output before activation."""
 
+    first = staticmethod(F.relu)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
+        x = self.first(x)
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(y)))))
         return y + (x if self.downsample is None else self.downsample(x))
@@ -83,19 +93,24 @@ class ResNet(resnet.ResNet):
 
     nonnegative, activated = True, False
 
-    def __init__(self, name: str, output_stride: int, dilation: str = "rest") -> None:
+    def __init__(self, name: str, output_stride: int, dilation: str = "rest", activation: str = "relu") -> None:
         super().__init__(*self.DEPTHS[name])
         del self.avgpool, self.fc
+        self.last: Callable[[Tensor], Tensor] = F.relu
+        if activation == "leaky":
+            self.last, self.nonnegative = LEAKY, False
+            for block in (m for m in self.modules() if isinstance(m, (BasicBlock, Bottleneck))):
+                block.first, block.relu = LEAKY, nn.LeakyReLU(SLOPE, inplace=True)
         blocks = (b for layer in (self.layer1, self.layer2, self.layer3, self.layer4) for b in layer)
         set_output_stride(blocks, output_stride, before=4, dilation_of=dilation)
 
     def forward(self, x: Tensor) -> Encoded:
-        x = self.maxpool(self.bn1(self.conv1(x)))  # the first block activates: maximum and ReLU commute
+        x = self.maxpool(self.bn1(self.conv1(x)))  # the first block activates: maximum and activation commute
         stages = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
             stages.append(x)
-        return F.relu(x), tuple(stages)
+        return self.last(x), tuple(stages)
 
 
 class Tiny(nn.Module):

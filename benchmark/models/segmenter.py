@@ -43,17 +43,18 @@ def build_model(config: ModelConfig, groups: Sequence[int], seed: int = 0) -> Se
 
             encoder: nn.Module = TimmEncoder(config.backbone, config.output_stride, file)
         else:
-            encoder = build_encoder(config.backbone, config.output_stride, config.dilation)
+            encoder = build_encoder(config.backbone, config.output_stride, config.dilation, config.encoder_activation)
         rates = backbone.rates[config.output_stride]
         aspp = ASPP(backbone.channels, hidden, width, rates, config.pooling, activation=config.head_activation)
-    model = Segmenter(encoder, aspp, IncrementalClassifier(width, groups, seed))
+    classifier = IncrementalClassifier(width, groups, seed)
+    model = Segmenter(encoder, aspp, classifier)
     model.pixels = Pixels(backbone.mean, backbone.std)
     set_norm(model, config.norm)
     for module in encoder.modules():
         if config.norm_momentum and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = config.norm_momentum
     if file is not None and not of_timm:
-        load_weights(encoder, file)
+        load_weights(encoder, file, aspp, classifier.blocks[0] if len(groups) == 1 else None)
     return model
 
 
@@ -137,8 +138,12 @@ class ASPP(nn.Module):
         if self.training or self.pooling == 0:
             pooled = features.mean((2, 3), keepdim=True)  # broadcast; unlike adaptive pooling deterministic on a GPU
         else:
-            pooled = sliding_mean(features, self.pooling)
+            pooled = self.window(features, self.pooling)
         return self.activate(self.norm(maps + self.project_pool(self.pool(pooled))))
+
+    def window(self, features: Tensor, side: int) -> Tensor:
+        """``sliding_mean``; ``models.export`` has one for sizes that are not known yet."""
+        return sliding_mean(features, side)
 
 
 def sliding_mean(x: Tensor, side: int) -> Tensor:

@@ -10,14 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from contseg.benchmark.models.released import Parts, is_released, parts_of
 from contseg.benchmark.plan.model_config import ModelConfig, backbone_of, check, local_weights
 from contseg.benchmark.plan.timm_networks import PACKAGED, PREFIX, timm_network
 from contseg.datasets.errors import UserError
 
 TORCHVISION = "https://download.pytorch.org/models"  # where its files are
+# A checkpoint may keep a score beside its weights, a number of numpy (1 or 2): these only hold it
+_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+NUMBERS: list[Any] = [*((np.float64().__reduce__()[0], name) for name in _SCALARS), np.dtype, np.dtypes.Float64DType]
 CLASSIFIERS = ("fc.", "classifier.")  # of the ImageNet networks; an encoder has none
 
 
@@ -97,20 +102,63 @@ def read_timm_weights(backbone: str, file: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(encoder: nn.Module, file: Path) -> None:
+def load_weights(encoder: nn.Module, file: Path, aspp: nn.Module | None = None, rows: nn.Module | None = None) -> None:
     """Fill ``encoder`` from a state dict under torchvision's names (.pth or .safetensors), its classifier left out.
 
+    A file of MiB's, PLOP's or SDR's names (``models.released``) may hold the whole network: then ``aspp`` is filled
+    too, and so are ``rows``, the block of step 0, if the file has as many rows.
     Raises ``UserError`` for a file that cannot be read, or that belongs to another network.
     """
-    state = {k: v for k, v in _read(file).items() if not k.startswith(CLASSIFIERS)}
-    own = encoder.state_dict()
+    parts = _parts(file)
+    _fill(file, encoder, parts.encoder)
+    if aspp is not None and parts.aspp:
+        _fill(file, aspp, parts.aspp, "head.")
+    if rows is not None and fits(parts, rows.get_parameter("weight").shape[0]):
+        _fill(file, rows, parts.rows, "cls.")
+
+
+def fits(parts: Parts, channels: int) -> bool:
+    """Whether a file's classifier is taken over in a step 0 of so many channels."""
+    return "weight" in parts.rows and len(parts.rows["weight"]) == channels
+
+
+def told_of(config: ModelConfig, channels: Sequence[int]) -> str:
+    """One line of what step 0 takes from a file of released names, "" for all other weights.
+
+    ``channels``: of the first steps that are to be trained.
+    """
+    file = local_weights(config)
+    if file is None or config.backbone.startswith(PREFIX) or not is_released(state := _read(file)):
+        return ""
+    parts = parts_of(state)
+    taken = ["the encoder", *(["the ASPP"] if parts.aspp else [])]
+    if parts.rows:
+        known = sorted({c for c in channels if fits(parts, c)})
+        rows = len(parts.rows["weight"]) if "weight" in parts.rows else 0
+        taken.append(f"the {rows} rows of the classifier" if known else f"no classifier (it has {rows} rows)")
+    said = f"model.weights={file} has released names: step 0 begins with {', '.join(taken)}"
+    wanted = {"encoder_activation": "leaky", "head_activation": "leaky", "dilation": "all"}
+    differ = [f"model.{k}={v}" for k, v in wanted.items() if getattr(config, k) != v]
+    return f"{said}; it was trained with {' '.join(differ)}" if parts.leaky and differ else said
+
+
+def _parts(file: Path) -> Parts:
+    state = _read(file)
+    if is_released(state):
+        return parts_of(state)
+    return Parts({k: v for k, v in state.items() if not k.startswith(CLASSIFIERS)}, {}, {}, False)
+
+
+def _fill(file: Path, module: nn.Module, state: Mapping[str, Tensor], part: str = "") -> None:
+    """Load weights into a part of the network; ``part`` is told before the names."""
+    own = module.state_dict()
     _compare(
         file,
-        {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")},
-        state,
-        [k for k in state if k not in own and not k.endswith("num_batches_tracked")],
+        {part + k: v for k, v in own.items() if not k.endswith("num_batches_tracked")},
+        {part + k: v for k, v in state.items()},
+        [part + k for k in state if k not in own and not k.endswith("num_batches_tracked")],
     )
-    encoder.load_state_dict(state, strict=False)
+    module.load_state_dict(state, strict=False)
 
 
 def _compare(file: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor], foreign: Sequence[str]) -> None:
@@ -130,13 +178,14 @@ def _read(file: Path) -> dict[str, Tensor]:
 
             state: Any = load_file(file)
         else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(NUMBERS):
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors each have their own
         why = "it holds Python objects" if "Unsupported" in str(error) else "it is damaged"
         raise UserError(
             f"model.weights={file} cannot be read, {why}: it has to be a state dict of torch.save, or .safetensors"
         ) from error
-    for name in ("state_dict", "model"):  # checkpoints often hold the weights under one of these
+    for name in ("state_dict", "model_state", "model"):  # checkpoints often hold the weights under one of these
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

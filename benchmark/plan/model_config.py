@@ -107,6 +107,10 @@ class ModelConfig:
             description="dilated blocks of a ResNet's dense stage: all but the first (torchvision), or all (SDR, MiB)"
         ),
     ] = added_field("rest")
+    encoder_activation: Annotated[
+        Literal["relu", "leaky"],
+        Meta(description="in a ResNet of torchvision: ReLU (SDR), or leaky ReLU of slope 0.01 (MiB, PLOP)"),
+    ] = added_field("relu")
 
 
 def check(config: ModelConfig) -> ModelConfig:
@@ -125,6 +129,11 @@ def check(config: ModelConfig) -> ModelConfig:
         raise UserError("model.weights=imagenet were trained with BatchNorm: set model.norm=sync or model.weights=none")
     if config.dilation == "all" and not config.backbone.startswith("resnet"):
         raise UserError(f"model.dilation=all: only torchvision's ResNets have it, not {config.backbone}")
+    if config.encoder_activation != "relu" and not config.backbone.startswith("resnet"):
+        raise UserError(
+            f"model.encoder_activation={config.encoder_activation}: only torchvision's ResNets have it, "
+            f"not {config.backbone}"
+        )
     return replace(config, output_stride=stride, weights=weights)
 
 

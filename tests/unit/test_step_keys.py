@@ -76,6 +76,7 @@ NOTHING = {"weights": [], "observers": [], "scores": []}
         ("model.norm_momentum=0.01", EVERYTHING),
         ("model.head_activation=leaky", EVERYTHING),
         ("model.dilation=all", EVERYTHING),
+        ("model.encoder_activation=leaky", EVERYTHING),
         ("seeds=1", EVERYTHING),
         ("eval.split=tune", EVERYTHING),
         ("eval.crop=256", SCORES),
