@@ -27,7 +27,7 @@ ATTEMPTS = 10  # at a random window, as torchvision and the released code of MiB
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A random window, resized to ``size``, and random flips: the literature's augmentation.
+    """A random window, resized to ``size``, and random flips: the literature's augmentation; then ``jittered`` colours.
 
     ``scale`` bounds the window's share of the image's area and ``ratio`` its width / height. ``scale=None``: no
     random window but the fixed one of ``EvalTransform``. ``flip``: "none", "h" (left-right), "hv" (and upside down),
@@ -38,6 +38,7 @@ class TrainTransform:
     scale: tuple[float, float] | None = (0.5, 2.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: Literal["none", "h", "hv"] = "h"
+    jitter: tuple[float, ...] = ()
 
     def __call__(self, image: Tensor, label: Tensor, rng: np.random.Generator) -> Pair:
         """(3, H, W), (H, W) -> (3, S, S'), (S, S')."""
@@ -50,7 +51,7 @@ class TrainTransform:
         for axis in (-1, -2)[:axes]:
             if rng.random() < 0.5:
                 image, label = image.flip(axis), label.flip(axis)
-        return image, label
+        return (jittered(image, self.jitter, rng) if self.jitter else image), label
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,25 @@ class EvalTransform:
     def __call__(self, image: Tensor, label: Tensor, rng: np.random.Generator | None = None) -> Pair:
         """(3, H, W), (H, W) -> (3, S, S'), (S, S')."""
         return (image, label) if self.size is None else cover(image, label, self.size)
+
+
+def jittered(image: Tensor, strength: tuple[float, ...], rng: np.random.Generator) -> Tensor:
+    """The image (3, S, S') in other colours, by the law of torchvision's ColorJitter.
+
+    ``strength``: b, c, s, h of brightness, contrast, saturation, hue. In random order: brightness is multiplied by a
+    number uniform in [max(0, 1 - b), 1 + b], contrast and saturation likewise, and the hue is turned by a share of the
+    circle uniform in [-h, h]. A strength of 0 leaves its property as it is. The releases of MiB, PLOP, RCIL, WILSON and
+    CoinSeg have no jitter.
+    """
+    from torchvision.transforms.v2 import functional as colours
+
+    changes = (colours.adjust_brightness, colours.adjust_contrast, colours.adjust_saturation, colours.adjust_hue)
+    middles = (1.0, 1.0, 1.0, 0.0)
+    for i in rng.permutation(4):
+        if strength[i]:
+            low = middles[i] - strength[i]
+            image = changes[i](image, rng.uniform(max(0.0, low) if middles[i] else low, middles[i] + strength[i]))
+    return image
 
 
 def random_window(

@@ -4,6 +4,8 @@ The stages are the outputs of the residual stages *before their last activation*
 Here a residual block activates its input instead of its output: the same function as torchvision's, bit by bit, and
 the maps between the blocks are those before activation. No hook, no copy.
 
+``layers`` says which parameters are a layer, in the way of timm's ``group_matcher`` (``models.parameters``).
+
 What an encoder promises of its maps, beside their shapes: ``nonnegative``, that no feature is negative; ``activated``,
 that the stages are what the network hands on, after an activation if it has one, and not before it.
 """
@@ -92,6 +94,7 @@ class ResNet(resnet.ResNet):
     }
 
     nonnegative, activated = True, False
+    layers = {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)\.(\d+)"}  # noqa: RUF012
 
     def __init__(self, name: str, output_stride: int, dilation: str = "rest", activation: str = "relu") -> None:
         super().__init__(*self.DEPTHS[name])
@@ -117,6 +120,7 @@ class Tiny(nn.Module):
     """For the drawn shapes: stride 4, D = 64 after ReLU; a convolution and three residual blocks of basic type."""
 
     nonnegative, activated = True, False
+    layers = {"stem": r"^stem", "blocks": r"^layer(\d+)"}  # noqa: RUF012
 
     def __init__(self) -> None:
         super().__init__()

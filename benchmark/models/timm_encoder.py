@@ -7,6 +7,7 @@ Which networks serve, and how, is in ``plan.timm_networks``.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from contseg.benchmark.models.encoders import Encoded
 from contseg.benchmark.models.weights import read_timm_weights
-from contseg.benchmark.plan.timm_networks import create, timm_network
+from contseg.benchmark.plan.timm_networks import create, timm_network, whole_network
 
 
 class TimmEncoder(nn.Module):
@@ -31,6 +32,7 @@ class TimmEncoder(nn.Module):
         super().__init__()
         from timm.layers import DropPath
 
+        self.backbone = backbone
         network = timm_network(backbone)
         trained: dict[str, Any] = {}
         if file is not None:
@@ -43,6 +45,27 @@ class TimmEncoder(nn.Module):
         self.multiple = network.multiple
         self.enlarges = network.kind == "pyramid" and network.stride > output_stride
         self.channels_last = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
+
+    @property
+    def layers(self) -> Any:
+        """Which parameters are a layer, as timm groups them."""
+        return whole_network(self.backbone).group_matcher(coarse=False)
+
+    @property
+    def undecayed(self) -> set[str]:
+        """Parameters that timm never decays, beside vectors: positions, class tokens, relative position biases."""
+        whole = whole_network(self.backbone)
+        return set(whole.no_weight_decay()) if hasattr(whole, "no_weight_decay") else set()
+
+    def own_name(self, name: str) -> str:
+        """A parameter's name in the whole network: what gives features has other names for its outermost modules."""
+        name = name.removeprefix("net.").removeprefix("model.")
+        first, dot, rest = name.partition(".")
+        return self._outermost.get(first, first) + dot + rest
+
+    @cached_property
+    def _outermost(self) -> dict[str, str]:
+        return {name.replace(".", "_"): name for name, _ in whole_network(self.backbone).named_modules()}
 
     def forward(self, images: Tensor) -> Encoded:
         stages = tuple(self.net(self._fit(images)))

@@ -264,7 +264,7 @@ class _Builder:
                 states = _observed(key, step, active, before)
             node = self.nodes.get(key)
             if node is None:
-                train = self.recipes[method.name].at(step.index)
+                train = self.recipes[method.name].at(step.index).fitting(len(view.ids))
                 branch = key != original
                 node = StepNode(key, parent, scenario, step.index, method.name, seed, train, view, branch=branch)
                 self.nodes[key] = node

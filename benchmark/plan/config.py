@@ -20,9 +20,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from msgspec import Meta
 
-from contseg.benchmark.plan.model_config import ModelConfig, left_out
+from contseg.benchmark.plan.model_config import ModelConfig, check_layers, left_out
+from contseg.benchmark.plan.run_config import LaunchConfig, RunConfig
 from contseg.datasets.errors import UserError, need, unknown
 from contseg.methods.grammar import coerce, method_text, recipe, with_recipe
+from contseg.methods.identity import added_field
 from contseg.methods.ranges import Count, Number, Positive, Search, Weight, admit, plain
 
 
@@ -43,10 +45,28 @@ class TrainConfig:
         tuple[Count, ...], Meta(min_length=1, description="images an update, over all processes and micro-batches")
     ] = (24,)
     accumulate: Annotated[Count, Meta(description="micro-batches that an update is split into")] = 1
-    momentum: Annotated[float, Meta(ge=0, lt=1, description="of SGD")] = 0.9
-    nesterov: Annotated[bool, Meta(description="Nesterov's momentum, if there is momentum")] = True
-    weight_decay: Annotated[Weight, Meta(description="L2 penalty on the weights")] = 1e-4
+    optimizer: Annotated[
+        Literal["sgd", "adamw"],
+        Meta(description="SGD, or AdamW, for transformers: at a hundredth of SGD's learning rate (docs/networks.md)"),
+    ] = added_field("sgd")
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="of SGD; AdamW's first beta, the second is 0.999")] = 0.9
+    nesterov: Annotated[bool, Meta(description="Nesterov's momentum, if there is momentum (SGD)")] = True
+    weight_decay: Annotated[
+        Weight,
+        Meta(description="L2 penalty on the weights (SGD); decoupled, without biases, norms and positions (AdamW)"),
+    ] = 1e-4
+    schedule: Annotated[
+        Literal["poly", "cosine"], Meta(description="of the learning rate, per update, from `lr` to 0")
+    ] = added_field("poly")
     power: Annotated[Weight, Meta(description="of the poly schedule, per update; 0: a constant learning rate")] = 0.9
+    warmup: Annotated[
+        tuple[Weight, ...],
+        Meta(min_length=1, description="epochs at the start of a step in which the rate rises in equal parts; 0: none"),
+    ] = added_field((0.0,))
+    layer_decay: Annotated[
+        float,
+        Meta(gt=0, le=1, description="factor on the rate from each layer of the encoder to the one before; 1: none"),
+    ] = added_field(1.0)
     clip: Annotated[Weight, Meta(description="largest norm of the gradient; 0: no limit")] = 0.0
     precision: Annotated[
         Literal["no", "bf16", "fp16", "double"], Meta(description="mixed precision, or float64 throughout")
@@ -60,11 +80,23 @@ class TrainConfig:
         Meta(max_length=2, description="bounds of the random window's share of the area; empty: no random window"),
     ] = (0.5, 2.0)
     flip: Annotated[Literal["none", "h", "hv"], Meta(description="random flips: left-right, or also upside down")] = "h"
+    jitter: Annotated[
+        tuple[Weight, ...],
+        Meta(
+            max_length=4,
+            description="random colours: strength for brightness, contrast, saturation, hue (<= 0.5); empty: none",
+        ),
+    ] = added_field(())
 
     def at(self, step: int) -> TrainConfig:
         """This step's own values: every per-step tuple cut down to one entry."""
         cut = {n: getattr(self, n)[min(step, len(getattr(self, n)) - 1) :][:1] for n in PER_STEP if getattr(self, n)}
         return replace(self, **cut)
+
+    def fitting(self, images: int) -> TrainConfig:
+        """The same, for a step of so many images. ``UserError`` if its warm-up is longer than the step."""
+        self.warmup_updates(images)
+        return self
 
     @property
     def size(self) -> tuple[int, int]:
@@ -86,6 +118,16 @@ class TrainConfig:
         """Updates an epoch: the last, smaller batch is dropped, but a step smaller than a batch still trains."""
         return max(1, images // self.batch[0])
 
+    def warmup_updates(self, images: int) -> int:
+        """Updates of the warm-up. ``UserError`` if none is left after it."""
+        warm, total = round(self.warmup[0] * self.epoch_updates(images)), self.plan_updates(images)
+        if warm >= total and warm:
+            raise UserError(
+                f"train.warmup={self.warmup[0]:g}: that is {warm} updates, and a step of {images} images has {total}: "
+                "lower it (it counts epochs)"
+            )
+        return warm
+
 
 def check_shares(norm: str, trains: Iterable[TrainConfig], processes: int) -> None:
     """``UserError`` if a batch cannot be split over the processes. ``norm``: that of the network."""
@@ -104,7 +146,7 @@ def check_shares(norm: str, trains: Iterable[TrainConfig], processes: int) -> No
             )
 
 
-PER_STEP = ("epochs", "updates", "lr", "batch")
+PER_STEP = ("epochs", "updates", "lr", "batch", "warmup")
 
 
 @dataclass(frozen=True)
@@ -117,53 +159,6 @@ class EvalConfig:
     ] = "val"
     crop: Annotated[
         tuple[Count, ...], Meta(max_length=2, description="of the `crop` view; empty: the training crop")
-    ] = ()
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """How the work is done. Last digits may change by `compile`, `eval_batch` and, on a GPU, `deterministic`."""
-
-    workers: Annotated[int, Meta(ge=0, le=128, description="loader processes of each training process")] = 0
-    keep_decoded: Annotated[bool, Meta(description="hold decoded images in memory")] = False
-    eval_batch: Annotated[Count, Meta(description="test images that are scored at once")] = 8
-    checkpoint_minutes: Annotated[Positive, Meta(description="time between two checkpoints of a step")] = 10.0
-    checkpoint_updates: Annotated[
-        Number, Meta(description="a checkpoint also every so many updates; 0: by the clock only")
-    ] = 0
-    tracker: Annotated[
-        Literal[
-            "none", "tensorboard", "wandb", "trackio", "aim", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"
-        ],
-        Meta(description="where losses are logged: a tracker of Accelerate; its package has to be installed"),
-    ] = "none"
-    compile: Annotated[bool, Meta(description="torch.compile the network")] = False
-    deterministic: Annotated[bool, Meta(description="deterministic algorithms on a GPU, TF32 off")] = False
-
-
-@dataclass(frozen=True)
-class LaunchConfig:
-    """Where steps run (`--launcher`). Nothing here is identity; processes change a number in its last digits."""
-
-    workers: Annotated[
-        int, Meta(ge=0, le=128, description="local: processes side by side; 0: one for each GPU, or two on a CPU")
-    ] = 0
-    processes: Annotated[Count, Meta(description="slurm: processes (GPUs) of a step on each node")] = 1
-    nodes: Annotated[Count, Meta(description="slurm: nodes of a step")] = 1
-    cpus: Annotated[Count, Meta(description="slurm: cores of a process")] = 4
-    partition: Annotated[str, Meta(description="slurm: partition; empty: the cluster's default")] = ""
-    account: Annotated[str, Meta(description="slurm: account; empty: the cluster's default")] = ""
-    minutes: Annotated[
-        Count, Meta(description="slurm: time limit of a job; an unfinished job is requeued and resumes")
-    ] = 240
-    memory: Annotated[str, Meta(description="slurm: memory of a node, for example 64GB")] = ""
-    gpus: Annotated[bool, Meta(description="slurm: one GPU for each process")] = True
-    signal_seconds: Annotated[
-        Number,
-        Meta(description="slurm: time for the checkpoint before the limit; 0: a tenth of it, at most 10 minutes"),
-    ] = 0
-    options: Annotated[
-        tuple[str, ...], Meta(description='slurm: further options of sbatch, for example "constraint=a100"')
     ] = ()
 
 
@@ -274,7 +269,21 @@ def checked(config: Config) -> Config:
         raise UserError("[tuned] is not as `contseg tune` wrote it: it needs on, trials, and one of numbers a method")
     if tracker != "none":
         need(tracker, f"run.tracker={tracker}")
+    _check_jitter(config.train.jitter)
+    if config.train.layer_decay < 1:
+        check_layers(config.model.backbone)
     return config
+
+
+def _check_jitter(jitter: tuple[float, ...]) -> None:
+    shown = ",".join(f"{s:g}" for s in jitter)
+    if len(jitter) not in (0, 4):
+        raise UserError(
+            "train.jitter must be empty or four numbers, brightness, contrast, saturation, hue, such as "
+            f"0.5,0.5,0.5,0, not {shown}"
+        )
+    if jitter and jitter[3] > 0.5:
+        raise UserError(f"train.jitter={shown}: the last number, of the hue, must be <= 0.5 (half the circle of hues)")
 
 
 def identity(config: Any) -> dict[str, Any]:

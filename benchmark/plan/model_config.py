@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta
 
-from contseg.benchmark.plan.timm_networks import PREFIX, timm_network
+from contseg.benchmark.plan.timm_networks import PREFIX, timm_network, whole_network
 from contseg.datasets.errors import UserError, unknown
 from contseg.methods.identity import added_field
 from contseg.methods.ranges import Number
@@ -135,6 +135,13 @@ def check(config: ModelConfig) -> ModelConfig:
             f"not {config.backbone}"
         )
     return replace(config, output_stride=stride, weights=weights)
+
+
+def check_layers(backbone: str) -> None:
+    """``UserError`` if it is not known which layers a network has (``models.parameters``)."""
+    backbone_of(backbone)
+    if backbone.startswith(PREFIX) and not hasattr(whole_network(backbone), "group_matcher"):
+        raise UserError(f"train.layer_decay: timm does not say which layers {backbone} has; set train.layer_decay=1")
 
 
 def left_out(config: Any, field: Field[Any]) -> bool:

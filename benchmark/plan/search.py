@@ -145,9 +145,13 @@ def _labels(group: Sequence[int]) -> str:
     return f"{group[0]}-{group[-1]}" if whole else ",".join(map(str, group))
 
 
-def rate_space() -> Search | None:
-    """The space of the learning rate, of later steps or of the only one."""
-    return search(typing.get_type_hints(TrainConfig, include_extras=True)["lr"])
+ADAMW_RATES = Search(1e-5, 1e-3)  # around the 6e-5 of Swin and the 1e-4 of ConvNeXt (docs/networks.md)
+
+
+def rate_space(train: TrainConfig) -> Search | None:
+    """The space of the learning rate, of later steps or of the only one: SGD's is the declared one."""
+    declared = search(typing.get_type_hints(TrainConfig, include_extras=True)["lr"])
+    return declared if train.optimizer == "sgd" else ADAMW_RATES
 
 
 def make_tuning(config: Config, scenario: Scenario, *, on: str, n: int, seed: int) -> Tuning:
@@ -162,8 +166,9 @@ def make_tuning(config: Config, scenario: Scenario, *, on: str, n: int, seed: in
         method = build_method(text)
         several = len(method.scenario(scenario).steps) > 1
         first = config.train.lr[0] if several else 0.0
-        drawn = trials(method.name, n, seed=seed, first_rate=first, rate=rate_space())
-        found[own_recipe(config, method.name)[0]] = [_trial(config, method.name, one, several) for one in drawn]
+        name, train = own_recipe(config, method.name)
+        drawn = trials(method.name, n, seed=seed, first_rate=first, rate=rate_space(train))
+        found[name] = [_trial(config, method.name, one, several) for one in drawn]
     grid = replace(
         config,
         scenarios=(where,),

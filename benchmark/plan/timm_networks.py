@@ -83,6 +83,21 @@ def _create(name: str, stages: tuple[int, ...] | None, **options: Any) -> Any:
 
 
 @lru_cache
+def whole_network(backbone: str) -> Any:
+    """The network ``timm:NAME`` with its own classifier, without memory.
+
+    It knows its layers (``group_matcher``) and which parameters have no weight decay (``no_weight_decay``). Raises
+    ``UserError``.
+    """
+    import timm
+    import torch
+
+    network = timm_network(backbone)
+    with _quiet(), torch.device("meta"):
+        return timm.create_model(network.name, **network.options)
+
+
+@lru_cache
 def timm_network(backbone: str) -> TimmNetwork:
     """The network that ``timm:NAME`` names. ``UserError`` if there is none, or it cannot serve as an encoder."""
     name = backbone.removeprefix(PREFIX)

@@ -36,7 +36,7 @@ class StepBatches:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         train, self.config, self.device, self.dtype = node.train, config, accelerator.device, dtype
-        transform = TrainTransform(train.size, train.window_scale, flip=train.flip)
+        transform = TrainTransform(train.size, train.window_scale, flip=train.flip, jitter=train.jitter)
         keep = 1 / processes_here() if config.run.keep_decoded else 0.0
         self.images = StepImages(dataset, node.view, transform, seed=node.seed, step=node.step.index, keep=keep)
         self.rank, self.world = accelerator.process_index, accelerator.num_processes

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from contseg.benchmark.models.load import load_terms, term_states
 from contseg.benchmark.store.files import read_tensors, write_tensors
 from contseg.benchmark.train.distributed import gather
+from contseg.benchmark.train.optimiser import load_state, state_tensors
 from contseg.methods.base import Term
 
-LAYOUT = 3  # of this file: a checkpoint of another layout is not resumed
+LAYOUT = 4  # of this file: a checkpoint of another layout is not resumed
 PARTS = ("begin", "loop", "end")  # of a step: networks and ``begin_step``; the updates; fusion and ``end_step``
 
 
@@ -60,7 +61,7 @@ def save(state: StepState, path: Path, accelerator: Any) -> None:
     processes = gather(_own(state))
     if accelerator.is_main_process:
         tensors = {f"model/{k}": v for k, v in state.model.state_dict().items()}
-        tensors |= {f"momentum/{name}": buffer for name, buffer in _momenta(state).items()}
+        tensors |= {f"optimizer/{k}": v for k, v in state_tensors(state.optimizer, state.model).items()}
         tensors |= {f"terms/{k}": v for k, v in term_states(state.terms).items()}
         tensors |= {f"shared/{k}": v for k, v in term_states(state.shared).items()}
         tensors |= {f"process/{rank}/{k}": v for rank, own in enumerate(processes) for k, v in own.items()}
@@ -89,9 +90,7 @@ def resume(state: StepState, path: Path, accelerator: Any) -> None:
         return
     tensors, meta = loaded
     state.model.load_state_dict(_part(tensors, "model"))
-    momenta = _momenta(state)
-    for name, buffer in _part(tensors, "momentum").items():
-        momenta[name].copy_(buffer)
+    load_state(state.optimizer, state.model, _part(tensors, "optimizer"))
     load_terms(state.terms, _part(tensors, "terms"), state.device)
     load_terms(state.shared, _part(tensors, "shared"), state.device)
     own = _part(tensors, f"process/{accelerator.process_index}")
@@ -122,9 +121,3 @@ def _own(state: StepState) -> dict[str, Tensor]:
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
-
-
-def _momenta(state: StepState) -> dict[str, Tensor]:
-    """The optimiser's momenta by the parameter's name; none if it has no momentum."""
-    momenta = state.optimizer.state
-    return {name: momenta[p]["momentum_buffer"] for name, p in state.model.named_parameters() if p in momenta}

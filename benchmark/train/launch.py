@@ -21,7 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from contseg.benchmark.plan.build import Plan, StepNode
-from contseg.benchmark.plan.config import LaunchConfig, check_shares
+from contseg.benchmark.plan.config import check_shares
+from contseg.benchmark.plan.run_config import LaunchConfig
 from contseg.benchmark.store.claims import Claim
 from contseg.benchmark.store.files import Store, write_json
 from contseg.benchmark.train.slurm_job import PROGRAM, RunStep

@@ -25,6 +25,7 @@ from contseg.benchmark.train.batches import StepBatches
 from contseg.benchmark.train.checkpoint import PARTS, StepProgress, StepState
 from contseg.benchmark.train.distributed import InterruptedStepError, average, check_stop, gather, over_processes
 from contseg.benchmark.train.memory import peak_memory, watch_memory
+from contseg.benchmark.train.optimiser import make_optimiser, rate_factor
 from contseg.benchmark.train.rng import derive
 from contseg.datasets.base import SegmentationDataset
 from contseg.methods.base import Batch, Method, Progress, StepContext, Term
@@ -137,24 +138,11 @@ class StepTrainer:
         images = len(self.node.view.ids)
         self.epoch_updates = self.train.epoch_updates(images)
         self.total = self.train.plan_updates(images) if groups else 0
+        self.warmup = self.train.warmup_updates(images)
         if not groups:
             return
-        base = self.train.lr[0]
-        self.rates = [base * g.get("lr_scale", 1.0) for g in groups]
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": g["params"], "lr": rate, "weight_decay": g.get("weight_decay", self.train.weight_decay)}
-                for g, rate in zip(groups, self.rates, strict=True)
-            ],
-            lr=base,
-            momentum=self.train.momentum,
-            nesterov=self.train.nesterov and self.train.momentum > 0,
-            fused=self.device.type == "cuda" or None,
-        )
-        if self.train.momentum:
-            # zeros: a buffer that torch's fused step makes itself stays uninitialised if the first gradients overflow
-            for p in parameters(self.optimizer):
-                self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        self.optimizer = make_optimiser(self.model, groups, self.train, self.device)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         network = torch.compile(self.model) if self.config.run.compile else self.model
         self.prepared = self.accelerator.prepare_model(network)
         if self.old is not None:
@@ -314,10 +302,9 @@ class StepTrainer:
                 term.after_backward(self.model)
 
     def _set_rate(self, update: int) -> None:
-        """Poly schedule: lr (1 - update / total)^power."""
-        decay = (1 - update / self.total) ** self.train.power
+        factor = rate_factor(self.train, update, self.total, self.warmup)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * decay
+            group["lr"] = rate * factor
 
     def _train_mode(self) -> None:
         self.model.train()

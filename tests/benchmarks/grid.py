@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from contseg.benchmark.plan.build import Plan, StepNode, make_plan
-from contseg.benchmark.plan.config import Config, ModelConfig, RunConfig, TrainConfig
+from contseg.benchmark.plan.config import Config, ModelConfig, TrainConfig
+from contseg.benchmark.plan.run_config import RunConfig
 from contseg.benchmark.store.files import Store
 from contseg.benchmark.train.runner import Runner, make_accelerator
 from contseg.benchmark.train.trainer import StepTrainer

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from contseg.benchmark.models import load
 from contseg.benchmark.models.segmenter import IncrementalClassifier, Segmenter
 from contseg.benchmark.plan.build import make_plan
-from contseg.benchmark.plan.config import Config, RunConfig, TrainConfig
+from contseg.benchmark.plan.config import Config, TrainConfig
 from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.plan.run_config import RunConfig
 from contseg.benchmark.store.files import Store
 from contseg.benchmark.train import runner, step_runner, trainer
 from contseg.datasets.base import SegmentationDataset

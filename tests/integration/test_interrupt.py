@@ -100,7 +100,7 @@ LAUNCHER = """\
 import pathlib, sys
 from types import SimpleNamespace
 from contseg.benchmark.train import launch
-from contseg.benchmark.plan.config import LaunchConfig
+from contseg.benchmark.plan.run_config import LaunchConfig
 launch.PROGRAM = (sys.executable, sys.argv[1])
 plan = SimpleNamespace(config=SimpleNamespace(launch=LaunchConfig(workers=2)), nodes={})
 told = pathlib.Path(sys.argv[2])

@@ -28,7 +28,8 @@ EXACT = (
     "train.updates=20,20",
     "train.batch=6",
 )
-METHODS = ("FT", "LwF", "ILT", "MiB+SDR", "Joint")
+ADAMW = "DKD[train.optimizer=adamw,train.lr=0.001,train.layer_decay=0.8,train.warmup=0.5]"
+METHODS = ("FT", "LwF", "ILT", "MiB+SDR", "Joint", ADAMW)
 
 
 def launch(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
@@ -52,7 +53,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_twenty_losses_agree(both: tuple[Path, Path]) -> None:
     one, two = (records(f) for f in both)
-    assert one.keys() == two.keys() and len(one) == 2 * 4 + 1
+    assert one.keys() == two.keys() and len(one) == 2 * 5 + 1
     for path in one:
         for name, values in one[path]["losses"].items():
             assert values == pytest.approx(two[path]["losses"][name], rel=1e-6), (path, name)
@@ -66,7 +67,7 @@ def test_every_pixel_that_is_not_in_doubt_is_counted_alike(both: tuple[Path, Pat
 
 def test_weights_agree_after_every_step(both: tuple[Path, Path]) -> None:
     models = sorted(p.relative_to(both[0]) for p in both[0].rglob("model.safetensors"))
-    assert len(models) == 6
+    assert len(models) == 8
     for path in models:
         one, two = (read_tensors(f / path) for f in both)
         assert one is not None and two is not None

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import pytest
 from msgspec import Meta
 
-from contseg.benchmark.plan.config import SECTIONS, Config, RunConfig, TrainConfig, checked, identity, read_config
+from contseg.benchmark.plan.config import SECTIONS, Config, TrainConfig, checked, identity, read_config
 from contseg.benchmark.plan.config_reference import reference
 from contseg.benchmark.plan.model_config import model_identity
+from contseg.benchmark.plan.run_config import RunConfig
 from contseg.benchmark.store.files import digest
 from contseg.datasets.errors import UserError
 from contseg.methods import registry
@@ -98,7 +99,7 @@ def declared() -> list[tuple[str, Any, Any]]:
 
 
 def test_every_default_lies_in_its_range_and_every_field_has_a_meaning() -> None:
-    assert len(declared()) == 57
+    assert len(declared()) == 62
     for name, annotation, default in declared():
         assert admit(name, default, annotation) == default
         assert meaning(annotation), name
@@ -112,7 +113,9 @@ def test_the_reference_is_written_from_the_declarations() -> None:
 def test_the_reference_holds_every_key_with_its_default_and_no_other() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .+ \| `.*` \| .+ \|$", reference(), re.M)
     assert rows == [name.rpartition(".")[2] for name, _, _ in declared()]
-    assert "| `momentum` | number >= 0 and < 1 | `0.9` | of SGD |" in reference()
+    assert (
+        "| `momentum` | number >= 0 and < 1 | `0.9` | of SGD; AdamW's first beta, the second is 0.999 |" in reference()
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from contseg.benchmark.plan.config import LaunchConfig
+from contseg.benchmark.plan.run_config import LaunchConfig
 from contseg.benchmark.train import launch
 from contseg.datasets.errors import UserError
 

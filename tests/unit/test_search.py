@@ -1,11 +1,13 @@
 """Trials of a tuning are rows of a grid: equal in number, drawn from a seed, inside their spaces."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from contseg.benchmark.plan.search import first_step, rate_space, selection, spaces, trials
+from contseg.benchmark.plan.config import TrainConfig, read_config
+from contseg.benchmark.plan.search import first_step, make_tuning, rate_space, selection, spaces, trials
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import parse_scenario
 from contseg.datasets.view import step_view
@@ -61,7 +63,18 @@ def test_a_method_without_anything_to_vary_is_refused() -> None:
 
 
 def test_the_rate_has_its_space() -> None:
-    assert rate_space() == RATE
+    assert rate_space(TrainConfig()) == RATE
+    assert rate_space(TrainConfig(optimizer="adamw")) == Search(1e-5, 1e-3)
+
+
+def test_a_method_with_an_optimiser_of_its_own_has_the_space_of_that() -> None:
+    config = read_config(None, methods=("MiB", "MiB[train.optimizer=adamw,train.lr=1e-4]"))
+    adamw = replace(config, methods=("MiB[train.optimizer=adamw]",))
+    scenario = parse_scenario("mini/2-1-1/overlapped", 4)
+    for grid_, space in ((config, RATE), (adamw, Search(1e-5, 1e-3))):
+        tuning = make_tuning(grid_, scenario, on="stream", n=8, seed=0)
+        rates = [t.values["train.lr"] for t in next(iter(tuning.trials.values()))[1:]]
+        assert len(rates) == 7 and all(space.low <= rate <= space.high for rate in rates)
 
 
 # --- the stream on which trials are compared -----------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Joint transforms: against Pillow, torchvision and slow oracles; the law of the random window."""
 
+import colorsys
 import math
 
 import numpy as np
@@ -8,7 +9,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 
-from contseg.datasets.transforms import EvalTransform, TrainTransform, cover, random_window, resized_window
+from contseg.datasets.transforms import (
+    EvalTransform,
+    TrainTransform,
+    cover,
+    jittered,
+    random_window,
+    resized_window,
+)
 
 pytestmark = pytest.mark.numeric
 
@@ -203,3 +211,79 @@ def test_a_window_may_be_as_wide_as_the_image():
     windows = [random_window((20, 10), (0.5, 0.5), (1.0, 1.0), rng) for _ in range(200)]
     assert {w[1:] for w in windows} == {(0, 10, 10)}
     assert {w[0] for w in windows} == set(range(11))
+
+
+class TestJitter:
+    """Against a slow oracle, a pixel at a time; the law of the random numbers."""
+
+    @staticmethod
+    def changed(image: torch.Tensor, **strength: float) -> np.ndarray:
+        """Some results, in 0..1."""
+        names = ("brightness", "contrast", "saturation", "hue")
+        chosen = tuple(strength.get(name, 0.0) for name in names)
+        made = [jittered(image, chosen, np.random.default_rng(seed)) for seed in range(40)]
+        assert all(m.dtype == torch.uint8 and m.shape == image.shape for m in made)
+        return np.stack([m.permute(1, 2, 0).numpy() for m in made]) / 255
+
+    @staticmethod
+    def numbers(low: float, high: float) -> list[float]:
+        """The random numbers of ``changed``: an order is drawn first."""
+        drawn = [np.random.default_rng(seed) for seed in range(40)]
+        return [rng.uniform(low, high) for rng in drawn if len(rng.permutation(4))]
+
+    @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+    @pytest.mark.parametrize("strength", [0.3, 1.5])
+    def test_factors(self, name, strength):
+        image, _ = sample(6, 7)
+        pixels = image.permute(1, 2, 0).numpy() / 255
+        grey = pixels @ [0.2989, 0.587, 0.114]
+        other = {"brightness": 0.0, "contrast": grey.mean(), "saturation": grey[..., None]}[name]
+        got = self.changed(image, **{name: strength})
+        factors = self.numbers(max(0, 1 - strength), 1 + strength)
+        assert max(factors) > 1 + 0.8 * strength and min(factors) < max(0.2, 1 - 0.8 * strength)
+        for factor, result in zip(factors, got, strict=True):
+            want = np.clip(other + factor * (pixels - other), 0, 1)
+            assert np.abs(result - want).max() <= 2.5 / 255
+
+    def test_the_hue_is_turned(self):
+        image, _ = sample(6, 7)
+        got = self.changed(image, hue=0.5)
+        for turn, result in zip(self.numbers(-0.5, 0.5), got, strict=True):
+            for row, column in ((0, 0), (2, 3), (5, 6), (4, 1)):
+                h, s, v = colorsys.rgb_to_hsv(*(image[:, row, column].numpy() / 255))
+                want = colorsys.hsv_to_rgb((h + turn) % 1, s, v)
+                assert np.abs(result[row, column] - want).max() <= 2.5 / 255
+
+    def test_the_order_is_random(self):
+        """Brightness then contrast, or the other way round: two results for the same factors."""
+        image, _ = sample(6, 7)
+        orders = {tuple(i for i in np.random.default_rng(seed).permutation(4) if i < 2) for seed in range(40)}
+        assert orders == {(0, 1), (1, 0)}
+        for seed in range(10):
+            rng = np.random.default_rng(seed)
+            order, factors = [i for i in rng.permutation(4) if i < 2], rng.uniform(0, 2, 2)
+            want = image.permute(1, 2, 0).numpy() / 255
+            for i, factor in zip(order, factors, strict=True):
+                mean = (want @ [0.2989, 0.587, 0.114]).mean() if i else 0.0
+                want = np.clip(mean + factor * (want - mean), 0, 1)
+            got = jittered(image, (1.0, 1.0, 0.0, 0.0), np.random.default_rng(seed))
+            assert np.abs(got.permute(1, 2, 0).numpy() / 255 - want).max() <= 4 / 255
+
+    def test_grey_stays_grey_and_strength_0_changes_nothing(self):
+        image, _ = sample(6, 7)
+        grey = image[:1].expand(3, -1, -1).contiguous()
+        assert np.ptp(self.changed(grey, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.5), axis=-1).max() < 0.01
+        assert torch.equal(jittered(image, (0.0,) * 4, np.random.default_rng(0)), image)
+
+    def test_window_flips_and_labels_are_those_without_it(self):
+        image, label = sample(40, 50)
+        plain, colourful = (TrainTransform((24, 32), flip="hv", jitter=j) for j in ((), (0.5, 0.5, 0.5, 0.2)))
+        for seed in range(20):
+            a, b = (t(image, label, np.random.default_rng(seed)) for t in (plain, colourful))
+            assert torch.equal(a[1], b[1])
+            assert not torch.equal(a[0], b[0])
+            again = colourful(image, label, np.random.default_rng(seed))
+            assert torch.equal(again[0], b[0])
+            rng = np.random.default_rng(seed)
+            plain(image, label, rng)
+            assert torch.equal(jittered(a[0], (0.5, 0.5, 0.5, 0.2), rng), b[0])
