@@ -4,7 +4,12 @@ import difflib
 import importlib.util
 from collections.abc import Iterable
 
-EXTRAS = {"pycocotools": "coco", "submitit": "slurm", "tensorboard": "tensorboard"}  # package -> extra of contseg
+EXTRAS = {  # package -> extra of contseg
+    "pycocotools": "coco",
+    "scikit_posthocs": "diagram",
+    "submitit": "slurm",
+    "tensorboard": "tensorboard",
+}
 
 
 class UserError(Exception):

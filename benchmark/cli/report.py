@@ -153,8 +153,11 @@ def _write(args: argparse.Namespace, boards: list[Leaderboard]) -> None:
 def _draw(args: argparse.Namespace, board: Leaderboard) -> list[str]:
     """Draw the requested figures. Returns what could not be drawn, and why."""
     from contseg.benchmark.report.figures import write_figures
+    from contseg.benchmark.report.profiles import write_over_tasks
 
     written, missing = write_figures(board, args.figures), list[str]()
+    more, refused = write_over_tasks(board, args.figures)
+    written += more
     if args.predictions:
         from contseg.benchmark.report.predictions import write_predictions
 
@@ -165,7 +168,7 @@ def _draw(args: argparse.Namespace, board: Leaderboard) -> list[str]:
 
         more, without = write_latent(board, _stored(args), args.figures)
         written, missing = written + more, missing + without
-    print(f"drawn: {len(written)} files in {args.figures}")
+    print("\n".join([*refused, f"drawn: {len(written)} files in {args.figures}"]))
     return missing
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from contseg.benchmark.report.tables import cell_text, foot, literature_rows, short_names, title
+from contseg.benchmark.report.tables import cell_text, foot, literature_rows, over_rows, short_names, title
 from contseg.benchmark.score.leaderboard import Leaderboard, paired_differences
-from contseg.benchmark.score.scores import METRICS, plain_name
+from contseg.benchmark.score.over_tasks import OverTasks, over_tasks, said, summary
+from contseg.benchmark.score.scores import CONTEST, METRICS, plain_name
 
 LATEX_COLUMNS = {
     "method": "Method",
@@ -70,7 +71,15 @@ def as_latex(board: Leaderboard) -> str:
         if beside:
             lines = [" & ".join([*map(latex_number, r[:-1]), escape(r[-1])]) + r" \\" for r in beside]
             tables.append(_table(f"{title(key)}: measured and published", LITERATURE_HEAD, lines, LITERATURE_SPANS))
-    notes = "\n\n".join(escape(line).replace(",", r",\allowbreak{}") for line in foot(board))  # long method names
+    lines_below = list[str]()
+    for over in over_tasks(board):
+        if over.methods:
+            head, printed = over_rows(over)
+            body = [" & ".join(map(latex_number, row)) + r" \\" for row in printed]
+            tables.append(_table(over.title, [h.capitalize() for h in map(escape, head)], body))
+        lines_below += said(over)
+    lines_below += foot(board)
+    notes = "\n\n".join(escape(line).replace(",", r",\allowbreak{}") for line in lines_below)  # long method names
     return (
         f"{PREAMBLE}\n"
         + "\n\n".join([*tables, f"{{\\footnotesize\\raggedright\\parindent=0pt\n{notes}\n\n}}", r"\end{document}"])
@@ -121,17 +130,31 @@ def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def as_json(board: Leaderboard) -> str:
-    """All data of the tables: cells, runs, paired differences in ``all``, published numbers, notes."""
+    """All data of the tables: cells, runs, paired differences in ``all``, the comparison over tasks, published numbers,
+    notes. The schema is ``docs/schemas/leaderboard.schema.json``."""
     value = {
         "protocol": board.protocol.as_dict(),
         "cells": records_of(board.frame),
         "significantly_best": sorted([i, c] for i, c in board.leaders),
         "runs": records_of(board.runs),
         "paired_differences": records_of(paired_differences(board)),
+        "over_tasks": [over_as_dict(over) for over in over_tasks(board)],
         "published": records_of(board.literature),
         "notes": list(board.notes),
     }
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def over_as_dict(over: OverTasks) -> dict[str, Any]:
+    """A comparison over tasks as plain values: the score of each run, a summary of each method, and what was said."""
+    places = [dict(zip(CONTEST, block, strict=True)) for block in over.blocks]
+    scores = [
+        {"method": method, **place, "seed": seed, "value": over.values[m, s, b]}
+        for m, method in enumerate(over.methods)
+        for b, place in enumerate(places)
+        for s, seed in enumerate(over.seeds)
+    ]
+    return plain({"score": over.score, "summary": records_of(summary(over)), "scores": scores, "notes": said(over)})
 
 
 def as_model_index(board: Leaderboard) -> str:

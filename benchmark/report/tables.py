@@ -10,6 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
+from contseg.benchmark.score.over_tasks import OverTasks, over_tasks, said, summary
 from contseg.benchmark.score.scores import (
     ALIKE,
     CONTEST,
@@ -136,6 +137,33 @@ def literature_rows(board: Leaderboard, key: Contest) -> list[list[str]]:
 LITERATURE = ["method", "old", "new", "all", "published old", "new", "all", "Δ all", "source"]
 
 
+OVER = {
+    "method": "method",
+    "mean": "mean",
+    "iqm": "iqm",
+    "interval": "95 % interval",
+    "lowest": "lowest",
+    "highest": "highest",
+    "rank": "mean rank",
+}
+
+
+def over_rows(over: OverTasks) -> tuple[list[str], list[list[str]]]:
+    """Head and printed cells of the comparison over tasks; interval and rank only where there are any."""
+    frame = summary(over).assign(method=over.names)
+    interval, rank = frame["iqm_low"].notna().any(), frame["rank"].notna().any()
+    shown = [c for c in OVER if (c != "interval" or interval) and (c != "rank" or rank)]
+
+    def text(row: dict[str, Any], column: str) -> str:
+        if column == "method":
+            return str(row[column])
+        if column == "interval":
+            return f"{row['iqm_low']:.3f} to {row['iqm_high']:.3f}"
+        return f"{row[column]:.1f}" if column == "rank" else f"{row[column]:.3f}"
+
+    return [OVER[c] for c in shown], [[text(row, c) for c in shown] for row in frame.to_dict("records")]
+
+
 def foot(board: Leaderboard) -> list[str]:
     """The lines below every table: what the numbers are, the full protocol, and the notes."""
     bg = "with" if board.protocol.background_in_mean == "yes" else "without"
@@ -177,6 +205,11 @@ def _document(board: Leaderboard, heading: str, form: str, foot_line: str, bold:
         beside = literature_rows(board, key)
         parts += ["Measured and published:", table(beside, LITERATURE)] if beside else []
     parts = parts or ["no complete run yet"]
+    for over in over_tasks(board):
+        if over.methods:
+            head, rows = over_rows(over)
+            parts += [heading.format(over.title), table(rows, head)]
+        parts.append("\n".join(foot_line.format(line) for line in said(over)))
     return "\n\n".join([*parts, "\n".join(foot_line.format(line) for line in foot(board))]) + "\n"
 
 
