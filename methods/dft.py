@@ -19,7 +19,7 @@ VOC.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class ReservedRows(nn.Conv2d):
 class EnoughRows:
     """The scenario as asked for. ``UserError`` if it has more classes after step 0 than rows are reserved."""
 
+    external: ClassVar[tuple[str, ...]] = ("n_classes",)
     reserve: int
 
     def __call__(self, scenario: Scenario) -> Scenario:

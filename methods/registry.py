@@ -325,6 +325,7 @@ def _values(entry: Entry, given: dict[str, str]) -> dict[str, Any]:
 
 def _call(entry: Entry, values: dict[str, Any]) -> Method:
     from contseg.methods.base import Method
+    from contseg.methods.external import external_of
     from contseg.methods.visible import check_visible
 
     try:
@@ -337,6 +338,7 @@ def _call(entry: Entry, values: dict[str, Any]) -> Method:
         raise UserError(f"{entry.kind} {entry.name} ({entry.origin}) gave {type(method).__name__}, not a Method")
     try:
         check_visible(method)
+        external_of(method)
     except UserError as error:
         raise UserError(f"{entry.kind} {entry.name}: {error}") from None
     return method

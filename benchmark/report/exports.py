@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from contseg.benchmark.report.caption import caption
 from contseg.benchmark.report.tables import cell_text, foot, literature_rows, over_rows, short_names, title
 from contseg.benchmark.score.leaderboard import Leaderboard, paired_differences
 from contseg.benchmark.score.over_tasks import OverTasks, over_tasks, said, summary
@@ -66,7 +67,7 @@ def as_latex(board: Leaderboard) -> str:
             rows.append(" & ".join(cells) + r" \\")
         if plain_name(str(part["method"].iloc[-1])) == "Joint" and len(rows) > 1:
             rows.insert(-1, r"\midrule")
-        tables.append(_table(title(key), list(LATEX_COLUMNS.values()), rows))
+        tables.append(_table(f"{title(key)}. {caption(board, key)}", list(LATEX_COLUMNS.values()), rows))
         beside = literature_rows(board, key)
         if beside:
             lines = [" & ".join([*map(latex_number, r[:-1]), escape(r[-1])]) + r" \\" for r in beside]

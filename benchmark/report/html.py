@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from contseg.benchmark.report.caption import caption
 from contseg.benchmark.report.svg import Series, bar_chart, line_chart
 from contseg.benchmark.report.tables import TITLES, cell_text, cost, foot, number, short_names, title
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
@@ -76,7 +77,7 @@ def _contest(board: Leaderboard, key: Contest) -> dict[str, Any]:
     rows += [_published(row, short[row["method"]]) for row in _literature(board, key)]
     lines = [_curve(short[m], board.of((*key, m)), "all") for m in part["method"]]
     chart = Markup(line_chart(lines, f"mIoU of all classes over steps, {title(key)}", 640, 260))
-    return {"key": key, "title": title(key), "rows": rows, "chart": chart}
+    return {"key": key, "title": title(key), "caption": caption(board, key), "rows": rows, "chart": chart}
 
 
 def _width(column: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from contseg.benchmark.report.caption import caption
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
 from contseg.benchmark.score.over_tasks import OverTasks, over_tasks, said, summary
 from contseg.benchmark.score.scores import (
@@ -85,18 +86,22 @@ def title(key: Sequence[str]) -> str:
 
 def short_names(board: Leaderboard, dataset: str) -> dict[str, str]:
     """Method -> its unique name in a table. Parameters are left out unless two methods of this data set, tuned alike,
-    differ only in them; the mark of a configuration stays, and the foot explains it."""
-    full = board.frame[["method", *ALIKE]][board.frame["dataset"] == dataset].drop_duplicates()
+    differ only in them; the mark of a configuration stays, and the foot explains it. Behind the name stand the codes of
+    external data (not ``in1k`` or ``unknown``, if all rows have it) and the search that chose the row."""
+    full = board.frame[["method", *ALIKE]][board.frame["dataset"] == dataset].drop_duplicates("method")
     alike: dict[tuple[str, str], set[str]] = {}
-    for method, tuned_on in full.itertuples(index=False):
+    for method, tuned_on, _ in full.itertuples(index=False):
         alike.setdefault((plain_name(method), tuned_on), set()).add(unmarked(method))
     marks = _search_marks(board, dataset)
+    common = set[str].intersection(*(set(codes.split()) for codes in full["external"])) if len(full) else set[str]()
+    usual = {"none", *(common & {"in1k", "unknown"})}
     names = {}
-    for method, tuned_on in full.itertuples(index=False):
+    for method, tuned_on, external in full.itertuples(index=False):
         own, mark = method.partition(TUNED)[0], marks.get(tuned_on, "")
         alone = len(alike[plain_name(method), tuned_on]) == 1
         short = own.replace(unmarked(own), plain_name(own), 1) if mark else marked_name(own)
-        names[method] = (short if alone else own) + mark
+        more = [code for code in external.split() if code not in usual]
+        names[method] = ", ".join([short if alone else own, *more]) + mark
     return names
 
 
@@ -176,7 +181,7 @@ def foot(board: Leaderboard) -> list[str]:
             f"{dataset}: {short} is {full}"
             for dataset in board.frame["dataset"].drop_duplicates()
             for full, short in short_names(board, dataset).items()
-            if short != full
+            if unmarked(full) not in short
         ),
         *board.notes,
     ]
@@ -201,7 +206,11 @@ def _document(board: Leaderboard, heading: str, form: str, foot_line: str, bold:
 
     parts = []
     for key, part in board.contests():
-        parts += [heading.format(title(key)), table(contest_rows(board, part, bold), list(TITLES.values()))]
+        parts += [
+            heading.format(title(key)),
+            caption(board, key),
+            table(contest_rows(board, part, bold), list(TITLES.values())),
+        ]
         beside = literature_rows(board, key)
         parts += ["Measured and published:", table(beside, LITERATURE)] if beside else []
     parts = parts or ["no complete run yet"]

@@ -14,7 +14,7 @@ import pandas as pd
 from contseg.benchmark.plan.protocol import Protocol
 from contseg.benchmark.score.paired_test import all_pairs, leader, paired
 from contseg.benchmark.score.records import Record, Run, differing, gather_runs, identity
-from contseg.benchmark.score.rows import Searches, note
+from contseg.benchmark.score.rows import NO_SEARCH, Searches, note
 from contseg.benchmark.score.scores import (
     ALIKE,
     CELL,
@@ -27,6 +27,7 @@ from contseg.benchmark.score.scores import (
     run_frame,
     score_runs,
 )
+from contseg.methods.external import CODES
 
 Contest: TypeAlias = tuple[str, str, str, str]
 
@@ -57,14 +58,28 @@ class Leaderboard:
         yield from self.frame.groupby(CONTEST, sort=False)
 
 
-NOT_TOGETHER = "rows that were tuned otherwise are not ranked together: bold is the best of the rows of its kind"
+NOT_TOGETHER = (
+    "rows that were tuned otherwise, or saw other data besides the task, are not ranked together: bold is the best of "
+    "the rows of one kind"
+)
 
 
 def ranked(part: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
     """The rows of a contest in groups that may be ranked together, those that are equal in ``ALIKE``; and what the rows
     of a group are, to stand behind the contest's name: "" if they are all of its rows."""
-    groups = list(part.groupby(ALIKE, sort=False))
-    return [(rows, f", {', '.join(filter(None, kind))}" if len(groups) > 1 else "") for kind, rows in groups]
+    varied = [column for column in ALIKE if part[column].nunique() > 1]
+    words = {"tuned_on": "tuned on {}", "external": "external data {}"}
+    groups = []
+    for kind, rows in part.groupby(ALIKE, sort=False):
+        said = {c: NO_SEARCH if v == NO_SEARCH else words[c].format(v) for c, v in zip(ALIKE, kind, strict=True)}
+        groups.append((rows, "".join(f", {said[column]}" for column in varied)))
+    return groups
+
+
+def _external_notes(scored: Sequence[Scored]) -> list[str]:
+    """What the codes of external data in a table mean."""
+    used = dict.fromkeys(code.partition("=")[0] for s in scored for code in s.external)
+    return [f"external data: {'; '.join(f'{code}: {CODES[code]}' for code in CODES if code in used)}"] if used else []
 
 
 def leaderboard(
@@ -81,7 +96,7 @@ def leaderboard(
     cells = cell_frame(frame, order)
     searches = dict.fromkeys(note(s.search) for s in scored if s.search)
     notes = [*_incomplete(runs), *_mixed_versions(whole), *_seed_notes(cells, frame), *_configuration_notes(scored)]
-    notes += searches
+    notes += [*searches, *_external_notes(scored)]
     notes += [NOT_TOGETHER] if len(cells[ALIKE].drop_duplicates()) > 1 else []
     return Leaderboard(cells, frame, tuple(scored), protocol, tuple(notes), _leaders(cells, frame))
 

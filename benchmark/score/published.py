@@ -19,10 +19,11 @@ from contseg.benchmark.score.leaderboard import Leaderboard
 from contseg.benchmark.score.records import Record, crop_of
 from contseg.benchmark.score.scores import CONTEST, plain_name
 from contseg.datasets.errors import UserError, unknown
+from contseg.methods.external import ordered
 
 HOME = Path(__file__).resolve().parents[2] / "results" / "published"
 REQUIRED = ["method", "dataset", "task", "setup", "old", "new", "all", "includes_background", "source", "provenance"]
-OPTIONAL = ["old_classes", "new_classes", "backbone", "locator", "obtained_by", "check", "note"]
+OPTIONAL = ["old_classes", "new_classes", "backbone", "external", "locator", "obtained_by", "check", "note"]
 PROVENANCE = {
     "own": "the paper's own",
     "rerun": "run again by this source",
@@ -40,6 +41,7 @@ NAMES = {
     "CFSSeg": "CFSSeg[width=16384]",
 }
 OTHER_CLASS = "SegFormer|ViT|Swin"  # backbones other than a convolutional DeepLab
+WEIGHTS = {"in1k", "in21k", "coco", "fm", "unknown"}  # codes of external data that weights have
 TEST_IMAGES = {"voc": 1449, "ade": 2000}
 
 
@@ -75,6 +77,8 @@ def _read(path: Path) -> pd.DataFrame:
     for column, known in VALUES.items():
         for value in set(table[column]) - set(known):
             raise unknown(f"value of {column} in {path}", value, known)
+    if "external" in table:
+        table["external"] = [_codes(path, line, text) for line, text in enumerate(table["external"], 2)]
     table["all_printed"] = table["all"]
     for column in ("old", "new", "all"):
         numbers = pd.to_numeric(table[column].replace("", "nan"), errors="coerce")
@@ -85,6 +89,24 @@ def _read(path: Path) -> pd.DataFrame:
         table[column] = numbers
     table = table.assign(**{c: "" for c in OPTIONAL if c not in table})
     return table[[*REQUIRED, "all_printed", *OPTIONAL]]
+
+
+def _codes(path: Path, line: int, text: str) -> str:
+    try:
+        return " ".join(ordered(text.split()))
+    except UserError as error:
+        raise UserError(f"{path} line {line}: {error}") from None
+
+
+def alike(here: Iterable[str], there: Iterable[str]) -> bool:
+    """Whether two rows saw the same external data, as far as it is known.
+
+    ``unknown`` stands for any weights; memory, saliency and the like have to be equal.
+    """
+    mine, theirs = {*here}, {*there} or {"unknown"}
+    if "unknown" in mine | theirs:
+        return mine - WEIGHTS == theirs - WEIGHTS
+    return mine == theirs
 
 
 def reading(protocol: Protocol, dataset: str) -> str:
@@ -136,6 +158,7 @@ def with_literature(
                 continue
             printed = chosen.loc[name]
             known = printed["includes_background"] != "unknown"
+            same = alike(() if cell["external"] == "none" else cell["external"].split(), printed["external"].split())
             foot = _foot(printed, cited)
             if foot not in feet:
                 feet.append(foot)
@@ -143,7 +166,7 @@ def with_literature(
                 {
                     **{c: cell[c] for c in [*CONTEST, "method", "old", "new", "all"]},
                     **{f"published_{c}": printed[c] for c in ("old", "new", "all")},
-                    "difference": cell["all"] - printed["all"] if known else float("nan"),
+                    "difference": cell["all"] - printed["all"] if known and same else float("nan"),
                     "foot": feet.index(foot) + 1,
                     "source": printed["source"],
                     "provenance": printed["provenance"],
@@ -157,6 +180,7 @@ def with_literature(
 def _foot(row: pd.Series, cited: dict[str, str]) -> str:
     parts = [cited.get(row["source"], row["source"]), PROVENANCE[row["provenance"]]]
     parts += [row["backbone"]] if row["backbone"] not in ("", "unknown") else []
+    parts += [f"external data {row['external']}"] if row["external"] else []
     parts += ["unknown whether the mean includes background"] if row["includes_background"] == "unknown" else []
     return "; ".join([*parts, *filter(None, [row["note"]])])
 
@@ -193,15 +217,15 @@ def listing(table: pd.DataFrame, dataset: str = "", task: str = "", setup: str =
             for _, group in cell.groupby("method", sort=False)
             for r in group.sort_values("includes_background", kind="stable").to_dict("records")
         ]
-        head = ["method", "old", "new", "all", "background", "provenance", "source", "backbone"]
+        head = ["method", "old", "new", "all", "background", "provenance", "source", "backbone", "external data"]
         body = tabulate(
-            rows, head, tablefmt="simple", disable_numparse=True, colalign=("left", *["right"] * 3, *["left"] * 4)
+            rows, head, tablefmt="simple", disable_numparse=True, colalign=("left", *["right"] * 3, *["left"] * 5)
         )
         parts.append("\n".join([" · ".join(key), "", body, *_disagreements(cell)]))
     return "\n\n".join(parts) if parts else "no published result matches"
 
 
-_LISTED = ("includes_background", "provenance", "source", "backbone")
+_LISTED = ("includes_background", "provenance", "source", "backbone", "external")
 
 
 def _printed(value: float) -> str:

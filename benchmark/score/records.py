@@ -16,6 +16,7 @@ import msgspec
 from contseg.benchmark.plan.protocol import from_record
 from contseg.benchmark.store.files import RECORD_FORMAT, digest
 from contseg.datasets.errors import UserError
+from contseg.methods.external import ordered
 from contseg.methods.grammar import recipe
 
 Record: TypeAlias = dict[str, Any]
@@ -95,6 +96,7 @@ class _Record(msgspec.Struct, frozen=True):
     step_key: str = ""
     split: Literal["val", "tune"] = "val"
     sees: _Sees = _Sees()
+    external: list[str] | None = None
 
 
 def fault(record: Any) -> str | None:
@@ -110,6 +112,7 @@ def fault(record: Any) -> str | None:
         form = msgspec.convert(record, _Record)
         from_record(form.protocol)
         recipe(form.method)
+        ordered(form.external or ())
     except msgspec.ValidationError as error:
         return f"not a valid record: {error}"
     except UserError as error:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from contseg.benchmark.plan.external import recorded
 from contseg.benchmark.plan.protocol import Protocol, from_record, scored_as
 from contseg.benchmark.score.metrics import RunScore, score_run
 from contseg.benchmark.score.records import Run, configurations, recipe_of
@@ -24,7 +25,7 @@ from contseg.methods.grammar import with_recipe
 
 CONTEST = ["dataset", "task", "setup", "protocol"]
 CELL = [*CONTEST, "method"]
-ALIKE = ["tuned_on"]
+ALIKE = ["tuned_on", "external"]
 WITH_STD = ["old", "new", "all", "avg", "forgetting"]
 METRICS = [
     *WITH_STD,
@@ -75,12 +76,18 @@ class Scored:
     score: RunScore
     search: Search | None = None
 
+    @property
+    def external(self) -> tuple[str, ...]:
+        """The codes of what the run saw besides its task."""
+        return recorded(self.run.last)
+
     def row(self) -> dict[str, Any]:
         """The run's numbers by column."""
         costs = [r["cost"] for r in self.run.records]
         return {
             **dict(zip(CELL, self.cell, strict=True)),
             "tuned_on": str(self.search or NO_SEARCH),
+            "external": " ".join(self.external) or "none",
             "seed": self.run.seed,
             "configuration": self.configuration,
             **self.score.summary(),

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from contseg import __version__
 from contseg.benchmark.plan.build import Plan, Run, StepNode
 from contseg.benchmark.plan.config import EvalConfig, identity
+from contseg.benchmark.plan.external import codes
 from contseg.benchmark.store.files import RECORD_FORMAT
 from contseg.benchmark.store.origin import Code
 from contseg.benchmark.store.provenance import provenance, versions
@@ -71,6 +72,7 @@ def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[
         "setup": scenario.setup,
         "order": scenario.order,
         "method": run.method,
+        "external": list(codes(plan.config.model, run.method)),
         "seed": run.seed,
         "step": t,
         "steps": len(scenario.steps),

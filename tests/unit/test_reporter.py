@@ -29,6 +29,8 @@ def grid(seeds: int = 3) -> list[Record]:
 MARKDOWN = """\
 ## toy · 2-1 · overlapped · sdr
 
+tiny from scratch; 1 epochs, batch 8; protocol sdr; n = 3; no search; external data: none
+
 | method   |   n |        old |   old no bg |            new |        all |        avg |   forgetting |   step 0 |   Δ FT |   Δ Joint |   images |   updates |   time |   memory |
 |----------|-----|------------|-------------|----------------|------------|------------|--------------|----------|--------|-----------|----------|-----------|--------|----------|
 | FT       |   3 | 10.7 ± 0.0 |         0.0 | **89.0 ± 1.0** | 30.3 ± 0.3 | 58.5 ± 0.7 |   75.9 ± 1.1 |     86.7 |   +0.0 |     -62.7 |    1 600 |       200 |    5 s |    64 MB |
@@ -45,6 +47,8 @@ MARKDOWN = """\
 TEXT = """\
 toy · 2-1 · overlapped · sdr
 
+tiny from scratch; 1 epochs, batch 8; protocol sdr; n = 1; no search; external data: none
+
 method      n    old    old no bg    new    all    avg    forgetting    step 0    Δ FT    Δ Joint    images    updates    time    memory
 --------  ---  -----  -----------  -----  -----  -----  ------------  --------  ------  ---------  --------  ---------  ------  --------
 FT          1   10.8          0.0   90.0   30.6   59.2          77.0      87.8    +0.0      -62.4     1 600        200     5 s     64 MB
@@ -54,8 +58,8 @@ Joint       1   92.3         95.0   95.0   93.0      -             -         -  
 """  # noqa: E501
 
 CSV = """\
-dataset,task,setup,protocol,method,seeds,old,old_std,new,new_std,all,all_std,avg,avg_std,forgetting,forgetting_std,step0,backward_transfer,plasticity,harmonic,accuracy,old_foreground,all_foreground,to_ft,to_joint,images,updates,seconds,peak_memory_mb,parameters,tuned_on
-toy,2-1,overlapped,sdr,FT,1,10.7527,,90.0000,,30.5645,,59.1711,,77.0251,,87.7778,-77.0251,90.0000,19.2102,47.5000,0.0000,30.0000,0.0000,,1600,200,5.0000,64.0000,147000,no search
+dataset,task,setup,protocol,method,seeds,old,old_std,new,new_std,all,all_std,avg,avg_std,forgetting,forgetting_std,step0,backward_transfer,plasticity,harmonic,accuracy,old_foreground,all_foreground,to_ft,to_joint,images,updates,seconds,peak_memory_mb,parameters,tuned_on,external
+toy,2-1,overlapped,sdr,FT,1,10.7527,,90.0000,,30.5645,,59.1711,,77.0251,,87.7778,-77.0251,90.0000,19.2102,47.5000,0.0000,30.0000,0.0000,,1600,200,5.0000,64.0000,147000,no search,none
 """  # noqa: E501
 
 

@@ -52,7 +52,7 @@ def test_the_first_trial_is_two_rows_of_one_run() -> None:
     assert frame["all"].iloc[0] == frame["all"].iloc[1] and frame["seeds"].tolist() == [3, 3, 3]
     text = render(board)
     assert "tuned on first (toy/[1|2]/overlapped), 16 trials, Sobol seed 0, best 'all' mIoU" in text
-    assert "rows that were tuned otherwise are not ranked together" in text
+    assert "rows that were tuned otherwise, or saw other data besides the task, are not ranked together" in text
     assert "MiB, tuned on first, 16 trials is MiB[kd=3], tuned on first (toy/[1|2]/overlapped), 16 trials" in text
 
 
