@@ -4,8 +4,10 @@ from the stored network."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -34,15 +36,17 @@ def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:
 
     Plugins that a record names are not loaded: a submitted record runs only code that ``--plugin`` names.
     """
-    first, trains = run.records[0], [r["config"]["train"] for r in run.records]
-    per_step = {name: [t[name][0] for t in trains if t[name]] for name in PER_STEP}
+    first, trains = run.records[0], [TrainConfig(**tuples(r["config"]["train"])) for r in run.records]
+    per_step: dict[str, Any] = {
+        name: tuple(getattr(t, name)[0] for t in trains if getattr(t, name)) for name in PER_STEP
+    }
     config = Config(
         scenarios=(f"{run.dataset}/{run.task}/{run.setup}",),
         methods=(with_recipe(run.method, {}),),
         seeds=(run.seed,),
         protocol=first["protocol"]["name"],
         model=ModelConfig(**tuples(first["config"]["model"])),
-        train=TrainConfig(**tuples({**trains[0], **per_step})),
+        train=replace(trains[0], **per_step),
         eval=EvalConfig(**tuples(first["config"]["eval"])),
     )
     named = own_recipe(config, run.method)[1]

@@ -169,10 +169,15 @@ def records_of(plan: Plan) -> list[list[dict[str, Any]]]:
     return runs
 
 
+WARM = "FT[train.jitter=(0.5,0.5,0.5,0),train.optimizer=adamw,train.warmup=(0,1)]"  # fields that records may lack
+
+
 def test_records_give_their_keys_again_and_a_lie_in_the_name_is_found() -> None:
     data = mini()
     stored: Any = SimpleNamespace(dataset=lambda name: data)
-    plan = grid(LR, method=("FT", "FT[train.lr=(0.01,0.0001),train.crop=64]", "Joint[train.lr=(0.02,0.1)]"), data=data)
+    plan = grid(
+        LR, method=("FT", "FT[train.lr=(0.01,0.0001),train.crop=64]", WARM, "Joint[train.lr=(0.02,0.1)]"), data=data
+    )
     for run, records in zip(plan.runs, records_of(plan), strict=True):
         assert recompute.keys(stored, Run(tuple(records))) == [(c.node.key, c.score) for c in run.cells]
     for record in records:
