@@ -47,6 +47,7 @@ examples:
   accelerate launch --multi_gpu --num_processes 4 run_benchmark.py run --config voc --data voc=/data
   contseg run --plugin my_method.py --methods FT MyMethod --scenarios shapes/3-1/overlapped
   contseg report --out runs/voc --protocol plop
+  contseg predict runs/voc/records/.../step5.json street.jpg photos/ --out seen
 
 In a checkout, `python run_benchmark.py` is the same program. A grid can be killed and run again at any time: finished
 steps are kept, an unfinished step goes on from its checkpoint.
@@ -119,7 +120,7 @@ def _options(parser: argparse.ArgumentParser) -> set[str]:
 
 def parser() -> argparse.ArgumentParser:
     """All subcommands and their options; imports nothing heavy."""
-    from contseg.benchmark.cli import commands, data, grid, report, tune
+    from contseg.benchmark.cli import commands, data, grid, ports, report, tune
     from contseg.benchmark.cli import run as run_cli
 
     top = _Parser(
@@ -196,6 +197,8 @@ def parser() -> argparse.ArgumentParser:
     grid.add_plugins(check)
     report.add_arguments(add("report", report.main, "tables, figures and pages from the records alone"))
     data.add_arguments(add("data", data.main, "prepare, verify, look at and export data sets"))
+    ports.add_predict(add("predict", ports.predict, "labels and overlays of your own images by a trained step"))
+    ports.add_export(add("export", ports.export, "a trained step as a file that runs without contseg"))
     cache = add("cache", commands.cache, "list or prune trained steps")
     cache.add_argument("action", choices=("list", "prune"))
     cache.add_argument("--yes", action="store_true", help="remove them; without it, only say what would be removed")

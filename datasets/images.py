@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from contseg.datasets.errors import UserError
 
@@ -34,6 +34,11 @@ def _at_once(path: str, flags: int) -> int:
 def decode_image(data: bytes, path: Path) -> np.ndarray:
     """(H, W, 3) uint8, RGB."""
     return np.array(_decode(data, path).convert("RGB"))
+
+
+def decode_upright(data: bytes, path: Path) -> np.ndarray:
+    """(H, W, 3) uint8, RGB, turned as the camera noted it (EXIF)."""
+    return np.array(ImageOps.exif_transpose(_decode(data, path)).convert("RGB"))
 
 
 def decode_label(data: bytes, path: Path) -> np.ndarray:

@@ -94,10 +94,40 @@ def fetch_initial_weights(plan: Plan, store: Store) -> str:
 
 
 def plan_grid(config: Config, store: Store) -> Plan:
-    """The plan of a configuration."""
+    """The plan of a configuration. Raises ``UserError`` too where a method refuses the network."""
     from contseg.benchmark.plan.build import make_plan
 
-    return make_plan(config, open_data_of(config, store), store.branches())
+    plan = make_plan(config, open_data_of(config, store), store.branches())
+    _try_networks(plan)
+    return plan
+
+
+def _try_networks(plan: Plan) -> None:
+    """Let every method that changes the network do so, on torch's device "meta": ``UserError`` if it refuses it.
+
+    Anything else that goes wrong there is told when the step is trained, as it may be of this device.
+    """
+    import contextlib
+    from dataclasses import replace
+
+    from contseg.datasets.errors import UserError
+    from contseg.methods.base import HOOKS
+    from contseg.methods.registry import build_method
+
+    first = {run.method: run.scenario.steps[0] for run in plan.runs}
+    built = {name: build_method(name) for name in first}
+    for name, method in built.items():
+        if method.hook("build", first[name]) is HOOKS["build"]:
+            continue
+        import torch
+
+        from contseg.benchmark.models.load import fresh
+
+        with contextlib.suppress(RuntimeError, TypeError, ValueError, NotImplementedError), torch.device("meta"):
+            try:
+                fresh(replace(plan.config.model, weights="none"), first[name], method, 0)
+            except UserError as refused:
+                raise UserError(f"{name}: {refused}") from None
 
 
 def open_data_of(config: Config, store: Store) -> Callable[[str], SegmentationDataset]:

@@ -105,28 +105,49 @@ def load_trained(
     """
     device = torch.device(device)
     store = Store(Path(out))
-    found = sorted(store.cache.glob(f"{key[:2]}/{key}*/model.safetensors"))
-    if len(found) != 1:
-        what = "no trained step" if not found else f"{len(found)} trained steps"
-        raise UserError(f"{what} under {store.cache} with a key that begins with {key!r}: see `contseg cache list`")
+    key = whole_key(store, key)
     try:
-        tensors, meta = store.read_model(found[0].parent.name)
-        terms_state = store.read_terms(found[0].parent.name)
+        tensors, meta = store.read_model(key)
+        terms_state = store.read_terms(key)
     except LostStateError as lost:
         raise UserError(f"{lost}: run the grid again, it trains what is missing") from None
     if plugins:
         load_plugins(*meta["plugins"])
     built = build_method(method or meta["method"])
     steps = [Step(s["index"], s["setup"], tuple(s["old_classes"]), tuple(s["new_classes"])) for s in meta["steps"]]
-    config = read_section(ModelConfig, "model", meta["model"], str(found[0]))
+    config = read_section(ModelConfig, "model", meta["model"], str(store.model(key)))
     model = skeleton(config, steps, built, 0)
     load_weights(model, tensors)
     terms = built.active(steps[-1])
     load_terms(terms, terms_state, device)
     for term in terms.values():
-        if term.observes and (state := _observed(found[0].parent, term)):
+        if term.observes and (state := _observed(store.step(key), term)):
             term.load_state_dict({k: v.to(device) for k, v in state.items()})
     return on_device(model, device).eval().requires_grad_(False), built
+
+
+def whole_key(store: Store, key: str) -> str:
+    """The key of the trained step that begins with these digits. Raises ``UserError`` unless there is one."""
+    found = sorted(store.cache.glob(f"{key[:2]}/{key}*/model.safetensors"))
+    if len(found) != 1:
+        what = "no trained step" if not found else f"{len(found)} trained steps"
+        raise UserError(f"{what} under {store.cache} with a key that begins with {key!r}: see `contseg cache list`")
+    return found[0].parent.name
+
+
+def meta_of(out: str | Path, key: str) -> dict[str, Any]:
+    """What was stored with the weights of a step. Raises ``UserError`` as ``load_step`` does."""
+    store = Store(Path(out))
+    try:
+        return store.meta(whole_key(store, key))
+    except LostStateError as lost:
+        raise UserError(f"{lost}: run the grid again, it trains what is missing") from None
+
+
+def channels_of(meta: dict[str, Any]) -> tuple[int, ...]:
+    """The label of each channel of a stored step, background first."""
+    last = meta["steps"][-1]
+    return (0, *last["old_classes"], *last["new_classes"])
 
 
 def _observed(folder: Path, term: Term) -> dict[str, Tensor] | None:

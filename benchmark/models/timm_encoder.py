@@ -68,7 +68,7 @@ class TimmEncoder(nn.Module):
         return {name.replace(".", "_"): name for name, _ in whole_network(self.backbone).named_modules()}
 
     def forward(self, images: Tensor) -> Encoded:
-        stages = tuple(self.net(self._fit(images)))
+        stages = tuple(self.net(self.fit(images)))
         if self.channels_last:
             stages = tuple(stage.permute(0, 3, 1, 2) for stage in stages)
         features = stages[-1]
@@ -76,7 +76,7 @@ class TimmEncoder(nn.Module):
             features = F.interpolate(features, stages[-2].shape[-2:], mode="bilinear", align_corners=False)
         return features, stages
 
-    def _fit(self, images: Tensor) -> Tensor:
+    def fit(self, images: Tensor) -> Tensor:
         """Images whose sides are multiples of the network's patches: enlarged where they are not."""
         sides = [-(-n // self.multiple) * self.multiple for n in images.shape[-2:]]
         if sides == [*images.shape[-2:]]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from contseg.benchmark.models.load import load_step
-from contseg.benchmark.score.records import Record, crop_of
+from contseg.benchmark.score.records import Record, crop_of, read_record, read_records
 from contseg.benchmark.store.files import Store
 from contseg.datasets.base import SegmentationDataset
-from contseg.datasets.errors import UserError
+from contseg.datasets.errors import UserError, unknown
 from contseg.datasets.registry import open_dataset
 from contseg.datasets.transforms import EvalTransform
 
@@ -51,6 +51,48 @@ class StoredNetworks:
     def batch(self, image: Tensor) -> Tensor:
         """An image as a prediction takes it: (1, 3, H, W), bytes."""
         return image[None].to(self.device)
+
+
+@dataclass(frozen=True)
+class FoundStep:
+    """A trained step: the results folder, its key, the method whose prediction rule is meant ("": the first one's),
+    and the names of the classes by label, background at 0; empty where no record says them."""
+
+    out: Path
+    key: str
+    method: str
+    names: tuple[str, ...]
+
+
+def find_step(text: str, out: Path, method: str = "") -> FoundStep:
+    """The step that a user names: a record's file, or the first digits of a key in the results folder ``out``.
+
+    ``method``: the one whose prediction rule is meant, where several share the step. Raises ``UserError``.
+    """
+    path = Path(text)
+    if path.suffix == ".json" or path.is_file():
+        return _of_record(path, method)
+    if not text or set(text) - set("0123456789abcdef"):
+        raise UserError(f"no step {text!r}: give a record's file, or the first digits of a step key (`cache list`)")
+    records = read_records(out / "records")[0] if (out / "records").is_dir() else []
+    same = [r for r in records if step_key(r).startswith(text)]
+    chosen = [r for r in same if not method or r["method"] == method]
+    if method and same and not chosen:
+        raise unknown("method of this step", method, {r["method"] for r in same})
+    return FoundStep(out, text, method, tuple(same[0]["class_names"]) if same else ())
+
+
+def _of_record(path: Path, method: str) -> FoundStep:
+    """The step of one record; its results folder is the one that holds the folder ``records``."""
+    folder = next((p.parent for p in path.resolve().parents if p.name == "records"), None)
+    if folder is None:
+        raise UserError(f"{path} is not below a folder `records`: give a record of a results folder, or a step key")
+    if not path.is_file():
+        raise UserError(f"there is no record {path}")
+    record, why = read_record(path)
+    if record is None:
+        raise UserError(f"{path} is no record that can be used: {why}")
+    return FoundStep(folder, step_key(record), method or record["method"], tuple(record["class_names"]))
 
 
 def step_key(record: Record) -> str:

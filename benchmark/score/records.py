@@ -160,19 +160,24 @@ def read_records(folder: Path | str) -> tuple[list[Record], list[str]]:
     records: list[Record] = []
     problems: list[str] = []
     for path in record_files(Path(folder)):
-        try:
-            if not path.is_file():  # opening a pipe would wait forever
-                raise OSError("not a regular file")
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            problems.append(f"left out {path}: unreadable or cut short ({error})")
-            continue
-        why = fault(record) or _broken_seal(record)
-        if why is None:
+        record, why = read_record(path)
+        if record is not None:
             records.append(record)
         else:
             problems.append(f"left out {path}: {why}")
     return records, problems
+
+
+def read_record(path: Path) -> tuple[Record | None, str]:
+    """One record; ``None`` and the reason if it cannot be used."""
+    try:
+        if not path.is_file():  # opening a pipe would wait forever
+            raise OSError("not a regular file")
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return None, f"unreadable or cut short ({error})"
+    why = fault(record) or _broken_seal(record)
+    return (record, "") if why is None else (None, why)
 
 
 def crop_of(record: Record) -> tuple[int, int] | None:
