@@ -21,10 +21,11 @@ Transform = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor
 class StepImages(Dataset[tuple[Tensor, Tensor]]):
     """``images[epoch, i]`` -> (image (3, S, S') uint8 RGB, label (S, S') uint8): image i of the view.
 
-    Labels are mapped by the view's table. The transform's random numbers depend on (seed, step, epoch, image id) alone,
-    so neither the order nor the number of loader processes matters. The epoch is part of the index, so loader processes
-    can stay alive between epochs. ``images[i]`` is epoch 0. ``keep``: the share of free shared memory in which decoded
-    images are kept for all loader processes; 0: none.
+    Labels are mapped by the view's table. Stored images follow those of the step; each has a table of its own.
+    The transform's random numbers depend on (seed, step, epoch, image id) alone, so neither the order nor the number of
+    loader processes matters. The epoch is part of the index, so loader processes can stay alive between epochs.
+    ``images[i]`` is epoch 0. ``keep``: the share of free shared memory in which decoded images are kept for all loader
+    processes; 0: none.
     """
 
     def __init__(
@@ -41,13 +42,15 @@ class StepImages(Dataset[tuple[Tensor, Tensor]]):
         self._kept = _Kept(_sizes(dataset, view), keep) if keep else None
 
     def __len__(self) -> int:
-        return len(self.view.ids)
+        return len(self.view.ids) + len(self.view.stored)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, i = key if isinstance(key, tuple) else (0, key)
-        image_id = self.view.ids[i]
+        current = len(self.view.ids)
+        stored = self.view.stored[i - current] if i >= current else None
+        image_id, table = (stored.image_id, stored.table) if stored else (self.view.ids[i], self.view.table)
         image, raw = self._decoded(i, image_id)
-        label = torch.from_numpy(self.view.table.take(raw.numpy()))
+        label = torch.from_numpy(table.take(raw.numpy()))
         return self.transform(image, label, generator(self.seed, self.step, epoch, image_id))
 
     def _decoded(self, i: int, image_id: str) -> tuple[Tensor, Tensor]:
@@ -103,7 +106,7 @@ class _Kept:
 
 def _sizes(dataset: SegmentationDataset, view: StepView) -> np.ndarray:
     place = {image_id: i for i, image_id in enumerate(dataset.ids(view.split))}
-    return dataset.sizes(view.split)[[place[i] for i in view.ids]]
+    return dataset.sizes(view.split)[[place[i] for i in (*view.ids, *(s.image_id for s in view.stored))]]
 
 
 def _room() -> int:

@@ -19,6 +19,7 @@ import hashlib
 import itertools
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,18 +32,33 @@ SPLITS = ("train", "tune-train", "tune")
 HELD_OUT = 5  # one image in five is held out for tuning
 
 
+class Stored(NamedTuple):
+    """An image of an earlier step that is shown again: ``step`` is that one, ``table`` as in ``StepView``."""
+
+    image_id: str
+    step: int
+    table: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class StepView:
     """What one step sees: the ids of its images (ascending), their split, and the label table.
 
     ``table`` (256,) uint8: raw label -> channel, 0 background, 255 void. ``digest`` identifies what is seen:
-    ids, content of the files, and the table restricted to labels that occur in these images.
+    ids, content of the files, and the table restricted to labels that occur in these images. ``stored``: images of
+    earlier steps in memory (``datasets.memory``), not among the ids.
     """
 
     ids: tuple[str, ...]
     table: np.ndarray
     digest: str
     split: str = "train"
+    stored: tuple[Stored, ...] = ()
+
+    @property
+    def also_current(self) -> int:
+        """How many stored images are among the step's own too; their labels may differ."""
+        return len({s.image_id for s in self.stored}.intersection(self.ids))
 
 
 def step_view(

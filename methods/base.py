@@ -13,7 +13,7 @@ per micro-batch __call__ -> once per update after_backward -> optimiser -> Metho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -26,7 +26,9 @@ from contseg.methods.code import place
 from contseg.methods.faults import MethodError, not_a_loss
 from contseg.methods.identity import added_field, describe
 from contseg.methods.losses import full_precision, resize, shrink_labels
+from contseg.methods.memory import Memory
 from contseg.methods.network import Classifier, SegModel, SegOutput
+from contseg.methods.wording import product, words
 
 __all__ = [
     "HOOKS",
@@ -233,6 +235,7 @@ class Method:
       terms and before the optimiser is made. They may train or compute weights, such as the new classifier rows, and
       write them in place. The model is in evaluation mode. A step that is resumed does not call them again.
     - ``end_step``: functions of a ``StepContext``, called in order after the last update, before evaluation (fusion).
+    - ``memory``: images of earlier steps that are shown again at steps >= 1 (``methods.memory``).
 
     A hook that acts at steps >= 1 only is marked ``@later``. ``hook`` and ``endings`` return the hooks of a step.
     A hook is a function, or an object with ``__call__`` whose dataclass fields are its parameters.
@@ -248,6 +251,7 @@ class Method:
     predict: Hook = argmax
     warm_up: tuple[Hook, ...] = ()
     end_step: tuple[Hook, ...] = ()
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         _check_terms("terms", self.terms)
@@ -264,11 +268,13 @@ class Method:
         """This method with the terms and hooks of an add-on.
 
         Raises ``ValueError`` if both have a term of the same name, or both set the same hook, or the add-on weighs
-        pixels and no term here takes weights.
+        pixels and no term here takes weights, or has a memory for which there is no use.
         """
         if _any(addon, "weighs") and (_any(self, "weighs") or not _any(self, "weighable")):
             why = "has weights already" if _any(self, "weighs") else "has no such loss, PLOP and SSUL have"
             raise ValueError(f"{addon.name} weighs the pixels of a pseudo-labelled loss, and {self.name} {why}")
+        if addon.memory and (why := _no_use_of_memory(self)):
+            raise ValueError(f"{addon.name} stores images, and {self.name} {why}")
         hooks: dict[str, Hook] = {}
         for name, default in HOOKS.items():
             mine, theirs = getattr(self, name), getattr(addon, name)
@@ -281,6 +287,7 @@ class Method:
             first=_union(self, addon, "first"),
             warm_up=self.warm_up + addon.warm_up,
             end_step=self.end_step + addon.end_step,
+            memory=self.memory or addon.memory,
             **hooks,
         )
 
@@ -323,14 +330,15 @@ class Method:
         lines = [f"{self.name}"]
         for title, terms in (("step 0", self.first), ("later steps", self.terms)):
             parts = [t for t in terms.items() if not t[1].observes]
-            watch = [f"{n}: {_words(t)}" for n, t in terms.items() if t.observes]
-            lines.append(f"  {title}: " + (" + ".join(_product(n, t) for n, t in parts) or "no loss"))
+            watch = [f"{n}: {words(t)}" for n, t in terms.items() if t.observes]
+            lines.append(f"  {title}: " + (" + ".join(product(n, t) for n, t in parts) or "no loss"))
             lines.extend(f"    observes {w}" for w in watch)
         for name, default in HOOKS.items():
             if getattr(self, name) is not default:
-                lines.append(f"  {name}: {_words(getattr(self, name))}")
-        lines.extend(f"  warm-up: {_words(f)}" for f in self.warm_up)
-        lines.extend(f"  end of step: {_words(f)}" for f in self.end_step)
+                lines.append(f"  {name}: {words(getattr(self, name))}")
+        lines.extend(f"  warm-up: {words(f)}" for f in self.warm_up)
+        lines.extend(f"  end of step: {words(f)}" for f in self.end_step)
+        lines.extend([f"  memory: {words(self.memory)}"] if self.memory else [])
         return "\n".join(lines)
 
 
@@ -348,6 +356,14 @@ def _check_terms(which: str, terms: Any) -> None:
                 raise TypeError(f"{type(term).__name__} has no attribute {attribute!r} of its state: declare {example}")
 
 
+def _no_use_of_memory(method: Method) -> str:
+    if method.memory:
+        return "has a memory already"
+    if method.scenario is not same_scenario:
+        return "has no earlier steps: it trains once, on all classes"
+    return "" if any(not t.observes for t in method.terms.values()) else "trains nothing after step 0"
+
+
 def _any(method: Method, declared: str) -> bool:
     """Whether a term of later steps declares this."""
     return any(getattr(term, declared) for term in method.terms.values())
@@ -359,23 +375,6 @@ def _union(a: Method, b: Method, which: str) -> dict[str, Term]:
     if both:
         raise ValueError(f"{a.name} and {b.name} both have a term {both[0]!r}")
     return {**mine, **{n: t for n, t in theirs.items() if n not in mine}}
-
-
-def _product(name: str, term: Term) -> str:
-    weight = "" if term.weight == 1 else f"{term.weight:g} "
-    return f"{weight}{name}: {_words(term)}" if name.lower() != type(term).__name__.lower() else f"{weight}{name}"
-
-
-def _words(thing: Any) -> str:
-    """``LocalPod(scales=(1, 2, 4))``: the name of a class or function, with its parameters."""
-    if not is_dataclass(thing):
-        return getattr(thing, "__name__", type(thing).__name__)
-    shown = [
-        f"{f.name}={getattr(thing, f.name)}"
-        for f in fields(thing)
-        if f.name != "weight" and f.init and not is_dataclass(getattr(thing, f.name))
-    ]
-    return type(thing).__name__ + (f"({', '.join(shown)})" if shown else "")
 
 
 def held(term: Term) -> Iterator[Term]:

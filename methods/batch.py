@@ -19,6 +19,15 @@ from contseg.methods.network import SegOutput
 T = TypeVar("T")
 
 
+def divided(labels: Tensor, stored: Tensor, apart: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels (B, H, W), which images are stored (B,), and the labels of these, 255 elsewhere.
+
+    ``apart``: the first are then 255 on stored images (``Memory.apart``).
+    """
+    mine = stored[:, None, None]
+    return torch.where(mine & apart, VOID, labels), stored, torch.where(mine, labels, VOID)
+
+
 class Progress(NamedTuple):
     """Where in a step a batch is: what ramps and averages of weights read.
 
@@ -65,6 +74,8 @@ class Batch:
     ``pixel_weight``: a function of targets (B, H, W) and the previous model's scores (B, K, H, W) that gives the
     weight of each pixel in a supervised loss (B, H, W), mean 1; ``None``: all weigh 1. Distillation ignores it.
     ``progress`` says where in its step the batch is; all micro-batches of an update have the same.
+    ``stored`` (B,) bool: which images come from memory; ``stored_labels`` (B, H, W): their labels, 255 on the others.
+    If the method's memory is ``apart``, ``labels`` is 255 on them.
     ``reduce`` is a differentiable sum over processes. Compute a ratio, a maximum or anything else that is not linear in
     the batch from reduced sums: several processes then have exactly the gradient of the global batch.
     Terms must not write to these tensors.
@@ -81,10 +92,12 @@ class Batch:
         reduce: Reduce = alone,
         generator: torch.Generator | None = None,
         progress: Progress | None = None,
+        memory: tuple[Tensor, ...] | None = None,
     ) -> None:
         self.images, self.labels, self.out, self.step = images, labels, out, step
         self._old, self.reduce, self.generator = old, reduce, generator
         self.progress = Progress() if progress is None else progress
+        self._memory = memory  # which images are stored (B,), and the labels of these (B, H, W)
         self.pixel_weight: Callable[[Tensor, Tensor], Tensor] | None = None
         self._shared: dict[str, Any] = {}
 
@@ -94,6 +107,18 @@ class Batch:
         if self._old is None:
             raise RuntimeError("no previous model here: a term that reads batch.old must set uses_old = True")
         return self._old
+
+    @cached_property
+    def stored(self) -> Tensor:
+        """(B,) bool: which images come from memory."""
+        if self._memory is None:
+            return self.labels.new_zeros(len(self.labels), dtype=torch.bool)
+        return self._memory[0]
+
+    @cached_property
+    def stored_labels(self) -> Tensor:
+        """(B, H, W): the labels of stored images; 255 elsewhere."""
+        return torch.full_like(self.labels, VOID) if self._memory is None else self._memory[1]
 
     @cached_property
     def logits(self) -> Tensor:

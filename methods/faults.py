@@ -12,7 +12,19 @@ from typing import Any
 
 HOME = Path(__file__).parents[1]
 # the files of methods/ that every method calls
-CONTRACT = ("base", "batch", "faults", "grammar", "identity", "losses", "modules", "network", "registry")
+CONTRACT = (
+    "base",
+    "batch",
+    "faults",
+    "grammar",
+    "identity",
+    "losses",
+    "memory",
+    "modules",
+    "network",
+    "registry",
+    "wording",
+)
 SUITE = (
     *(str(HOME / "methods" / f"{name}.py") for name in CONTRACT),
     *(str(HOME / name) for name in (f"benchmark{os.sep}", f"datasets{os.sep}", "run_benchmark.py")),

@@ -16,8 +16,8 @@ from contseg.methods.code import place, stamp
 
 def whole(method: Method) -> Any:
     """The canonical form of everything in a method."""
-    hooks = [getattr(method, name) for name in HOOKS]
-    return describe([[*method.first.items()], [*method.terms.items()], hooks, method.warm_up, method.end_step])
+    hooks = [getattr(method, name) for name in (*HOOKS, "warm_up", "end_step", "memory")]
+    return describe([[*method.first.items()], [*method.terms.items()], hooks])
 
 
 def check_visible(method: Method) -> None:
@@ -26,7 +26,7 @@ def check_visible(method: Method) -> None:
         _look(term, f"term {name!r}")
     for name in HOOKS:
         _look(getattr(method, name), name)
-    for name in ("warm_up", "end_step"):
+    for name in ("warm_up", "end_step", "memory"):
         _look(getattr(method, name), name)
 
 

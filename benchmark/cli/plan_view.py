@@ -33,6 +33,7 @@ def as_json(plan: Plan, store: Store) -> dict[str, Any]:
                 "parent": n.parent.key if n.parent else None,
                 "title": n.title,
                 "train_images": len(n.view.ids),
+                **({"stored_images": [[s.image_id, s.step] for s in n.view.stored]} if n.view.stored else {}),
                 "updates": n.updates,
                 "images": n.images,
                 "used_by": len(n.used_by),
@@ -100,9 +101,22 @@ def as_table(plan: Plan, store: Store) -> str:
         f"({t['sharing_factor']:.2f} times fewer), "
         f"{t['images_to_train']:,} still to train in {t['updates_to_train']:,} updates",
         f"time: {hours}",
+        *stored_images(plan),
         *([told] if (told := other_code(plan, store)) else []),
     ]
     return "\n".join(lines)
+
+
+def stored_images(plan: Plan) -> list[str]:
+    """A line for each run with memory: how many images of which steps each of its steps shows again."""
+    lines = []
+    for run in (r for r in plan.runs if r.memory):
+        views = [c.node.view for c in run.cells]
+        steps = [f"{len(v.stored)} at step {t}" for t, v in enumerate(views) if v.stored]
+        also = max(v.also_current for v in views)
+        shared = f"; up to {also} of them are also images of the step itself, with its labels" if also else ""
+        lines.append(f"memory: {run.scenario.name} {run.method} seed {run.seed} stores {_some(steps, ', ')}{shared}")
+    return lines
 
 
 def other_code(plan: Plan, store: Store) -> str:

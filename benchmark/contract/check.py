@@ -35,6 +35,8 @@ COMPOSED = (
     "STAR+UAC",
     "Adapter[adc=true]",
     "SSUL+UCB[threshold=0.5,stretch=false]",
+    "MiB+Memory[loss=augm]",
+    "DKD+Memory[loss=bce]",
 )
 CARRIERS = {"UCB": "PLOP"}  # of add-ons that FT cannot carry
 

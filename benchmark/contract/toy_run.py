@@ -24,6 +24,7 @@ from contseg.benchmark.train.trainer import StepTrainer
 from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step
 from contseg.datasets.view import StepView
 from contseg.methods.base import Batch, Method, SegOutput
+from contseg.methods.batch import divided
 
 NETWORK = ModelConfig("tiny", norm="batch")
 CPU = torch.device("cpu")
@@ -199,7 +200,18 @@ class ToyStep(StepTrainer):
     def batch(self, number: int) -> Batch:
         """Images and both networks' outputs, as a term gets them."""
         self._train_mode()
-        return self._batch(*self.toy.draw(self.step, number))
+        return self._batch(*self.shown(number))
+
+    def shown(self, number: int) -> tuple[Tensor, ...]:
+        """What an update sees; every other image is a stored one if the method has a memory."""
+        images, labels = self.toy.draw(self.step, number)
+        if self.method.memory is None or self.step.index == 0:
+            return images, labels
+        earlier = self.node.scenario.steps[self.step.index - 1]
+        old_images, old_labels = self.toy.draw(earlier, number)
+        stored = torch.arange(len(images)) % 2 == 1
+        images[stored], labels[stored] = old_images[stored], old_labels[stored]
+        return images, *divided(labels, stored, self.method.memory.apart)
 
     def updates(self, numbers: Iterable[int]) -> ToyStep:
         """Several updates, if the step has any; returns the stage."""
@@ -212,7 +224,7 @@ class ToyStep(StepTrainer):
         if not self.trains:
             return {}
         self._train_mode()
-        return self._update(iter([self.toy.draw(self.step, number)]))
+        return self._update(iter([self.shown(number)]))
 
     def end(self) -> Parent:
         """End the step; what it leaves to the next one."""

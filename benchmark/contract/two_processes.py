@@ -115,6 +115,7 @@ def compare_split(whole: ToyStep, parts: list[ToyStep]) -> str:
             reduce=reduce,
             generator=generator,
             progress=batch.progress,
+            memory=(batch.stored[rows], batch.stored_labels[rows]),
         )
         found |= {f"loss {k!r}": v for k, v in stage.method.losses(mine).items()}
         found |= {f"state {k} after a batch": v for k, v in clones(term_states(stage.terms)).items()}

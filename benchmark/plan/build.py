@@ -13,15 +13,18 @@ from typing import Any
 
 from contseg.benchmark.plan.config import Config, TrainConfig, checked
 from contseg.benchmark.plan.model_config import check, model_identity
+from contseg.benchmark.plan.observers import needed_observers, observed, observers_read, read_by
 from contseg.benchmark.plan.protocol import Protocol, parse_protocol
 from contseg.benchmark.plan.recipe import own_recipe
+from contseg.benchmark.plan.views import Views, check_slots
 from contseg.benchmark.store.files import Store, cell_path, digest
 from contseg.benchmark.store.origin import Origin, Origins, differing, evaluation_files, observer_files, training_files
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import Scenario, Step, parse_scenario
-from contseg.datasets.view import StepView, step_view, tune_view, val_view
-from contseg.methods.base import HOOKS, Method, Term, describe, held
+from contseg.datasets.view import StepView, tune_view, val_view
+from contseg.methods.base import HOOKS, Method, describe, held
+from contseg.methods.memory import Memory
 from contseg.methods.registry import build_method, expand_methods, plugins_of, refuse_equal
 
 # Of trainer, network and transforms, by train.precision: raised when their numbers change, so that no old step is
@@ -59,6 +62,7 @@ class StepNode:
     observers: dict[str, SharedObserver] = field(default_factory=dict)
     used_by: list[str] = field(default_factory=list)
     branch: bool = False
+    memory: Memory | None = None
 
     @property
     def step(self) -> Step:
@@ -66,7 +70,13 @@ class StepNode:
 
     @property
     def updates(self) -> int:
-        return self.train.plan_updates(len(self.view.ids))
+        return self.train.plan_updates(self.epoch_images)
+
+    @property
+    def epoch_images(self) -> int:
+        """Images that an epoch shows: those of the step, and stored ones that are appended to them."""
+        appended = self.memory is not None and self.memory.mix == "append"
+        return len(self.view.ids) + (len(self.view.stored) if appended else 0)
 
     @property
     def images(self) -> int:
@@ -99,6 +109,7 @@ class Run:
     cells: tuple[Cell, ...]
     key: str
     plugins: tuple[tuple[str, str], ...] = ()  # module and hash of those that define its method
+    memory: Memory | None = None
 
     @property
     def title(self) -> str:
@@ -237,7 +248,8 @@ class _Builder:
         self.datasets: dict[str, SegmentationDataset] = {}
         self.nodes: dict[str, StepNode] = {}
         self.origins = Origins()
-        self._views: dict[tuple[Scenario, int], StepView] = {}
+        split = "train" if config.eval.split == "val" else "tune-train"
+        self._views = Views(self.datasets, protocol.void_in_training, split)
         self._tests: dict[Any, dict[str, Any]] = {}  # by data set; for tuning by scenario and step
         self._model = model_identity(config.model)
 
@@ -251,25 +263,30 @@ class _Builder:
         cells: list[Cell] = []
         parent: StepNode | None = None
         states: dict[int, str] = {}  # id of an observer -> key of its state after the step before
-        needed = _needed_observers(method, len(scenario.steps))
+        needed = needed_observers(method, len(scenario.steps))
         for step in scenario.steps:
-            view = self._view(scenario, step.index)
+            view = self._views.of(scenario, step.index, method.memory, seed)
             active = method.active(step)
             read = needed[step.index] | {id(h) for t in active.values() for h in held(t)}
             shared = {name: t for name, t in active.items() if t.observes and id(t) in read}
             key = original = self._step_key(step, method, seed=seed, view=view, parent=parent, states=states)
-            before, states = states, _observed(key, step, active, states)
+            before, states = states, observed(key, step, active, states)
             while any(states[id(t)] in self.branches for t in shared.values()):
                 key = digest({"branch": key})
-                states = _observed(key, step, active, before)
+                states = observed(key, step, active, before)
             node = self.nodes.get(key)
             if node is None:
                 train = self.recipes[method.name].at(step.index).fitting(len(view.ids))
                 branch = key != original
-                node = StepNode(key, parent, scenario, step.index, method.name, seed, train, view, branch=branch)
+                memory = method.memory if view.stored else None
+                if memory is not None:
+                    check_slots(memory, train, method.name)
+                node = StepNode(
+                    key, parent, scenario, step.index, method.name, seed, train, view, branch=branch, memory=memory
+                )
                 self.nodes[key] = node
                 things = [*self._made_by(step, method), *method.warm_ups(step), *method.endings(step)]
-                seen = _reads(method.active(step), before)
+                seen = observers_read(method.active(step), before)
                 on = (*([parent.key] if parent else ()), *seen)
                 self.origins.add(key, Origin("model", key, training_files(things), on))
             for name, term in shared.items():
@@ -281,28 +298,20 @@ class _Builder:
             if user not in node.used_by:
                 node.used_by.append(user)
             names = {id(t): name for name, t in active.items()}
-            reads = {names[id(t)]: states[id(t)] for t in _read_by(method.predict) if id(t) in states}
+            reads = {names[id(t)]: states[id(t)] for t in read_by(method.predict) if id(t) in states}
             shows = {"step": key, "predict": describe(method.predict), "reads": [*reads.values()]}
             score = digest({**shows, **self._test(scenario, step.index)})
             files = evaluation_files(method.predict)
             self.origins.add(score, Origin("score", key, files, (key, *reads.values())))
             cells.append(Cell(node, score, Path(), reads))
             parent = node
-        return _with_paths(scenario, method.name, seed, cells)
+        return _with_paths(scenario, method, seed, cells)
 
     @staticmethod
     def _made_by(step: Step, method: Method) -> list[Any]:
         """The terms and hooks that a step's training calls."""
         terms = [t for t in method.active(step).values() if not t.observes]
         return [*terms, *(method.hook(name, step) for name in ("build", "trainable", "init"))]
-
-    def _view(self, scenario: Scenario, index: int) -> StepView:
-        if (scenario, index) not in self._views:
-            split = "train" if self.config.eval.split == "val" else "tune-train"
-            self._views[scenario, index] = step_view(
-                self.datasets[scenario.dataset], scenario, index, self.protocol.void_in_training, split
-            )
-        return self._views[scenario, index]
 
     def _step_key(
         self,
@@ -317,7 +326,7 @@ class _Builder:
         terms = {n: t for n, t in method.active(step).items() if not t.observes}
         hooks = {name: method.hook(name, step) for name in ("build", "trainable", *(("init",) if step.index else ()))}
         hooks = {name: describe(hook) for name, hook in hooks.items() if hook is not HOOKS[name]}
-        reads = _reads(terms, states)
+        reads = observers_read(terms, states)
         warm_ups, endings = method.warm_ups(step), method.endings(step)
         uses_setup = bool(hooks or warm_ups or endings) or any(t.uses_setup for t in terms.values())
         return digest(
@@ -335,6 +344,7 @@ class _Builder:
                 "doors": hooks,
                 "end_step": describe(endings),
                 **({"warm_up": describe(warm_ups)} if warm_ups else {}),
+                **({"memory": method.memory.shown} if method.memory and view.stored else {}),
             }
         )
 
@@ -355,46 +365,16 @@ class _Builder:
         return self._tests[place]
 
 
-def _with_paths(scenario: Scenario, method: str, seed: int, cells: list[Cell]) -> Run:
+def _with_paths(scenario: Scenario, method: Method, seed: int, cells: list[Cell]) -> Run:
     key = digest([c.score for c in cells])
     place: dict[str, Any] = {
         "dataset": scenario.dataset,
         "task": scenario.task,
         "order": scenario.order,
         "setup": scenario.setup,
-        "method": method,
+        "method": method.name,
         "run": key,
         "seed": seed,
     }
     placed = tuple(replace(c, path=cell_path(**place, step=t)) for t, c in enumerate(cells))
-    return Run(scenario, method, seed, placed, key, plugins_of(method))
-
-
-def _observed(key: str, step: Step, active: dict[str, Term], before: dict[int, str]) -> dict[int, str]:
-    """The keys of the observers' states after the step ``key``, by ``id``."""
-    return {
-        id(term): digest({"step": key, "setup": step.setup, "is": describe(term), "before": before.get(id(term))})
-        for term in active.values()
-        if term.observes
-    }
-
-
-def _needed_observers(method: Method, steps: int) -> list[set[int]]:
-    """For each step the observers (by ``id``) whose state a later step, or a prediction, reads."""
-    needed: list[set[int]] = [set() for _ in range(steps + 1)]
-    predicts = {id(t) for t in _read_by(method.predict)}
-    reads = {id(h) for t in method.terms.values() for h in held(t)}
-    for t in range(steps - 1, -1, -1):
-        later = (reads | needed[t + 1]) if t + 1 < steps else set()
-        needed[t] = predicts | later
-    return needed
-
-
-def _read_by(hook: Any) -> list[Term]:
-    """The terms that a hook holds in its fields."""
-    return [v for v in vars(hook).values() if isinstance(v, Term)] if hasattr(hook, "__dict__") else []
-
-
-def _reads(terms: dict[str, Term], states: dict[int, str]) -> list[str]:
-    """The keys of the observer states that a step's losses read."""
-    return [states[id(h)] for t in terms.values() if not t.observes for h in held(t) if id(h) in states]
+    return Run(scenario, method.name, seed, placed, key, plugins_of(method.name), method.memory)

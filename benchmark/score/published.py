@@ -32,14 +32,16 @@ PROVENANCE = {
 }
 VALUES = {"includes_background": ("yes", "no", "unknown"), "provenance": tuple(PROVENANCE)}
 RANK = list(PROVENANCE)
-# published name -> our name; methods with exemplars, image-level labels or other networks have no counterpart
+# published name -> our name; other methods with exemplars, image-level labels or other networks have no counterpart
 NAMES = {
     **{name: name for name in ("FT", "Joint", "EWC", "PI", "RW", "LwF", "LwF-MC", "ILT", "CIL", "MiB", "SDR", "PLOP")},
     **{name: name for name in ("RCIL", "REMINDER", "SSUL", "DKD", "STAR", "MiB+UCD", "PLOP+UCD")},
     "SDR+MiB": "MiB+SDR",
     "EWF+MiB": "MiB+EWF",
     "CFSSeg": "CFSSeg[width=16384]",
+    **{name: name for name in ("SSUL-M", "DKD-M", "STAR-M")},
 }
+ON_ADE = {"SSUL-M": "SSUL-M[size=300]", "DKD-M": "DKD-M[size=300]"}  # 300 stored images there
 OTHER_CLASS = "SegFormer|ViT|Swin"  # backbones other than a convolutional DeepLab
 WEIGHTS = {"in1k", "in21k", "coco", "fm", "unknown"}  # codes of external data that weights have
 TEST_IMAGES = {"voc": 1449, "ade": 2000}
@@ -54,6 +56,7 @@ def load_published(extra: Iterable[Path] = ()) -> pd.DataFrame:
     frames = [_read(HOME / "published_results.csv"), *(_read(Path(path)) for path in extra)]
     table = pd.concat(frames, ignore_index=True)
     own = table["method"].map(NAMES).fillna("")
+    own = own.where(table["dataset"] != "ade", own.replace(ON_ADE))
     table["ours"] = own.where(~table["backbone"].str.contains(OTHER_CLASS), "")
     return table
 

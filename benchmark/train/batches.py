@@ -18,10 +18,11 @@ from contseg.benchmark.models.pixels import Pixels
 from contseg.benchmark.plan.build import StepNode
 from contseg.benchmark.plan.config import Config
 from contseg.benchmark.plan.model_config import backbone_of
-from contseg.benchmark.train.rng import Order
+from contseg.benchmark.train.rng import HalfStored, Order
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.step_dataset import StepImages, collate
 from contseg.datasets.transforms import TrainTransform
+from contseg.methods.batch import divided
 
 
 class StepBatches:
@@ -43,19 +44,38 @@ class StepBatches:
         self.size, self.batch, self.parts = train.size, train.batch[0], train.accumulate
         backbone = backbone_of(config.model.backbone)
         self.pixels = Pixels(backbone.mean, backbone.std)
-        self.order = Order(len(node.view.ids), self.batch, node.seed, node.step.index)
+        self.current, self.memory = len(node.view.ids), node.memory
+        self.order = self._order(node)
 
-    def updates(self, start: int, total: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All micro-batches from update ``start`` on: images (B, 3, H, W) normalised, labels (B, H, W) int64."""
-        return self._load(_Shares(self.order, range(start, total), self.parts, self.rank, self.world))
+    def _order(self, node: StepNode) -> Order | HalfStored:
+        """What each update sees; with stored images in its slots, or among the images of the step."""
+        stored = node.memory.slots(self.batch) if node.memory else 0
+        place = node.seed, node.step.index
+        if not stored:
+            return Order(node.epoch_images, self.batch, *place)
+        memory = Order(len(node.view.stored), stored, *place, purpose="memory order")
+        return HalfStored(Order(self.current, self.batch - stored, *place), memory, self.parts)
+
+    def updates(self, start: int, total: int) -> Iterator[tuple[Tensor, ...]]:
+        """All micro-batches from update ``start`` on: images (B, 3, H, W) normalised, labels (B, H, W) int64.
+
+        With memory also which images are stored (B,) bool, and the labels of these (B, H, W).
+        """
+        shares = _Shares(self.order, range(start, total), self.parts, self.rank, self.world)
+        if self.memory is None:
+            yield from self._load(shares)
+            return
+        for share, (images, labels) in zip(shares, self._load(shares), strict=True):
+            stored = torch.tensor([i >= self.current for _, i in share], dtype=torch.bool).to(self.device)
+            yield images, *divided(labels, stored, self.memory.apart)
 
     def whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over all images of the step, with training augmentation and its own random numbers.
+        """One pass over all images of the step, with training augmentation and its own random numbers; no stored ones.
 
         Every process gets the same number of batches; the last batch also holds the remaining images. If a step has
         fewer images than there are processes, some processes get an empty batch.
         """
-        n = len(self.images)
+        n = self.current
         starts = [i * self.batch for i in range(max(1, n // self.batch))]
         ends = [*starts[1:], n]
         return self._load(
@@ -94,7 +114,7 @@ def processes_here() -> int:
 class _Shares:
     """This process's share of every micro-batch: every P-th image of it."""
 
-    order: Order
+    order: Order | HalfStored
     updates: range
     parts: int  # micro-batches of an update
     rank: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -43,12 +43,33 @@ def describe_step(
             {"index": s.index, "setup": s.setup, "old_classes": s.old_classes, "new_classes": s.new_classes}
             for s in node.scenario.steps[: node.index + 1]
         ],
-        "sees": {"digest": node.view.digest, "images": len(node.view.ids)},
+        "sees": _sees(node),
         "cost": cost,
         "losses": losses,
         "versions": versions(),
         "code": code,
         "provenance": provenance(accelerator),
+    }
+
+
+def _sees(node: StepNode) -> dict[str, Any]:
+    stored = {"stored": len(node.view.stored)} if node.view.stored else {}
+    return {"digest": node.view.digest, "images": len(node.view.ids), **stored}
+
+
+def _memory(plan: Plan, run: Run, t: int) -> dict[str, Any]:
+    """What a method with memory had stored at step t. ``images``: id and the step in which it was training data.
+
+    ``also_current``: how many of them are among the images of step t too. ``bytes``: size of their files, 0 if drawn.
+    """
+    assert run.memory is not None
+    view, dataset = run.cells[t].node.view, plan.datasets[run.scenario.dataset]
+    files = [f for s in view.stored for f in dataset.files(s.image_id, "train") or ()]
+    return {
+        **asdict(run.memory),
+        "images": [[s.image_id, s.step] for s in view.stored],
+        "also_current": view.also_current,
+        "bytes": sum(f.stat().st_size for f in files if f.exists()),
     }
 
 
@@ -89,6 +110,7 @@ def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[
             "plugins": list(plan.config.plugins),
         },
         "sees": meta["sees"],
+        **({"memory": _memory(plan, run, t)} if run.memory else {}),
         "versions": {"contseg": __version__, **meta["versions"]},  # weights from earlier caches do not name it
         "provenance": meta["provenance"]
         | {

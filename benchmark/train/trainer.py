@@ -135,7 +135,7 @@ class StepTrainer:
         for p in self.model.parameters():
             p.requires_grad_(id(p) in trained)
         self.fixed = [m for m in self.model.modules() if _is_fixed_norm(m)]
-        images = len(self.node.view.ids)
+        images = self.node.epoch_images
         self.epoch_updates = self.train.epoch_updates(images)
         self.total = self.train.plan_updates(images) if groups else 0
         self.warmup = self.train.warmup_updates(images)
@@ -245,15 +245,15 @@ class StepTrainer:
                     self.save_checkpoint()
                     saved = time.perf_counter()
 
-    def _update(self, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def _update(self, batches: Iterator[tuple[Tensor, ...]]) -> dict[str, Tensor]:
         """One optimiser update; the weighted losses by name, detached."""
         sums: dict[str, Tensor] = {}
         parts = self.train.accumulate
         for part in range(parts):
-            images, labels = next(batches)
+            shown = next(batches)
             last = part == parts - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
-                batch = self._batch(images, labels)
+                batch = self._batch(*shown)
                 losses = self.method.losses(batch)
                 with self._timed("observer"), torch.no_grad():
                     for term in self.shared.values():
@@ -271,8 +271,8 @@ class StepTrainer:
         self.progress.update += 1
         return sums
 
-    def _batch(self, images: Tensor, labels: Tensor) -> Batch:
-        """What the terms read: both networks' outputs of a micro-batch."""
+    def _batch(self, images: Tensor, labels: Tensor, *memory: Tensor) -> Batch:
+        """What the terms read: both networks' outputs of a micro-batch. ``memory``: as in ``StepBatches.updates``."""
         out = self.prepared(images)
         old = None
         if self.method.uses_old(self.step):
@@ -280,7 +280,11 @@ class StepTrainer:
                 old = self.prepared_old(images)
         where = Progress(self.progress.update, max(1, self.total), self.progress.update / self.epoch_updates)
         return Batch(
-            images, labels, out, old, self.step, reduce=over_processes, generator=self.generator, progress=where
+            *(images, labels, out, old, self.step),
+            reduce=over_processes,
+            generator=self.generator,
+            progress=where,
+            memory=memory or None,
         )
 
     def _after_backward(self) -> None:

@@ -80,6 +80,25 @@ SDR[formulation=released] a1ed3aef0a8eac3a 28ce3167265fa1b0
 SDR[formulation=printed] 80debe4fb39930ad 9fed25e1f9741636
 FT+SDR[formulation=released] 046351dbc341c75a 17dd9392a95fca1a
 FT+SDR[formulation=printed] 73367b06e47778c5 839260416dac9b6e
+DKD-M 10d288fb1bcf7289 d63e640a528326bf
+MiB-AugM be5438b3965a4566 951b8bd5f91c98ee
+SSUL-M b374b3d84848031a 3033725c39aa74c3
+STAR-M 1edaa39861309310 a924537737ad5135
+FT+Memory 79548e9d9f16baf4 807ae6611c4b28ee
+MiB+Memory[loss=augm] 36d75aab8d078b45 64c53507bbf9df17
+DKD+Memory[loss=bce] d14ebf6289bfa1e6 9136847891b98aab
+DKD-M[labels=own] ba763e3ea7399347 ca673354ae8e2dc4
+DKD-M[labels=all] 39ad713e782374f5 2f86aa69068f40b7
+SSUL-M[labels=own] cfb2c68df12af86f 4e27d7a35711361d
+SSUL-M[labels=current] f1e345631bffd0d6 38edee7edc2d1357
+STAR-M[labels=own] 0d9b1d3a90923854 34e871021ff6b551
+STAR-M[labels=all] 683ae9d981222a6c 1ea70f2684fae78c
+FT+Memory[policy=greedy] 60321ec6208a1fa9 da8b98959ee1dc01
+FT+Memory[labels=all] 3d7c26b20ba08e62 44e6e147445c8029
+FT+Memory[labels=current] e729aae387b2effd 90b83f27a01ae51e
+FT+Memory[mix=append] 8e1060be48499422 49ac6ee7ca7be76c
+FT+Memory[loss=augm] 4d42654055772dd2 4df032929acc872d
+FT+Memory[loss=bce] 3be0aef3c246b724 4b7cd4f1ca1bb766
 """
 
 TERM = """

@@ -83,6 +83,11 @@ RECIPES = {
         "mbce: MultiBCE(positive_weight=1.0) + 5 kd: BinaryDistillation + 5 dkd+: EvidenceDistillation(part=for)"
         " + 5 dkd-: EvidenceDistillation(part=against) + ac: Auxiliary",
     ),
+    "DKD-M": (
+        "mbce: MultiBCE(positive_weight=2.0) + ac: Auxiliary",
+        "mbce: MultiBCE(positive_weight=1.0) + 5 kd: BinaryDistillation + 5 dkd+: EvidenceDistillation(part=for)"
+        " + 5 dkd-: EvidenceDistillation(part=against) + ac: Auxiliary",
+    ),
     "DFTStar": (CE, CE),
     "EWC": (CE, f"{CE} + 500 {PENALTY}"),
     "FT": (CE, CE),
@@ -93,6 +98,10 @@ RECIPES = {
     "LwF": (CE, f"{CE} + 100 kd: Distillation"),
     "LwF-MC": ("bce: BinaryCrossEntropy", "bce: BinaryCrossEntropy + 10 kd: SigmoidDistillation"),
     "MiB": (CE, "unce: UnbiasedCrossEntropy + 10 unkd: UnbiasedDistillation"),
+    "MiB-AugM": (
+        CE,
+        "0.5 unce: UnbiasedCrossEntropy + 0.5 augm: AugmentedCrossEntropy + 10 unkd: UnbiasedDistillation",
+    ),
     "NearestPrototype": (CE, "no loss"),
     "PI": (CE, f"{CE} + 500 {PENALTY}"),
     "PLOP": (CE, f"{PSEUDO} + {POD}"),
@@ -105,6 +114,7 @@ RECIPES = {
     "RW": (CE, f"{CE} + 100 {PENALTY}"),
     "SDR": (CE, f"unce: UnbiasedCrossEntropy + 100 unkd: UnbiasedDistillation + {LATENT}"),
     "SSUL": (SIGMOIDS, SIGMOIDS),
+    "SSUL-M": (SIGMOIDS, SIGMOIDS),
     "Adapter": (
         "mbce: MultiBCE(positive_weight=4.0)",
         "mbce: ReplayedBCE(positive_weight=4.0) + 5 pkd: RegionDistillation"
@@ -114,7 +124,12 @@ RECIPES = {
         "mbce: MultiBCE(positive_weight=4.0)",
         "mbce: ReplayedBCE(positive_weight=4.0) + 5 pkd: RegionDistillation + 0.05 contrast: PrototypeContrast",
     ),
+    "STAR-M": (
+        "mbce: MultiBCE(positive_weight=4.0)",
+        "mbce: ReplayedBCE(positive_weight=4.0) + 5 pkd: RegionDistillation + 0.05 contrast: PrototypeContrast",
+    ),
     "FT+AWT": (CE, CE),
+    "FT+Memory": (CE, CE),
     "FT+EWF": (CE, CE),
     "FT+SDR": (CE, f"{CE} + {LATENT}"),
     "PLOP+UCB": (CE, f"{PSEUDO} + {POD} + ucb: UncertaintyBalance(threshold=0.8, stretch=True)"),
@@ -131,17 +146,30 @@ OBSERVED = {
     "SDR": "prototypes: Prototypes",
     "Adapter": "statistics: ClassStatistics",
     "STAR": "statistics: ClassStatistics",
+    "STAR-M": "statistics: ClassStatistics",
     "FT+SDR": "prototypes: Prototypes",
 }
+
+
+def memory(changed: str) -> str:
+    """The line of a memory: its defaults, and what a row changes of them."""
+    of = dict(pair.split("=") for pair in changed.split(", ") if pair)
+    shown = {"size": "100", "policy": "round", "labels": "own", "mix": "half", "apart": "False"} | of
+    return f"memory: Memory({', '.join(f'{k}={v}' for k, v in shown.items())})"
+
+
 HOOKS = {
     "CFSSeg": ["build: deeper_head", "trainable: FirstStepOnly(encoder_lr=0.1)", "predict: LargestSigmoid"],
     "DFTStar": ["trainable: train_rows_to_come"],
     "DKD": ["build: add_decomposition", "init: start_from_auxiliary", "trainable: SlowEncoder(lr_scale=0.1)",
             "predict: above_half"],
+    "DKD-M": ["build: add_decomposition", "init: start_from_auxiliary", "trainable: SlowEncoder(lr_scale=0.1)",
+              "predict: above_half", memory("labels=current, mix=append")],
     "FrozenBackbone": ["trainable: train_head"],
     "Joint": ["scenario: all_at_once"],
     "LinearProbe": ["trainable: train_classifier"],
     "MiB": ["init: background_shares"],
+    "MiB-AugM": ["init: background_shares", memory("policy=greedy, apart=True")],
     "NearestPrototype": ["trainable: train_nothing", "predict: NearestMean"],
     "PLOP": ["init: background_shares"],
     "RCIL": ["build: ParallelBranches(start=kept)", "init: background_shares", "trainable: freeze_merged"],
@@ -149,8 +177,14 @@ HOOKS = {
     "SSUL": ["build: head_per_group", "init: start_from_unknown",
              "trainable: NewUnknownBackground(encoder_lr=0.1, later_lr=10.0, background_lr=0.0001)",
              "predict: unknown_is_background"],
+    "SSUL-M": ["build: head_per_group", "init: start_from_unknown",
+               "trainable: NewUnknownBackground(encoder_lr=0.1, later_lr=10.0, background_lr=0.0001)",
+               "predict: unknown_is_background", memory("labels=all")],
     "Adapter": ["build: kaiming_rows", "trainable: ThreeRates(encoder_lr=0.1, new_lr=10.0)", "predict: above_half"],
     "STAR": ["build: kaiming_rows", "trainable: ThreeRates(encoder_lr=0.1, new_lr=10.0)", "predict: above_half"],
+    "STAR-M": ["build: kaiming_rows", "trainable: ThreeRates(encoder_lr=0.1, new_lr=10.0)", "predict: above_half",
+               memory("size=50, labels=current, mix=append")],
+    "FT+Memory": [memory("")],
     "PLOP+UCB": ["init: background_shares"],
     "FT+AWT": ["warm-up: TransferAttributed(share=0.25, formulation=intended)"],
     "FT+EWF": ["trainable: freeze_old_rows", "end of step: fuse_with_previous"],

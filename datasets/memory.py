@@ -1,0 +1,175 @@
+"""Memory: which images of earlier steps are stored and shown again, and with which labels.
+
+The choice is a function of the data and of the seed alone, never of weights: which of a step's classes an image shows
+is read from the whole label map, through the label table of the step in which the image was training data. So a plan
+can name every stored image before anything is trained. It is the same in all processes and after an interruption.
+
+At the start of step t the candidates are the memory of step t - 1 and the images of step t - 1 that are not in it.
+Orders are those of SHA-256 hashes, which no version of a library changes.
+
+Sources: F-MEM-ROUND (SSUL, DKD, STAR) and F-MEM-GREEDY (CISS_partitioned) of docs/methods.md. The releases complete the
+labels of candidates by the previous model; in those of DKD, STAR and CISS_partitioned its weights are not loaded then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.scenario import BACKGROUND, VOID, Step
+from contseg.datasets.view import StepView, Stored
+
+T = TypeVar("T")
+
+
+class Kept(NamedTuple):
+    """An image in memory: the step in which it was training data, and the channel for which it was taken."""
+
+    image_id: str
+    step: int
+    channel: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many images are stored, by which policy ("round" or "greedy"), and the seed of the run."""
+
+    size: int
+    policy: str
+    seed: int
+
+
+def next_memory(
+    choice: Choice, before: Sequence[Kept], dataset: SegmentationDataset, views: Sequence[StepView], channels: int
+) -> tuple[Kept, ...]:
+    """The memory at the start of step t = ``len(views)``; ascending ids.
+
+    ``before``: the memory at the start of step t - 1. ``views``: those of the steps before t. ``channels``: those of
+    the previous model, background included (O of step t).
+    """
+    known, t = {kept.image_id for kept in before}, len(views)
+    fresh = [Kept(i, t - 1, BACKGROUND) for i in views[-1].ids if i not in known]
+
+    def shuffled(what: str, items: Iterable[Kept]) -> list[Kept]:
+        return sorted(items, key=lambda kept: _draw(choice.seed, t, what, kept.image_id))
+
+    if choice.policy == "greedy":
+        candidates = shuffled("image", fresh)
+        slots: list[list[Kept]] = [[] for _ in range(channels - 1)]
+        for kept in before:
+            slots[kept.channel - 1].append(kept)
+        held = shown_classes(dataset, views, candidates, channels)
+        drops = iter(range(len(candidates)))
+        greedy(slots, candidates, held, choice.size, lambda n: _draw(choice.seed, t, "drop", next(drops)) % n)
+        chosen = [kept._replace(channel=c + 1) for c, slot in enumerate(slots) for kept in slot]
+    else:
+        candidates = shuffled("image", [*before, *fresh])
+        classes = sorted(range(1, channels), key=lambda c: _draw(choice.seed, t, "class", c))
+        held = shown_classes(dataset, views, candidates, channels)[:, np.array(classes, int) - 1]
+        taken = round_robin(held, choice.size)
+        chosen = [candidates[i]._replace(channel=classes[c]) for i, c in taken]
+    return tuple(sorted(chosen))
+
+
+def shown_classes(
+    dataset: SegmentationDataset, views: Sequence[StepView], candidates: Sequence[Kept], channels: int
+) -> np.ndarray:
+    """(n, channels - 1) bool: whether channel c + 1 is a label of candidate i in its own step."""
+    row = {image_id: i for i, image_id in enumerate(dataset.ids("train"))}
+    present = dataset.presence("train")[[row[kept.image_id] for kept in candidates]]
+    steps = np.array([kept.step for kept in candidates], int)
+    held = np.zeros((len(candidates), channels - 1), bool)
+    for t in np.unique(steps):
+        own = steps == t
+        to_channel = views[t].table[:, None] == np.arange(1, channels)  # (256, channels - 1)
+        held[own] = present[own].astype(np.int64) @ to_channel.astype(np.int64) > 0
+    return held
+
+
+def round_robin(held: np.ndarray, size: int) -> list[tuple[int, int]]:
+    """F-MEM-ROUND: candidates and the class for which each is taken, in the order in which they are taken.
+
+    held (n, K) bool, both in shuffled order. The classes take turns; each takes the first candidate left that shows
+    it. A class that finds none is out. Fewer than ``size`` if no class finds one (where the releases never end).
+    """
+    left, taken, classes = np.ones(len(held), bool), list[tuple[int, int]](), [*range(held.shape[1])]
+    while classes and len(taken) < size:
+        for c in list(classes):
+            mine = np.flatnonzero(left & held[:, c])
+            if not len(mine):
+                classes.remove(c)
+            elif len(taken) < size:
+                left[mine[0]] = False
+                taken.append((int(mine[0]), c))
+    return taken
+
+
+def greedy(
+    slots: list[list[T]], candidates: Sequence[T], held: np.ndarray, size: int, draw: Callable[[int], int]
+) -> None:
+    """F-MEM-GREEDY, in place: ``slots`` holds what is stored for each class.
+
+    held (n, K) bool, in shuffled order. A candidate goes to the class that it shows of which the fewest are stored, if
+    these are fewer than size / K, rounded down, or if memory is not full. If it is full, one of the class with most
+    goes, at the position that ``draw(number)`` gives.
+    """
+    share, full = size // max(len(slots), 1), sum(map(len, slots))
+    for candidate, shows in zip(candidates, held, strict=True):
+        classes = np.flatnonzero(shows)
+        if not len(classes):
+            continue
+        slot = min((slots[c] for c in classes), key=len)
+        if full < size:
+            full += 1
+        elif len(slot) < share:
+            most = max(slots, key=len)
+            most.pop(draw(len(most)))
+        else:
+            continue
+        slot.append(candidate)
+
+
+def with_memory(
+    view: StepView, memory: Sequence[Kept], dataset: SegmentationDataset, tables: Sequence[np.ndarray]
+) -> StepView:
+    """The view of a step with stored images, each with its label table (256,); the same view if there is none.
+
+    The digest names ids, content of the files, and the tables restricted to labels that occur in the image.
+    """
+    if not memory:
+        return view
+    stored = tuple(Stored(kept.image_id, kept.step, table) for kept, table in zip(memory, tables, strict=True))
+    row = {image_id: i for i, image_id in enumerate(dataset.ids("train"))}
+    rows = [row[kept.image_id] for kept in memory]
+    digest = hashlib.sha256(view.digest.encode())
+    for kept, i in zip(stored, rows, strict=True):
+        occurs = dataset.presence("train")[i]
+        digest.update(f"\0{kept.image_id}\0".encode())
+        digest.update(np.where(occurs, kept.table, VOID).astype(np.uint8).tobytes())
+        digest.update(dataset.fingerprints("train")[i].tobytes())
+    return replace(view, stored=stored, digest=digest.hexdigest())
+
+
+def stored_table(labels: str, kept: Kept, views: Sequence[StepView], step: Step) -> np.ndarray:
+    """(256,) uint8: the label table of a stored image (F-MEM-LABEL); ``views``: up to that of ``step``.
+
+    ``labels``: "own" is the table of the step in which it was training data, "current" that of this step, "all" has
+    every class seen, those of this step included.
+    """
+    if labels == "own":
+        return views[kept.step].table
+    table = views[step.index].table
+    if labels == "all":
+        table = table.copy()
+        table[list(step.seen_classes)] = np.arange(1, step.n_classes)
+    return table
+
+
+def _draw(seed: int, step: int, *purpose: object) -> int:
+    text = "/".join(map(str, ("memory", seed, step, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
