@@ -27,6 +27,11 @@ class Memory:
     apart: bool = False
 
     @property
+    def external(self) -> tuple[str, ...]:
+        """What a row knows besides its steps' images: ``mem=100``. Only rows of equal codes are ranked together."""
+        return (f"mem={self.size}",)
+
+    @property
     def shown(self) -> dict[str, object]:
         """How stored images enter a batch; which images, and with which labels, a step's view says."""
         return {"mix": self.mix, "apart": self.apart}

@@ -338,6 +338,11 @@ def test_half_of_one_image_is_none() -> None:
     grid("train.batch=1", "model.norm=group", method="FT+Memory[mix=append]")
 
 
+def test_the_size_is_declared_as_external_data() -> None:
+    memories = [build_method(name).memory for name in ("SSUL-M", "STAR-M", "FT+Memory[size=7]", "FT+Memory[size=0]")]
+    assert [m and m.external for m in memories] == [("mem=100",), ("mem=50",), ("mem=7",), None]
+
+
 def test_an_add_on_keeps_the_memory_of_its_base() -> None:
     assert build_method("DKD-M+UAC").memory == build_method("DKD-M").memory
     steps = make_steps(2, 1)
