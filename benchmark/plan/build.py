@@ -276,7 +276,7 @@ class _Builder:
                 states = observed(key, step, active, before)
             node = self.nodes.get(key)
             if node is None:
-                train = self.recipes[method.name].at(step.index).fitting(len(view.ids))
+                train = self.recipes[method.name].at(step.index)
                 branch = key != original
                 memory = method.memory if view.stored else None
                 if memory is not None:
@@ -284,6 +284,7 @@ class _Builder:
                 node = StepNode(
                     key, parent, scenario, step.index, method.name, seed, train, view, branch=branch, memory=memory
                 )
+                train.fitting(node.epoch_images)
                 self.nodes[key] = node
                 things = [*self._made_by(step, method), *method.warm_ups(step), *method.endings(step)]
                 seen = observers_read(method.active(step), before)

@@ -122,7 +122,7 @@ def test_no_other_reading_setup_or_kind_of_network_is_ever_taken() -> None:
             assert set(found["includes_background"]) <= {background, "unknown"}
             assert set(found["setup"]) <= {setup}
             assert not found["backbone"].str.contains("SegFormer").any()
-            assert not found["method"].str.endswith("-M").any()
+            assert (found["method"].str.endswith("-M") == found.index.str.contains(r"-M(?:\[|$)")).all()
             assert found.index.is_unique
             assert set(found.index) <= set(NAMES.values())
 
