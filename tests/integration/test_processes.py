@@ -28,7 +28,7 @@ EXACT = (
     "train.updates=20,20",
     "train.batch=6",
 )
-ADAMW = "DKD[train.optimizer=adamw,train.lr=0.001,train.layer_decay=0.8,train.warmup=0.5]"
+ADAMW = "DKD[train.optimizer=adamw,train.lr=0.001,train.layer_decay=0.8,train.warmup=0.05]"
 METHODS = ("FT", "LwF", "ILT", "MiB+SDR", "Joint", ADAMW)
 
 
