@@ -38,10 +38,15 @@ class SegmentationDataset(ABC):
     ``class_names`` is indexed by label. ``root`` is the data folder, never written to; ``cache`` the folder for
     what was read from the files (``None``: in memory only). ``value_to_label`` (256,) uint8 is for label maps whose
     pixel values are not the labels: a table from one to the other, which is part of every fingerprint.
+
+    For the setup ``domain``: ``domains`` in the order in which they are learned, ``domain_of`` an image, and
+    ``has_background=False`` if no pixel has the label 0, whose channel is then never predicted.
     """
 
     class_names: tuple[str, ...]
     value_to_label: np.ndarray | None = None
+    domains: tuple[str, ...] = ()
+    has_background: bool = True
 
     def __init__(self, name: str, root: Path | None = None, cache: Path | None = None) -> None:
         self.name, self.root, self.cache = name, root, cache
@@ -72,6 +77,10 @@ class SegmentationDataset(ABC):
         if self.value_to_label is not None:
             label = self.value_to_label[label]
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(label)
+
+    def domain_of(self, image_id: str) -> str:
+        """The domain of an image of either split; for data sets with ``domains``."""
+        raise TypeError(f"{type(self).__name__} has domains: it must define domain_of itself")
 
     @property
     def n_foreground(self) -> int:

@@ -12,6 +12,9 @@ A scenario is written ``DATASET/TASK/SETUP``, for example ``voc/15-1/overlapped`
 - ``15-1@b``, ``@random``, ``@random7``: a class order, by a name of ``orders.toml``, drawn from the run's seed, or by
   a seed of its own
 
+In the setup ``domain`` a step brings images of new domains (cities) and no class: ``cityscapes/11-5/domain`` counts
+domains, in the order of the data set's ``domains``. All classes are learned at step 0, and labels are complete.
+
 Names of the literature are understood and printed in this form: ``15-5s`` and ``10-10s`` (one class a step), ``50``
 (= ``50-50``), ``10-5-5`` (= ``10-5``), ``100-50b`` and ``15-5s_b`` (= ``@b``).
 """
@@ -30,7 +33,8 @@ from contseg.datasets.errors import UserError, unknown
 BACKGROUND = 0
 VOID = 255
 
-SETUPS = ("sequential", "disjoint", "overlapped", "partitioned")
+SETUPS = ("sequential", "disjoint", "overlapped", "partitioned", "domain")
+RELEASED = "domain+plop"  # split as in PLOP's code: test images of later steps were partly trained on
 
 # the tasks that papers report, for ``list``; any other task is read by the same rule
 TASKS = {
@@ -42,24 +46,34 @@ TASKS = {
     "cityscapes-awt": ("14-1", "10-1", "14-5", "18-1", "offline"),
     "shapes": ("3-3", "3-1", "offline"),
 }  # fmt: skip
+# those whose steps are domains
+DOMAIN_TASKS = {"cityscapes": ("11-5", "11-1", "1-1", "offline"), "shapes-domains": ("1-1", "2-1", "offline")}
 
 
 @dataclass(frozen=True)
 class Step:
     """One increment, as a method sees it: future classes are not known.
 
-    ``old_classes`` and ``new_classes`` hold foreground labels of the data set in the order of learning.
+    ``old_classes`` and ``new_classes`` hold foreground labels of the data set in the order of learning. In the setup
+    ``domain`` all classes are new at step 0, and none later. ``background``: whether channel 0 can be predicted; it
+    cannot where data by domain have no label 0.
     """
 
     index: int
     setup: str
     old_classes: tuple[int, ...]
     new_classes: tuple[int, ...]
+    background: bool = True
 
     @property
     def seen_classes(self) -> tuple[int, ...]:
         """Foreground labels learned up to and including this step; channel k is class ``seen_classes[k - 1]``."""
         return self.old_classes + self.new_classes
+
+    @property
+    def keeps_labels(self) -> bool:
+        """Whether labels of old classes are kept, and not turned into background."""
+        return self.setup in ("sequential", "domain")
 
     @property
     def n_old(self) -> int:
@@ -68,7 +82,7 @@ class Step:
 
     @property
     def n_new(self) -> int:
-        """N: logit channels added by this step (at step 0 background is one of them)."""
+        """N: logit channels added by this step (at step 0 background is one of them); 0 where it brings a domain."""
         return self.n_classes - self.n_old
 
     @property
@@ -83,6 +97,7 @@ class Scenario:
 
     ``groups`` holds the foreground labels of every step, in the order of learning. ``lists``, if given, are imported
     training ids by step (``data import-splits``); ``setup`` is then ``overlapped+NAME``; labels follow ``overlapped``.
+    ``domains``, of the setup ``domain`` alone: the domains of every step. ``groups`` then has all classes at step 0.
     """
 
     dataset: str
@@ -91,6 +106,8 @@ class Scenario:
     groups: tuple[tuple[int, ...], ...]
     order: str = ""
     lists: tuple[tuple[str, ...], ...] = ()
+    domains: tuple[tuple[str, ...], ...] = ()
+    background: bool = True
 
     @property
     def rule(self) -> str:
@@ -106,27 +123,48 @@ class Scenario:
     def steps(self) -> tuple[Step, ...]:
         """The increments, in order."""
         before = [sum(self.groups[:t], ()) for t in range(len(self.groups))]
-        return tuple(Step(t, self.rule, before[t], group) for t, group in enumerate(self.groups))
+        return tuple(Step(t, self.rule, before[t], group, self.background) for t, group in enumerate(self.groups))
 
     def offline(self) -> Scenario:
-        """The same classes in one step, ascending, so that every class order has the same joint training."""
+        """The same classes and domains in one step, ascending, so that every order has the same joint training."""
         lists = (tuple(sorted(set().union(*self.lists))),) if self.lists else ()
-        return Scenario(self.dataset, "offline", self.setup, (tuple(sorted(sum(self.groups, ()))),), self.order, lists)
+        domains = (tuple(sorted(sum(self.domains, ()))),) if self.domains else ()
+        groups = (tuple(sorted(sum(self.groups, ()))),)
+        return replace(self, task="offline", groups=groups, lists=lists, domains=domains)
 
 
-def parse_scenario(text: str, n_foreground: int, seed: int = 0) -> Scenario:
+def parse_scenario(
+    text: str, n_foreground: int, seed: int = 0, *, domains: tuple[str, ...] = (), background: bool = True
+) -> Scenario:
     """``voc/15-1/overlapped`` for a data set of ``n_foreground`` classes; ``seed`` draws the order of ``@random``.
 
     ``voc/15-1/overlapped+FILE.json`` takes the images of every step from a file of ``data import-splits``.
+    ``domains``: those of the data set; ``background``: whether it has the label 0 (``view.scenario_of``).
 
     >>> parse_scenario("voc/15-5s/overlapped", 20).name
     'voc/15-1/overlapped'
     """
     text, plus, path = text.partition("+")
+    if text.endswith("/domain"):
+        scenario = _by_domain(text, n_foreground, seed, domains)
+        if plus and f"domain+{path}" != RELEASED:
+            raise unknown(f"setup in {text + plus + path!r}:", f"domain+{path}", ("domain", RELEASED))
+        return replace(scenario, setup=f"domain{plus}{path}", background=background)
     scenario = _by_rule(text, n_foreground, seed)
     if not plus:
         return scenario
     return replace(scenario, setup=f"{scenario.setup}+{Path(path).stem}", lists=_read_lists(Path(path), scenario))
+
+
+def _by_domain(text: str, n_foreground: int, seed: int, domains: tuple[str, ...]) -> Scenario:
+    """Domains are counted as classes are elsewhere."""
+    if not domains:
+        with_some = " and ".join(DOMAIN_TASKS)
+        raise UserError(f"scenario {text!r}: this data set is not divided into domains; {with_some} are")
+    numbered = _by_rule(text, len(domains), seed)
+    named = tuple(tuple(domains[k - 1] for k in group) for group in numbered.groups)
+    groups = (tuple(range(1, n_foreground + 1)), *((),) * (len(named) - 1))
+    return replace(numbered, groups=groups, domains=named)
 
 
 def _by_rule(text: str, n_foreground: int, seed: int) -> Scenario:

@@ -9,6 +9,7 @@ pixel has it; background and void are always allowed. For step t with new classe
 | ``disjoint``      | the same images                               | background            | (absent)           |
 | ``overlapped``    | some class of N_t                             | background            | background         |
 | ``partitioned``   | every image with a class in exactly one step  | background            | background         |
+| ``domain``        | of the step's domains (``domains.py``)        | kept                  | (absent)           |
 
 These rules reproduce exactly the lists that MiB and SDR ship for VOC, and MiB and EWF for ADE20K.
 """
@@ -24,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.domains import domain_step, images_for
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step, literature, parse_scenario
 
@@ -61,6 +63,11 @@ class StepView:
         return len({s.image_id for s in self.stored}.intersection(self.ids))
 
 
+def scenario_of(dataset: SegmentationDataset, text: str, seed: int = 0) -> Scenario:
+    """``parse_scenario`` with the classes and domains of a data set."""
+    return parse_scenario(text, dataset.n_foreground, seed, domains=dataset.domains, background=dataset.has_background)
+
+
 def step_view(
     dataset: SegmentationDataset, scenario: Scenario, index: int, void: str = "background", split: str = "train"
 ) -> StepView:
@@ -71,6 +78,7 @@ def step_view(
     """
     if void not in VOID_RULES or split not in SPLITS:
         raise ValueError(f"void {void!r} must be one of {VOID_RULES}, split {split!r} one of {SPLITS}")
+    dataset = images_for(dataset, scenario)
     chosen = _chosen(dataset, scenario, index, split)
     return _view(dataset, "train", chosen, label_table(scenario.steps[index], void))
 
@@ -79,6 +87,8 @@ def _chosen(dataset: SegmentationDataset, scenario: Scenario, index: int, split:
     """(N,) bool: the training images of a split that step ``index`` sees; ``UserError`` if there is none."""
     if scenario.lists:
         chosen = listed(dataset, scenario, index)
+    elif scenario.domains:
+        chosen = _mask(domain_step(dataset, scenario, index).train, len(dataset.ids("train")))
     else:
         chosen = selection(dataset.presence("train"), scenario, index)
     if split != "train":
@@ -97,8 +107,23 @@ def val_view(dataset: SegmentationDataset) -> StepView:
     return _view(dataset, "val", np.ones(len(dataset.ids("val")), bool), np.arange(256, dtype=np.uint8))
 
 
+def scored_view(dataset: SegmentationDataset, scenario: Scenario, index: int, split: str = "val") -> StepView:
+    """The images that score step ``index``: every validation image, or the test images of its domains so far.
+
+    ``split="tune"``: held-out training images.
+    """
+    if split == "tune":
+        return tune_view(dataset, scenario, index)
+    if not scenario.domains:
+        return val_view(dataset)
+    pool = images_for(dataset, scenario)
+    chosen = _mask(domain_step(pool, scenario, index).test, len(pool.ids("val")))
+    return _view(pool, "val", chosen, np.arange(256, dtype=np.uint8))
+
+
 def tune_view(dataset: SegmentationDataset, scenario: Scenario, index: int) -> StepView:
     """The held-out training images of steps 0..``index``, with their raw labels; used to score a step for tuning."""
+    dataset = images_for(dataset, scenario)
     chosen = np.any([_chosen(dataset, scenario, t, "tune") for t in range(index + 1)], axis=0)
     return _view(dataset, "train", chosen, np.arange(256, dtype=np.uint8))
 
@@ -133,10 +158,19 @@ def label_table(step: Step, void: str) -> np.ndarray:
     """(256,) uint8: raw label -> channel; labels not taught at this step are background."""
     table = np.zeros(256, np.uint8)
     for channel, label in enumerate(step.seen_classes, start=1):
-        if label in step.new_classes or step.setup == "sequential":
+        if label in step.new_classes or step.keeps_labels:
             table[label] = channel
     table[VOID] = VOID if void == "ignore" else BACKGROUND
+    if not step.background:
+        table[[BACKGROUND, VOID]] = VOID
     return table
+
+
+def _mask(indices: np.ndarray, n: int) -> np.ndarray:
+    """(n,) bool: true at the indices."""
+    mask = np.zeros(n, bool)
+    mask[indices] = True
+    return mask
 
 
 def held_out(ids: tuple[str, ...]) -> np.ndarray:

@@ -237,6 +237,9 @@ class Method:
     - ``end_step``: functions of a ``StepContext``, called in order after the last update, before evaluation (fusion).
     - ``memory``: images of earlier steps that are shown again at steps >= 1 (``methods.memory``).
 
+    ``domains``: whether the method can do steps that bring images of a new domain and no class (setup ``domain``); such
+    a step has ``step.n_new == 0``, complete labels, and no call of ``init``.
+
     A hook that acts at steps >= 1 only is marked ``@later``. ``hook`` and ``endings`` return the hooks of a step.
     A hook is a function, or an object with ``__call__`` whose dataclass fields are its parameters.
     """
@@ -252,6 +255,7 @@ class Method:
     warm_up: tuple[Hook, ...] = ()
     end_step: tuple[Hook, ...] = ()
     memory: Memory | None = None
+    domains: bool = False
 
     def __post_init__(self) -> None:
         _check_terms("terms", self.terms)
@@ -288,6 +292,7 @@ class Method:
             warm_up=self.warm_up + addon.warm_up,
             end_step=self.end_step + addon.end_step,
             memory=self.memory or addon.memory,
+            domains=self.domains and addon.domains,
             **hooks,
         )
 
@@ -296,9 +301,9 @@ class Method:
         return self.first if step.index == 0 else self.terms
 
     def hook(self, name: str, step: Step) -> Hook:
-        """The hook of this step."""
+        """The hook of this step; ``init`` only where there are new rows."""
         mine: Hook = getattr(self, name)
-        return mine if _open(mine, step) else HOOKS[name]
+        return mine if _open(mine, step) and (step.n_new or name != "init") else HOOKS[name]
 
     def warm_ups(self, step: Step) -> list[Hook]:
         """The ``warm_up`` functions of this step; none at step 0."""

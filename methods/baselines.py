@@ -38,7 +38,7 @@ def frozen_backbone() -> Method:
 
     Not in the release of arXiv 2508.04267, which always freezes ASPP together with the encoder.
     """
-    return Method("FrozenBackbone", terms={"ce": CrossEntropy()}, trainable=train_head)
+    return Method("FrozenBackbone", terms={"ce": CrossEntropy()}, trainable=train_head, domains=True)
 
 
 @register_method("LinearProbe", paper=PAPER)
@@ -48,7 +48,7 @@ def linear_probe() -> Method:
     It is what the release of arXiv 2508.04267 calls FixB. It is not DFT*, where old rows are frozen, and not that
     paper's "probing", a measurement: there a new classifier is trained on all classes with all labels.
     """
-    return Method("LinearProbe", terms={"ce": CrossEntropy()}, trainable=train_classifier)
+    return Method("LinearProbe", terms={"ce": CrossEntropy()}, trainable=train_classifier, domains=True)
 
 
 @register_method("NearestPrototype", paper=PAPER)

@@ -10,13 +10,13 @@ from contseg.methods.registry import register_method
 @register_method("FT")
 def finetune() -> Method:
     """Plain cross entropy on the labels of the step, with nothing against forgetting."""
-    return Method("FT", terms={"ce": CrossEntropy()})
+    return Method("FT", terms={"ce": CrossEntropy()}, domains=True)
 
 
 @register_method("Joint")
 def joint() -> Method:
-    """One training on all classes at once: the upper bound of every task of a data set."""
-    return Method("Joint", terms={"ce": CrossEntropy()}, scenario=all_at_once)
+    """One training on all classes, or all domains, at once: the upper bound of every task of a data set."""
+    return Method("Joint", terms={"ce": CrossEntropy()}, scenario=all_at_once, domains=True)
 
 
 def all_at_once(scenario: Scenario) -> Scenario:

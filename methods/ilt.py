@@ -41,4 +41,4 @@ def ilt(
         "kd": Distillation(weight=kd),
         "features": FeatureDistillation(weight=features),
     }
-    return Method("ILT", terms=terms)
+    return Method("ILT", terms=terms, domains=True)

@@ -306,4 +306,5 @@ def _method(name: str, penalty: QuadraticPenalty) -> Method:
         name,
         first={"ce": CrossEntropy(), "importance": penalty.importance},
         terms={"ce": CrossEntropy(), "importance": penalty.importance, "penalty": penalty},
+        domains=True,
     )

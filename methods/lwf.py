@@ -37,4 +37,4 @@ def lwf(kd: Annotated[Weight, Search(10, 1000)] = 100.0) -> Method:
 
     kd: weight of the distillation; 100 in the releases of MiB and SDR, whose loss has the factor 1/O
     """
-    return Method("LwF", terms={"ce": CrossEntropy(), "kd": Distillation(weight=kd)})
+    return Method("LwF", terms={"ce": CrossEntropy(), "kd": Distillation(weight=kd)}, domains=True)

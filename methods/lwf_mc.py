@@ -87,6 +87,6 @@ def lwf_mc(
     targets: added is the releases' preset; replaced puts the previous model's sigmoids into the target (iCaRL)
     """
     terms: dict[str, Term] = {"bce": BinaryCrossEntropy(), "kd": SigmoidDistillation(weight=kd)}
-    if targets != "added":
+    if targets != "added":  # where no class is new, these targets would not read a label
         terms = {"bce": ReplacedTargets(keep_background=targets == "replaced_foreground")}
-    return Method("LwF-MC", first={"bce": BinaryCrossEntropy()}, terms=terms)
+    return Method("LwF-MC", first={"bce": BinaryCrossEntropy()}, terms=terms, domains=targets == "added")

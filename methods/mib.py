@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from contseg.datasets.scenario import VOID, Step
-from contseg.methods.base import Batch, Method, Term
+from contseg.methods.base import Batch, CrossEntropy, Method, Term
 from contseg.methods.losses import tiles
 from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_method
@@ -26,12 +26,14 @@ class UnbiasedCrossEntropy(Term):
     """Cross entropy in which background is the sum of all old channels (MiB eq. 5, F-UNCE), mean over valid pixels.
 
     In the sequential setup an old label that is present uses its own probability. The releases of MiB and SDR add it to
-    background, and take the mean over all pixels.
+    background, and take the mean over all pixels. Where no class is new, labels are complete: plain cross entropy.
     """
 
     keeps_old: ClassVar[bool] = True  # in the sequential setup
 
     def __call__(self, batch: Batch) -> Tensor:
+        if not batch.step.n_new:
+            return CrossEntropy()(batch)
         return batch.reduce(_sums(batch, self.keeps_old)[0]) / batch.n_valid
 
 
@@ -218,4 +220,4 @@ def mib(kd: Annotated[Weight, Search(1, 100)] = 10.0) -> Method:
     kd: weight of the distillation; 10 in the authors' release, 100 for its 15-1 (issues 22 and 43 there)
     """
     terms: dict[str, Term] = {"unce": UnbiasedCrossEntropy(), "unkd": UnbiasedDistillation(weight=kd)}
-    return Method("MiB", terms=terms, init=background_shares)
+    return Method("MiB", terms=terms, init=background_shares, domains=True)

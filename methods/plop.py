@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from contseg.datasets.scenario import BACKGROUND, VOID
-from contseg.methods.base import Batch, Method, Reduce, StepContext, Term, alone, full_precision, resize
+from contseg.methods.base import Batch, CrossEntropy, Method, Reduce, StepContext, Term, alone, full_precision, resize
 from contseg.methods.mib import background_shares
 from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_method
@@ -36,7 +36,8 @@ class LocalPod(Term):
 
     1/L sum_l lambda_l sqrt((O + N) / N) 1/B sum_b |Phi(old_l^2) - Phi(new_l^2)|_2 over the encoder's stages, the
     embedding before the classifier, and the logits at their own size, whose new channels are added to background.
-    The release needs square maps; here the windows have the proportions of the map.
+    The release needs square maps; here the windows have the proportions of the map. Where no class is new, all count as
+    new, as released: the factor is 1.
     """
 
     uses_old = True
@@ -51,7 +52,8 @@ class LocalPod(Term):
         distances = [self.maps * local_pod(a, b, self.scales).sum() for a, b in pairs]
         folded = fold_new_into_background(out.logits, step.n_old)
         distances.append(self.logits * local_pod(old.logits, folded, self.scales).sum())
-        total = math.sqrt(step.n_classes / step.n_new) / len(distances) * torch.stack(distances).sum()
+        growth = math.sqrt(step.n_classes / (step.n_new or step.n_classes))
+        total = growth / len(distances) * torch.stack(distances).sum()
         return batch.reduce(total) / batch.reduce(total.new_full((), len(batch.labels)))
 
 
@@ -148,6 +150,8 @@ class PseudoLabelCrossEntropy(Term):
     ``formulation="released"``: the release divides the entropy by O log O and again by log(O + N), so only 2 % of the
     range of the 100 bins is used. It adds bin numbers instead of counts. It overwrites the old labels of the sequential
     setup.
+
+    Where no class is new, labels are complete: plain cross entropy, as in the scripts of the release for domains.
     """
 
     uses_old = True
@@ -158,6 +162,8 @@ class PseudoLabelCrossEntropy(Term):
     thresholds: Tensor | None = field(default=None, init=False, repr=False)
 
     def begin_step(self, ctx: StepContext) -> None:
+        if not ctx.step.n_new:
+            return
         old_model: Any = ctx.old_model
 
         def background() -> Iterator[tuple[Tensor, Tensor]]:
@@ -172,6 +178,8 @@ class PseudoLabelCrossEntropy(Term):
         self.thresholds = find(background, ctx.step.n_old, like, ctx.reduce)
 
     def __call__(self, batch: Batch) -> Tensor:
+        if not batch.step.n_new:
+            return CrossEntropy()(batch)
         labels, factor = self.complete(batch)
         pixels = F.cross_entropy(batch.logits, labels, ignore_index=VOID, reduction="none")
         if batch.pixel_weight is not None:
@@ -265,4 +273,4 @@ def plop(
         "pseudo": PseudoLabelCrossEntropy(formulation),
         "pod": LocalPod(maps=pod, logits=pod_logits),
     }
-    return Method("PLOP", terms=terms, init=background_shares)
+    return Method("PLOP", terms=terms, init=background_shares, domains=True)

@@ -229,12 +229,14 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _scenario(args: argparse.Namespace) -> tuple[SegmentationDataset, Scenario]:
+    from contseg.datasets.domains import images_for
     from contseg.datasets.registry import open_dataset
-    from contseg.datasets.scenario import parse_scenario
+    from contseg.datasets.view import scenario_of
 
     name = args.scenario.split("/")[0]
     dataset = open_dataset(name, _root(args, name), _kept())
-    return dataset, parse_scenario(args.scenario, dataset.n_foreground)
+    scenario = scenario_of(dataset, args.scenario)
+    return images_for(dataset, scenario), scenario
 
 
 def _root(args: argparse.Namespace, name: str) -> Path | None:

@@ -12,7 +12,7 @@ from contseg.benchmark.cli.arguments import packaged
 from contseg.benchmark.plan.config import TrainConfig
 from contseg.benchmark.plan.model_config import BACKBONES
 from contseg.benchmark.plan.protocol import PROTOCOLS
-from contseg.datasets.scenario import SETUPS, TASKS, known_orders, known_tasks, other_names
+from contseg.datasets.scenario import DOMAIN_TASKS, RELEASED, SETUPS, TASKS, known_orders, known_tasks, other_names
 from contseg.methods.code import came_from, is_ours
 from contseg.methods.ranges import search
 from contseg.methods.registry import REQUIRED, Entry, addons, methods
@@ -80,7 +80,22 @@ def _scenarios(long: bool) -> str:
         f"  setups: {', '.join(SETUPS)}"
     )
     table = tabulate(rows, ["  data set", "tasks of the literature", "class orders"], tablefmt="simple")
-    return "\n".join([table, rules, *(_other_names() if long else [])])
+    return "\n".join([table, rules, "", *_by_domain(), *(_other_names() if long else [])])
+
+
+def _by_domain() -> list[str]:
+    from contseg.datasets.registry import known_datasets
+
+    rows = []
+    for name, tasks in DOMAIN_TASKS.items():
+        domains = known_datasets()[name].domains
+        few = domains if len(domains) <= 4 else (*domains[:2], "...", domains[-1])
+        rows.append([f"  {name}", ", ".join(tasks), f"{len(domains)}: {', '.join(few)}"])
+    return [
+        tabulate(rows, ["  data set", "tasks by domain", "domains"], tablefmt="simple"),
+        "  DATA/TASK/domain: a step brings images of new domains and no class; the task counts domains.\n"
+        f"  {RELEASED}: split as in PLOP's code, which tests later steps on images that were trained on",
+    ]
 
 
 def _other_names() -> list[str]:

@@ -102,6 +102,7 @@ def as_table(plan: Plan, store: Store) -> str:
         f"{t['images_to_train']:,} still to train in {t['updates_to_train']:,} updates",
         f"time: {hours}",
         *stored_images(plan),
+        *tested_on_trained(plan),
         *([told] if (told := other_code(plan, store)) else []),
     ]
     return "\n".join(lines)
@@ -116,6 +117,20 @@ def stored_images(plan: Plan) -> list[str]:
         also = max(v.also_current for v in views)
         shared = f"; up to {also} of them are also images of the step itself, with its labels" if also else ""
         lines.append(f"memory: {run.scenario.name} {run.method} seed {run.seed} stores {_some(steps, ', ')}{shared}")
+    return lines
+
+
+def tested_on_trained(plan: Plan) -> list[str]:
+    """A line for each scenario whose last step is scored on images that its run trained on."""
+    runs = {r.scenario.name: r for r in plan.runs if r.scenario.domains}
+    lines = []
+    for name, run in runs.items():
+        trained, images = plan.tested_on_trained(run)
+        if trained:
+            lines.append(
+                f"{name}: {trained} of the {images} test images of the last step ({trained / images:.0%}) are trained "
+                "on, as in the released code; the setup `domain` has none"
+            )
     return lines
 
 

@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the trials as a grid, then write ``trials.csv``, ``tuned.toml`` and ``search.png``."""
     from contseg.benchmark.plan.search import make_tuning
     from contseg.benchmark.store.files import Store
-    from contseg.datasets.scenario import parse_scenario
+    from contseg.datasets.view import scenario_of
 
     config, store = read_grid(args), Store(args.out, args.trust_cache)
     if len(config.scenarios) != 1 or not config.methods:
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
             "tune what? Give one scenario and the methods: --scenarios voc/15-1/overlapped --methods MiB PLOP"
         )
     data = open_data_of(config, store.check())(config.scenarios[0].partition("/")[0])
-    scenario = parse_scenario(config.scenarios[0], len(data.class_names) - 1, config.seeds[0])
+    scenario = scenario_of(data, config.scenarios[0], config.seeds[0])
     tuning = make_tuning(config, scenario, on=args.on, n=args.trials, seed=args.draw)
     code = run_cli.run_grid(tuning.config, store, args)
     if code < 2 and not args.only and os.environ.get("RANK", "0") == "0":

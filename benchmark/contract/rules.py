@@ -256,6 +256,13 @@ def processes_agree(build: Build) -> None:
         parent = ToyStep.begin(toy, build, index, parent).updates(range(2)).end()
 
 
+def domains_work(build: Build) -> None:
+    """Steps without new classes work, with background and without, if the method has ``domains=True``."""
+    for background in (True, False) if build().domains else ():
+        toy = ToyRun("domain", sizes=(3, 0, 0), background=background)
+        _train_and_predict(toy, build)
+
+
 def keys_see_all(build: Build) -> None:
     """Everything that makes a method is a field, and part of its steps' keys."""
     try:
@@ -283,6 +290,7 @@ RULES: tuple[Callable[[Build], None], ...] = (
     interruption_is_harmless,
     future_is_unseen,
     processes_agree,
+    domains_work,
     keys_see_all,
 )
 
@@ -307,6 +315,8 @@ def _train_and_predict(toy: ToyRun, build: Build) -> None:
         prediction = stage.predict(images)
         if prediction.shape != labels.shape or prediction.is_floating_point():
             raise Broken(f"`predict` gives {prediction.dtype} {tuple(prediction.shape)}, not a class map")
+        if not toy.background and not prediction.all():
+            raise Broken(f"`predict` gives background after {where}, where no image has it")
         if prediction.min() < 0 or prediction.max() >= stage.step.n_classes:
             raise Broken(f"`predict` gives class {int(prediction.max())} of {stage.step.n_classes} after {where}")
 

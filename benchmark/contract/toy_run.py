@@ -34,7 +34,10 @@ ImagesLabels: TypeAlias = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ToyRun:
-    """A small run: setup, number of new foreground classes of each step (``sizes``), and kind of images."""
+    """A small run: setup, number of new foreground classes of each step (``sizes``), and kind of images.
+
+    In the setup ``domain`` later steps have no new classes. ``background``: whether channel 0 can be predicted.
+    """
 
     setup: str = "overlapped"
     sizes: tuple[int, ...] = (2, 1, 2)
@@ -45,6 +48,7 @@ class ToyRun:
     dtype: torch.dtype = torch.float32
     autocast: bool = False  # the networks run in bfloat16
     signed: bool = False  # features of either sign, as after a linear bottleneck or hard swish
+    background: bool = True
 
     @property
     def train(self) -> TrainConfig:
@@ -62,18 +66,20 @@ class ToyRun:
         """The scenario, after the method's ``scenario`` hook."""
         ends = [sum(self.sizes[: t + 1]) for t in range(len(self.sizes))]
         groups = tuple(tuple(range(e - n + 1, e + 1)) for e, n in zip(ends, self.sizes, strict=True))
-        scenario: Scenario = method.scenario(Scenario("drawn", "-".join(map(str, self.sizes)), self.setup, groups))
+        domains = tuple((f"domain {t}",) for t in range(len(groups))) if self.setup == "domain" else ()
+        drawn = Scenario("drawn", "-".join(map(str, self.sizes)), self.setup, groups, domains=domains)
+        scenario: Scenario = method.scenario(replace(drawn, background=self.background))
         return scenario
 
     def draw(self, step: Step, number: int) -> ImagesLabels:
         """Images (noise, coloured by class) and labels (blocks of 8 x 8): a function of step and number."""
         g = torch.Generator().manual_seed(1000 * step.index + number)
-        kept = range(1, step.n_old) if step.setup == "sequential" else ()
+        kept = range(1, step.n_old) if step.keeps_labels else ()
         new = range(max(step.n_old, 1), step.n_classes - (self.classes == "some"))
         choices = {
             "background": [BACKGROUND],
             "void": [VOID],
-        }.get(self.classes, [BACKGROUND, VOID, *kept, *new])
+        }.get(self.classes, [*([BACKGROUND] if self.background else ()), VOID, *kept, *new])
         shape = (self.batch, self.height // 8, self.width // 8)
         blocks = torch.tensor(choices)[torch.randint(len(choices), shape, generator=g)]
         labels = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)

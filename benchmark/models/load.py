@@ -29,6 +29,7 @@ M = TypeVar("M", bound=nn.Module)
 def fresh(config: ModelConfig, step: Step, method: Method, seed: int) -> Segmenter:
     """The network in which step 0 begins, with the configured weights of its encoder."""
     model = build_model(config, [step.n_new], seed)
+    model.background = step.background
     method.build(model, step)
     return model
 
@@ -42,8 +43,9 @@ def skeleton(config: ModelConfig, steps: Sequence[Step], method: Method, seed: i
 
 
 def grow(model: Any, step: Step, method: Method) -> None:
-    """A block for the new classes, then the method's ``build`` hook."""
-    model.classifier.grow(step.n_new)
+    """A block for the new classes, if there are any, then the method's ``build`` hook."""
+    if step.n_new:
+        model.classifier.grow(step.n_new)
     method.build(model, step)
 
 
@@ -114,7 +116,10 @@ def load_trained(
     if plugins:
         load_plugins(*meta["plugins"])
     built = build_method(method or meta["method"])
-    steps = [Step(s["index"], s["setup"], tuple(s["old_classes"]), tuple(s["new_classes"])) for s in meta["steps"]]
+    steps = [
+        Step(s["index"], s["setup"], tuple(s["old_classes"]), tuple(s["new_classes"]), s.get("background", True))
+        for s in meta["steps"]
+    ]
     config = read_section(ModelConfig, "model", meta["model"], str(store.model(key)))
     model = skeleton(config, steps, built, 0)
     load_weights(model, tensors)

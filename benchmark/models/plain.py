@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contseg.benchmark.models.segmenter import Segmenter, build_model
+from contseg.benchmark.models.segmenter import NEVER, Segmenter, build_model
 from contseg.benchmark.plan.model_config import ModelConfig, backbone_of, check
 from contseg.benchmark.plan.timm_networks import PREFIX, timm_network
 from contseg.datasets.atomic import replacing
@@ -45,6 +45,8 @@ def plain_weights(network: Segmenter, method: Method, config: ModelConfig) -> tu
     head = {_renamed(k): v for k, v in aspp.items()} | {"project.0.weight": joined}
     blocks: Any = network.classifier.blocks
     rows = {what: torch.cat([getattr(block, what) for block in blocks]) for what in ("weight", "bias")}
+    if not network.background:
+        rows["weight"][0], rows["bias"][0] = 0, NEVER
     parts = {"encoder": encoder, "head": head, "classifier": rows}
     about = {
         "timm": {**arguments, "features_only": True, "output_stride": config.output_stride},

@@ -62,10 +62,12 @@ class Segmenter(nn.Module):
     """Images (B, 3, H, W), normalised -> ``SegOutput`` at the resolution of the encoder.
 
     ``heads``: what a method's ``build`` hook adds beside the classifier; each reads the embedding (B, E, h, w), its
-    output is ``SegOutput.extra[name]``. ``pixels``: how its images are normalised.
+    output is ``SegOutput.extra[name]``. ``pixels``: how its images are normalised. ``background=False``: channel 0 has
+    the constant logit ``NEVER`` and no part in softmax, sigmoid and arg max.
     """
 
     pixels = Pixels()
+    background = True
 
     def __init__(self, encoder: nn.Module, aspp: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
@@ -76,7 +78,13 @@ class Segmenter(nn.Module):
         features, stages = self.encoder(images)
         embedding = self.aspp(features)
         extra = {name: head(embedding) for name, head in self.heads.items()}
-        return SegOutput(self.classifier(embedding), features, embedding, stages, extra)
+        logits = self.classifier(embedding)
+        if not self.background:
+            logits = torch.cat([torch.full_like(logits[:, :1], NEVER), logits[:, 1:]], dim=1)
+        return SegOutput(logits, features, embedding, stages, extra)
+
+
+NEVER = -1e4  # its exponential is 0 in float64 too; finite, so that 0 times it is 0, also in float16
 
 
 class IncrementalClassifier(nn.Module):

@@ -16,13 +16,14 @@ from contseg.benchmark.plan.model_config import check, model_identity
 from contseg.benchmark.plan.observers import needed_observers, observed, observers_read, read_by
 from contseg.benchmark.plan.protocol import Protocol, parse_protocol
 from contseg.benchmark.plan.recipe import own_recipe
-from contseg.benchmark.plan.views import Views, check_slots
+from contseg.benchmark.plan.views import Views, check_domains, check_slots
 from contseg.benchmark.store.files import Store, cell_path, digest
 from contseg.benchmark.store.origin import Origin, Origins, differing, evaluation_files, observer_files, training_files
 from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.domains import images_for
 from contseg.datasets.errors import UserError
-from contseg.datasets.scenario import Scenario, Step, parse_scenario
-from contseg.datasets.view import StepView, tune_view, val_view
+from contseg.datasets.scenario import Scenario, Step
+from contseg.datasets.view import StepView, scenario_of, scored_view
 from contseg.methods.base import HOOKS, Method, describe, held
 from contseg.methods.memory import Memory
 from contseg.methods.registry import build_method, expand_methods, plugins_of, refuse_equal
@@ -189,6 +190,17 @@ class Plan:
                 todo.setdefault(cell.node.key, cell.node)
         return list(todo.values())
 
+    def images(self, scenario: Scenario) -> SegmentationDataset:
+        """The data set of a scenario; for a scenario by domain, both of its splits as one."""
+        return images_for(self.datasets[scenario.dataset], scenario)
+
+    def tested_on_trained(self, run: Run, t: int = -1) -> tuple[int, int]:
+        """By domain: how many test images of step ``t`` the run trained on by then, and how many there are."""
+        cells = run.cells[: t % len(run.cells) + 1]
+        view = scored_view(self.images(run.scenario), run.scenario, len(cells) - 1, self.config.eval.split)
+        trained = {i for c in cells for i in c.node.view.ids}
+        return len(trained.intersection(view.ids)), len(view.ids)
+
     @property
     def trains(self) -> list[TrainConfig]:
         """What the grid's steps are trained with, each once."""
@@ -257,9 +269,10 @@ class _Builder:
         name = text.partition("/")[0]
         if name not in self.datasets:
             self.datasets[name] = self.open_data(name)
-        return parse_scenario(text, len(self.datasets[name].class_names) - 1, seed), seed
+        return scenario_of(self.datasets[name], text, seed), seed
 
     def run(self, scenario: Scenario, method: Method, seed: int) -> Run:
+        check_domains(scenario, method)
         cells: list[Cell] = []
         parent: StepNode | None = None
         states: dict[int, str] = {}  # id of an observer -> key of its state after the step before
@@ -346,20 +359,21 @@ class _Builder:
                 "end_step": describe(endings),
                 **({"warm_up": describe(warm_ups)} if warm_ups else {}),
                 **({"memory": method.memory.shown} if method.memory and view.stored else {}),
+                **({} if step.background else {"background": False}),
             }
         )
 
     def _test(self, scenario: Scenario, index: int) -> dict[str, Any]:
         """What an evaluation depends on, besides the network."""
         evaluation, dataset = self.config.eval, self.datasets[scenario.dataset]
-        tune = evaluation.split == "tune"
-        place = (scenario, index) if tune else scenario.dataset
+        place = (scenario, index) if evaluation.split == "tune" or scenario.domains else scenario.dataset
         if place not in self._tests:
             self._tests[place] = {
                 "view": self.protocol.eval_view,
                 "crop": (evaluation.crop or self.config.train.crop) if self.protocol.eval_view == "crop" else None,
                 "split": evaluation.split,
-                "test": (tune_view(dataset, scenario, index) if tune else val_view(dataset)).digest,
+                "test": scored_view(dataset, scenario, index, evaluation.split).digest,
+                **({"by": sum(scenario.domains[: index + 1], ())} if scenario.domains else {}),
                 # rows of more than 127 labels were counted wrongly once
                 **({"counted": 2} if len(dataset.class_names) > 127 else {}),
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from contseg.benchmark.plan.config import TrainConfig
@@ -10,7 +11,9 @@ from contseg.datasets.errors import UserError
 from contseg.datasets.memory import Choice, Kept, next_memory, stored_table, with_memory
 from contseg.datasets.scenario import Scenario
 from contseg.datasets.view import StepView, step_view
+from contseg.methods.base import Method
 from contseg.methods.memory import Memory
+from contseg.methods.registry import build_method, methods
 
 
 class Views:
@@ -55,3 +58,17 @@ def check_slots(memory: Memory, train: TrainConfig, method: str) -> None:
             f"{method}: half of each batch are stored images, and train.batch is {train.batch[0]}: "
             "raise it to 2 or more, or take mix=append"
         )
+
+
+def check_domains(scenario: Scenario, method: Method) -> None:
+    """``UserError`` if steps bring domains and the method needs new classes; it names the methods that do not."""
+    if not scenario.domains or method.domains:
+        return
+    found = []
+    for name in methods():
+        with contextlib.suppress(UserError):  # a parameter without default
+            found += [name] if build_method(name).domains else []
+    raise UserError(
+        f"{scenario.name}: {method.name} is not made for steps without new classes; "
+        f"these methods are: {', '.join(found)}"
+    )

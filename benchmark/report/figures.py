@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from contseg.benchmark.report.tables import short_names, title
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
-from contseg.benchmark.score.metrics import mean, scored_counts
+from contseg.benchmark.score.metrics import mean, part_name, scored_counts
 from contseg.benchmark.score.scores import CONTEST, Scored
 from contseg.datasets.palette import COLOURS
 
@@ -108,7 +108,7 @@ def classes(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
     if not shown:
         return None
     order = [k for group in shown[0][1][0].score.groups for k in group]
-    names = [shown[0][1][0].run.last["class_names"][k] for k in order]
+    names = [part_name(k, shown[0][1][0].run.last["class_names"]) for k in order]
     n = len(shown[0][1][0].score.groups)
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
@@ -116,7 +116,7 @@ def classes(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for ax, (method, runs) in zip(axes, shown, strict=False):
-        image = np.array([[mean([s.score.steps[t].iou.get(k, np.nan) for s in runs]) for t in range(n)] for k in order])
+        image = np.array([[mean([s.score.steps[t].of(k) for s in runs]) for t in range(n)] for k in order])
         drawn = ax.imshow(image, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
         ax.set(title=method, xlabel="step", xticks=range(0, n, -(-n // 10)))
         ax.set_yticks(range(len(names)), names, fontsize=7)

@@ -19,7 +19,7 @@ from contseg.benchmark.report.caption import caption
 from contseg.benchmark.report.svg import Series, bar_chart, line_chart
 from contseg.benchmark.report.tables import TITLES, cell_text, cost, foot, number, short_names, title
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
-from contseg.benchmark.score.metrics import mean
+from contseg.benchmark.score.metrics import mean, part_name
 from contseg.benchmark.score.records import Run, flat_config
 from contseg.benchmark.score.scores import CONTEST, COST, METRICS, Scored
 
@@ -125,7 +125,7 @@ def _detail(cell: dict[str, Any], runs: Sequence[Scored]) -> dict[str, Any]:
     return {
         "method": cell["method"],
         "curves": Markup(line_chart(curves, f"old, new and all mIoU of {cell['method']} over steps")),
-        "classes": Markup(bar_chart(_class_bars(runs), f"IoU of every class, {cell['method']}, after the last step")),
+        "classes": Markup(bar_chart(_bars(runs), f"{_bars_show(runs)}, {cell['method']}, after the last step")),
         "more": more,
         "seeds": seeds,
         "made": made,
@@ -150,11 +150,17 @@ def _none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _class_bars(runs: Sequence[Scored]) -> list[tuple[str, float | None, int]]:
+def _bars_show(runs: Sequence[Scored]) -> str:
+    return "mIoU of every domain" if runs[-1].run.last.get("domains") else "IoU of every class"
+
+
+def _bars(runs: Sequence[Scored]) -> list[tuple[str, float | None, int]]:
     score, names = runs[-1].score, runs[-1].run.last["class_names"]
-    finals = [s.score.steps[-1].iou for s in runs]
+    finals = [s.score.steps[-1] for s in runs]
     return [
-        (names[k], _none(mean([f[k] for f in finals])), step) for step, group in enumerate(score.groups) for k in group
+        (part_name(k, names), _none(mean([f.of(k) for f in finals])), step)
+        for step, group in enumerate(score.groups)
+        for k in group
     ]
 
 

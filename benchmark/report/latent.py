@@ -19,7 +19,7 @@ from contseg.benchmark.report.figures import STYLE, contest_rows, file_name, sav
 from contseg.benchmark.report.predictions import steps_shown
 from contseg.benchmark.report.tables import title
 from contseg.benchmark.score.leaderboard import Leaderboard
-from contseg.benchmark.score.networks import StoredNetworks, telling_images
+from contseg.benchmark.score.networks import StoredNetworks
 from contseg.benchmark.score.records import Record
 from contseg.benchmark.store.files import Store, read_tensors
 from contseg.datasets.errors import UserError
@@ -36,9 +36,7 @@ def write_latent(board: Leaderboard, stored: StoredNetworks, folder: Path) -> tu
     written: list[Path] = []
     missing: dict[str, None] = {}
     for key, rows in contest_rows(board):
-        dataset = stored.dataset(key[0])
-        chosen = telling_images(dataset.presence("val"), rows[0][1][0].run.groups, IMAGES)
-        ids = [dataset.ids("val")[i] for i in chosen]
+        ids = stored.telling(rows[0][1][0].run.last, rows[0][1][0].run.groups, IMAGES)
         panels: dict[str, list[tuple[Values, Values, dict[int, Values]]]] = {}
         for method, runs in rows:
             if not runs[0].score.incremental:

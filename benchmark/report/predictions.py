@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from contseg.benchmark.report.figures import STYLE, contest_rows, file_name
 from contseg.benchmark.report.tables import title
 from contseg.benchmark.score.leaderboard import Leaderboard
-from contseg.benchmark.score.networks import StoredNetworks, telling_images
+from contseg.benchmark.score.networks import StoredNetworks
 from contseg.benchmark.score.records import Record
 from contseg.benchmark.score.scores import Scored
 from contseg.datasets.errors import UserError
@@ -32,9 +32,9 @@ def write_predictions(board: Leaderboard, stored: StoredNetworks, n: int, folder
     for key, rows in contest_rows(board):
         place = folder / file_name("-".join(key))
         place.mkdir(parents=True, exist_ok=True)
-        record, dataset = rows[0][1][0].run.last, stored.dataset(key[0])
+        record = rows[0][1][0].run.last
         groups = rows[0][1][0].run.groups
-        ids = [dataset.ids("val")[i] for i in telling_images(dataset.presence("val"), groups, n)]
+        ids = stored.telling(record, groups, n)
         seen: dict[str, dict[int, dict[str, Image]]] = {method: {} for method, _ in rows}
         for method, runs in rows:
             for r, at in zip(runs[0].run.records, steps_shown(runs[0]), strict=True):

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from contseg.benchmark.report.caption import caption
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
+from contseg.benchmark.score.metrics import mean
 from contseg.benchmark.score.over_tasks import OverTasks, over_tasks, said, summary
 from contseg.benchmark.score.scores import (
     ALIKE,
@@ -139,6 +140,31 @@ def literature_rows(board: Leaderboard, key: Contest) -> list[list[str]]:
     ]
 
 
+def domain_rows(board: Leaderboard, key: Contest, part: pd.DataFrame) -> tuple[list[list[str]], list[str]]:
+    """mIoU of each step's domains after the last step, with the change since that step; and the titles of the columns.
+
+    Nothing where steps bring classes.
+    """
+    rows, head, short = list[list[str]](), list[str](), short_names(board, key[0])
+    for method in part["method"]:
+        runs = [s for s in board.of((*key, method)) if s.run.last.get("domains")]
+        if not runs:
+            return [], []
+        head = ["method", *(_domains(group) for group in runs[0].score.groups)]
+        final = [mean([s.score.steps[-1].miou(group) for s in runs]) for group in runs[0].score.groups]
+        texts = [number(v) for v in final]
+        if runs[0].score.incremental:
+            learned = [mean([s.score.by_group[g][g] for s in runs]) for g in range(len(final) - 1)]
+            changes = [f" ({after - before:+.1f})" for before, after in zip(learned, final, strict=False)]
+            texts = [text + change for text, change in zip(texts, [*changes, ""], strict=True)]
+        rows.append([short[method], *texts])
+    return rows, head
+
+
+def _domains(group: Sequence[Any]) -> str:
+    return f"{group[0]}" + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+
+
 LITERATURE = ["method", "old", "new", "all", "published old", "new", "all", "Δ all", "source"]
 
 
@@ -176,6 +202,7 @@ def foot(board: Leaderboard) -> list[str]:
         f"mIoU in % after the last step; old: classes of step 0 ({bg} background), new: all later ones; "
         "avg: mean of 'all' over the steps; Δ: 'all' minus that of FT, of Joint; "
         "mean ± sample standard deviation over n seeds",
+        *_domain_notes(board),
         board.protocol.note(),
         *(
             f"{dataset}: {short} is {full}"
@@ -185,6 +212,23 @@ def foot(board: Leaderboard) -> list[str]:
         ),
         *board.notes,
     ]
+
+
+def _domain_notes(board: Leaderboard) -> list[str]:
+    """What the columns mean where steps bring domains, and which test images were trained on."""
+    by_domain = [s for s in board.scored if s.run.last.get("domains")]
+    leaks = {}
+    for s in by_domain:
+        tested = s.run.last.get("test") or {}
+        if tested.get("trained_on"):
+            share = f"{tested['trained_on']} of the {tested['images']} test images of the last step"
+            percent = f"{tested['trained_on'] / tested['images']:.0%}"
+            leaks["/".join(s.cell[:3])] = f"{'/'.join(s.cell[:3])}: {share} ({percent}) were trained on, as released"
+    means = (
+        "by domain, old: domains of step 0, new: all later ones, both over all classes; in brackets the change since "
+        "the step that brought the domain"
+    )
+    return [means, *leaks.values()] if by_domain else []
 
 
 def as_text(board: Leaderboard) -> str:
@@ -211,6 +255,8 @@ def _document(board: Leaderboard, heading: str, form: str, foot_line: str, bold:
             caption(board, key),
             table(contest_rows(board, part, bold), list(TITLES.values())),
         ]
+        by_domain, head = domain_rows(board, key, part)
+        parts += ["By domain, after the last step:", table(by_domain, head)] if by_domain else []
         beside = literature_rows(board, key)
         parts += ["Measured and published:", table(beside, LITERATURE)] if beside else []
     parts = parts or ["no complete run yet"]

@@ -18,7 +18,8 @@ from contseg.benchmark.plan.protocol import Protocol
 
 Counts: TypeAlias = NDArray[np.int64]
 Values: TypeAlias = NDArray[np.float64]
-Groups: TypeAlias = Sequence[Sequence[int]]
+Part: TypeAlias = int | str  # what a step brings: foreground labels, or domains
+Groups: TypeAlias = Sequence[Sequence[Part]]
 NAN = float("nan")
 
 
@@ -32,6 +33,10 @@ def scored_counts(record: dict[str, Any], protocol: Protocol) -> Counts:
     rows = np.asarray(stored["seen"], dtype=np.int64)
     if protocol.test_images == "all":
         rows = rows + np.asarray(stored["unseen"], dtype=np.int64)
+    return _scored(rows, record, protocol)
+
+
+def _scored(rows: Counts, record: dict[str, Any], protocol: Protocol) -> Counts:
     rows, channels = rows[:-1].copy(), list(record["channels"])
     if protocol.future_at_test == "background":
         rows[0] += np.delete(rows, channels, axis=0).sum(0)
@@ -78,34 +83,78 @@ class StepScore:
     in_mean: frozenset[int]
     accuracy: float
 
-    def miou(self, labels: Sequence[int]) -> float:
+    def miou(self, parts: Sequence[Any]) -> float:
         """Mean IoU over the given labels, as far as they are seen and in the mean."""
-        return mean([self.iou[k] for k in labels if k in self.in_mean])
+        return mean([self.iou[k] for k in parts if k in self.in_mean])
 
-    def foreground(self, labels: Sequence[int]) -> float:
+    def of(self, part: Part) -> float:
+        """The IoU of a class, in the mean or not; by domain the mIoU of a domain. NaN without test pixels."""
+        return self.iou.get(part, NAN) if isinstance(part, int) else self.miou([part])
+
+    def foreground(self, parts: Sequence[Any]) -> float:
         """Mean IoU without background, under any protocol."""
-        return mean([self.iou[k] for k in labels if k and k in self.iou])
+        return mean([self.iou[k] for k in parts if k and k in self.iou])
+
+
+@dataclass(frozen=True)
+class DomainScore(StepScore):
+    """One step of a run by domain: a mean is over all classes, of the test images of the given domains together.
+
+    ``counts``: the scored matrix of each domain tested so far.
+    """
+
+    counts: dict[str, Counts]
+    absent: float  # IoU of a class without ground truth
+
+    def miou(self, parts: Sequence[Any]) -> float:
+        return mean([v for k, v in self._iou(parts).items() if k in self.in_mean])
+
+    def foreground(self, parts: Sequence[Any]) -> float:
+        return mean([v for k, v in self._iou(parts).items() if k])
+
+    def _iou(self, domains: Sequence[str]) -> dict[int, float]:
+        known = [self.counts[d] for d in domains if d in self.counts]
+        return _by_label(sum(known[1:], known[0]), [*self.iou], self.absent) if known else {}
 
 
 def score_step(record: dict[str, Any], protocol: Protocol) -> StepScore:
     """Score one record under a protocol."""
-    counts = scored_counts(record, protocol)
-    iou = dict(zip(record["channels"], class_iou(counts).tolist(), strict=True))
-    if protocol.absent_classes == "zero":
-        iou = {k: 0.0 if np.isnan(v) else v for k, v in iou.items()}
-    without0 = protocol.background_in_mean == "no" or not protocol.counts_class0(record["dataset"])
-    return StepScore(iou, frozenset(iou) - ({0} if without0 else set()), pixel_accuracy(counts))
+    counts, absent = scored_counts(record, protocol), 0.0 if protocol.absent_classes == "zero" else NAN
+    iou = _by_label(counts, record["channels"], absent)
+    with0 = protocol.background_in_mean == "yes" and protocol.counts_class0(record["dataset"])
+    in_mean = frozenset(iou) - (set() if with0 and record.get("background", True) else {0})
+    if not record.get("domains"):
+        return StepScore(iou, in_mean, pixel_accuracy(counts))
+    by_domain = {d: _scored(np.asarray(m, dtype=np.int64), record, protocol) for d, m in _matrices(record).items()}
+    return DomainScore(iou, in_mean, pixel_accuracy(counts), by_domain, absent)
+
+
+def _matrices(record: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = record["matrix"]["domains"]
+    return found
+
+
+def _by_label(counts: Counts, labels: Sequence[int], absent: float) -> dict[int, float]:
+    """IoU by label of a matrix (C, C); ``absent`` where a class has no ground truth."""
+    return {k: absent if np.isnan(v) else v for k, v in zip(labels, class_iou(counts).tolist(), strict=True)}
+
+
+def part_name(part: Part, class_names: Sequence[str]) -> str:
+    """The name of a class or of a domain."""
+    return class_names[part] if isinstance(part, int) else part
 
 
 @dataclass(frozen=True)
 class RunScore:
     """All steps of a run under a protocol, with a scenario's groups of classes; background is in the first group.
 
+    By domain, groups are domains: old are the domains of step 0, new all later ones.
+
     ``groups`` may be finer than the run's own steps: Joint has one step and is shown with every task's groups.
     """
 
     steps: tuple[StepScore, ...]
-    groups: tuple[tuple[int, ...], ...]
+    groups: tuple[tuple[Part, ...], ...]
     by_group: tuple[tuple[float, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,11 +163,11 @@ class RunScore:
         object.__setattr__(self, "by_group", table)
 
     @property
-    def _base(self) -> tuple[int, ...]:
+    def _base(self) -> tuple[Part, ...]:
         return self.groups[0]
 
     @property
-    def _later(self) -> tuple[int, ...]:
+    def _later(self) -> tuple[Part, ...]:
         return tuple(k for group in self.groups[1:] for k in group)
 
     @property
@@ -173,7 +222,9 @@ class RunScore:
 
 
 def score_run(records: Sequence[dict[str, Any]], protocol: Protocol, groups: Groups) -> RunScore:
-    """Score a run's records, in the order of its steps, with a scenario's groups of foreground labels."""
+    """Score a run's records, in the order of its steps, with a scenario's groups of foreground labels or domains."""
     first, *later = groups
-    with_background = ((0, *first), *(tuple(g) for g in later))
-    return RunScore(tuple(score_step(r, protocol) for r in records), with_background)
+    background = () if records[-1].get("domains") else (0,)
+    return RunScore(
+        tuple(score_step(r, protocol) for r in records), ((*background, *first), *(tuple(g) for g in later))
+    )

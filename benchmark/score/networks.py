@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from contseg.benchmark.models.load import load_step
-from contseg.benchmark.score.records import Record, crop_of, read_record, read_records
+from contseg.benchmark.score.records import Record, crop_of, read_record, read_records, scenario_in
 from contseg.benchmark.store.files import Store
 from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.domains import images_for
 from contseg.datasets.errors import UserError, unknown
 from contseg.datasets.registry import open_dataset
 from contseg.datasets.transforms import EvalTransform
+from contseg.datasets.view import scored_view
 
 
 @dataclass
@@ -44,9 +46,20 @@ class StoredNetworks:
         """The network of a record's step, and its prediction: images (B, 3, H, W) -> channels (B, H, W)."""
         return load_step(self.out, step_key(record), record["method"], self.device)
 
+    def telling(self, record: Record, groups: tuple[tuple[int, ...], ...], n: int) -> list[str]:
+        """The ids of ``n`` test images of a record that show most."""
+        dataset = self.images(record)
+        ids = scored_view(dataset, scenario_in(record), record["step"]).ids
+        present = dataset.presence("val")[np.isin(dataset.ids("val"), ids)]
+        return [ids[i] for i in telling_images(present, groups, n)]
+
+    def images(self, record: Record) -> SegmentationDataset:
+        """The data set of a record; by domain, both of its splits as one."""
+        return images_for(self.dataset(record["dataset"]), scenario_in(record))
+
     def image(self, record: Record, image_id: str) -> tuple[Tensor, Tensor]:
         """A test image (3, S, S') and its labels (S, S'), uint8, as the record's evaluation saw them."""
-        return EvalTransform(eval_crop(record))(*self.dataset(record["dataset"]).load(image_id, "val"))
+        return EvalTransform(eval_crop(record))(*self.images(record).load(image_id, "val"))
 
     def batch(self, image: Tensor) -> Tensor:
         """An image as a prediction takes it: (1, 3, H, W), bytes."""

@@ -19,15 +19,16 @@ from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.benchmark.plan.protocol import Protocol, parse_protocol
 from contseg.benchmark.plan.recipe import own_recipe
 from contseg.benchmark.score.networks import StoredNetworks, eval_crop, step_key
-from contseg.benchmark.score.records import Record, Run
+from contseg.benchmark.score.records import Record, Run, scenario_in
 from contseg.benchmark.score.submissions import Matrix, disagreement, record_path, tuples
 from contseg.benchmark.store.files import Store, digest, write_sealed
 from contseg.benchmark.train.evaluate import evaluate
 from contseg.benchmark.train.test_set import images_of
+from contseg.datasets.domains import images_for
 from contseg.datasets.errors import UserError
-from contseg.datasets.scenario import Step
+from contseg.datasets.scenario import Scenario
 from contseg.datasets.transforms import EvalTransform
-from contseg.datasets.view import val_view
+from contseg.datasets.view import scored_view
 from contseg.methods.grammar import with_recipe
 
 
@@ -54,8 +55,8 @@ def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:
         raise UserError("its name and its configuration give different values of train")
     (planned,) = make_plan(config, stored.dataset).runs
     scenario, names = planned.scenario, stored.dataset(run.dataset).class_names
-    here = (scenario.task, scenario.order, planned.method, scenario.groups, list(names))
-    written = (first["task"], first["order"], config.methods[0], run.groups, first["class_names"])
+    here = (scenario.task, scenario.order, planned.method, scenario.domains or scenario.groups, list(names))
+    written = (first["task"], first["order"], config.methods[0], run.parts, first["class_names"])
     if here != written:
         a, b = next(pair for pair in zip(written, here, strict=True) if pair[0] != pair[1])
         raise UserError(f"{a} is {b} here")
@@ -72,17 +73,27 @@ class PixelCounter:
     def __call__(self, record: Record) -> Sequence[int] | None:
         """``None`` if the data set is not available or the record does not say its crop."""
         try:
-            return self._counted(record["dataset"], eval_crop(record))
+            return self._counted(record["dataset"], eval_crop(record), *_tested(record))
         except UserError:
             return None
 
-    def _count(self, name: str, crop: tuple[int, int] | None) -> tuple[int, ...]:
+    def _count(
+        self, name: str, crop: tuple[int, int] | None, scenario: Scenario | None = None, index: int = 0
+    ) -> tuple[int, ...]:
         dataset, transform = self.stored.dataset(name), EvalTransform(crop)
+        ids = dataset.ids("val")
+        if scenario is not None:
+            dataset, ids = images_for(dataset, scenario), scored_view(dataset, scenario, index).ids
         counts = np.zeros(256, dtype=np.int64)
-        for image_id in tqdm(dataset.ids("val"), desc=f"{name}: test pixels", leave=False, disable=None):
+        for image_id in tqdm(ids, desc=f"{name}: test pixels", leave=False, disable=None):
             _, label = transform(*dataset.load(image_id, "val"))
             counts += np.bincount(label.numpy().ravel(), minlength=256)
         return (*counts[: len(dataset.class_names)].tolist(), int(counts[255]))
+
+
+def _tested(record: Record) -> tuple[Scenario, int] | tuple[()]:
+    """What chooses the test images of a record by domain; nothing if it is the whole test set."""
+    return (scenario_in(record), record["step"]) if record.get("domains") else ()
 
 
 class Rescorer:
@@ -118,8 +129,7 @@ class Rescorer:
         if [0, *last["old_classes"], *last["new_classes"]] != record["channels"]:
             raise ValueError("it knows other classes")
         dataset = self.stored.dataset(record["dataset"])
-        step = Step(record["step"], record["setup"], (), tuple(record["channels"][1:]))
-        images, known = images_of(dataset, val_view(dataset), step, eval_crop(record))
+        images, known, domains = images_of(dataset, scenario_in(record), record["step"], eval_crop(record))
         return evaluate(
             model,
             method.predict,
@@ -130,6 +140,7 @@ class Rescorer:
             device=self.stored.device,
             precision=record["config"]["train"].get("precision", "no"),
             title=f"{record['method']}, step {record['step']}: evaluation",
+            domains=domains,
         )
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
+import numpy as np
 
 from contseg.benchmark.plan.protocol import from_record
 from contseg.benchmark.store.files import RECORD_FORMAT, digest
 from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import Scenario
 from contseg.methods.external import ordered
 from contseg.methods.grammar import recipe
 
@@ -71,6 +73,12 @@ class _Cost(msgspec.Struct, frozen=True):
 class _Matrix(msgspec.Struct, frozen=True):
     seen: Rows
     unseen: Rows
+    domains: dict[str, Rows] = {}
+
+
+class _Test(msgspec.Struct, frozen=True):
+    images: Count
+    trained_on: Count
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -97,6 +105,9 @@ class _Record(msgspec.Struct, frozen=True):
     split: Literal["val", "tune"] = "val"
     sees: _Sees = _Sees()
     external: list[str] | None = None
+    domains: list[list[str]] = []  # by step, of a scenario by domain
+    background: bool = True
+    test: _Test | None = None
 
 
 def fault(record: Any) -> str | None:
@@ -125,11 +136,19 @@ def fault(record: Any) -> str | None:
     n_labels = len(form.class_names)
     if len(set(seen)) != len(seen) or not all(0 <= k < n_labels for g in form.groups for k in g):
         return f"a class is in two groups, or is not one of the data set's {n_labels - 1}"
-    for part, rows in (("seen", form.matrix.seen), ("unseen", form.matrix.unseen)):
+    by_domain = form.matrix.domains
+    if form.domains and len(form.domains) != form.steps:
+        return f"domains of {len(form.domains)} steps, not of {form.steps}"
+    if sorted(by_domain) != sorted(d for step in form.domains[: form.step + 1] for d in step):
+        return f"matrix.domains does not have the domains seen by step {form.step}"
+    parts = (("seen", form.matrix.seen), ("unseen", form.matrix.unseen), *by_domain.items())
+    for part, rows in parts:
         if len(rows) != n_labels + 1:
             return f"matrix.{part} must have {n_labels + 1} rows: {n_labels - 1} classes, background and void"
         if any(len(row) != len(seen) for row in rows):
             return f"matrix.{part} must have {len(seen)} columns, one for each channel"
+    if by_domain and (np.sum([*by_domain.values()], axis=0) != np.asarray(form.matrix.seen)).any():
+        return "matrix.seen is not the sum of the matrices of its domains"
     return None
 
 
@@ -223,6 +242,12 @@ class Run:
         return tuple(tuple(g) for g in self.last["groups"])
 
     @property
+    def parts(self) -> tuple[tuple[int, ...], ...] | tuple[tuple[str, ...], ...]:
+        """What the steps bring: foreground labels, or domains."""
+        domains = self.last.get("domains")
+        return tuple(tuple(d) for d in domains) if domains else self.groups
+
+    @property
     def complete(self) -> bool:
         return [r["step"] for r in self.records] == list(range(self.last["steps"]))
 
@@ -233,6 +258,13 @@ class Run:
 
     def __str__(self) -> str:
         return f"{self.dataset}/{self.task}/{self.setup} {self.method} seed {self.seed}"
+
+
+def scenario_in(record: Record) -> Scenario:
+    """The scenario of a record, without imported lists of images."""
+    groups, domains = (tuple(tuple(x) for x in record.get(name, ())) for name in ("groups", "domains"))
+    place = (record["dataset"], record["task"], record["setup"])
+    return Scenario(*place, groups, record["order"], (), domains, record.get("background", True))
 
 
 def gather_runs(records: Iterable[Record]) -> list[Run]:

@@ -59,7 +59,7 @@ LOWER_IS_BETTER = {"forgetting", *COST}
 TUNED = ", tuned on "  # between a method and the search that chose it
 BRACKETS = r"\[[^\]]*\]"
 
-Groups: TypeAlias = tuple[tuple[int, ...], ...]
+Groups: TypeAlias = tuple[tuple[int, ...], ...] | tuple[tuple[str, ...], ...]  # labels, or domains
 Place: TypeAlias = tuple[str, str]  # task and setup
 
 
@@ -128,18 +128,23 @@ def searches_of(run: Run, tuned: Searches) -> list[Search | None]:
 
 def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, Place, Groups]]:
     """Every run with the tables that show it: its own task; for Joint, every task of its data set."""
-    tasks: dict[str, dict[Place, Groups]] = defaultdict(dict)
+    tasks: dict[tuple[str, str], dict[Place, Groups]] = defaultdict(dict)  # by data set, and setup if it is by domain
     for run in runs:
         if not run.is_joint:
-            tasks[run.dataset][run.task, run.setup] = run.groups
+            tasks[_kind(run)][run.task, run.setup] = run.parts
     for run in runs:
-        if not run.is_joint or not tasks[run.dataset]:
-            yield run, (run.task, run.setup), run.groups
-    for dataset, places in tasks.items():
-        offline = [r for r in runs if r.is_joint and r.dataset == dataset]
+        if not run.is_joint or not tasks[_kind(run)]:
+            yield run, (run.task, run.setup), run.parts
+    for kind, places in tasks.items():
+        offline = [r for r in runs if r.is_joint and _kind(r) == kind]
         for place, groups in places.items():
             own_setup = [r for r in offline if r.setup == place[1]] or offline
             yield from ((run, place, groups) for run in own_setup)
+
+
+def _kind(run: Run) -> tuple[str, str]:
+    """Runs whose Joint may stand for another's: by domain each setup has its own test images."""
+    return run.dataset, run.setup if run.last.get("domains") else ""
 
 
 def run_frame(scored: Sequence[Scored]) -> pd.DataFrame:

@@ -163,7 +163,8 @@ def truth(record: Record) -> tuple[int, ...]:
 
 def _test_set(record: Record) -> tuple[Any, ...]:
     view = record["protocol"].get("eval_view")
-    return record["dataset"], record.get("split"), view, crop_of(record) if view == "crop" else None
+    by_domain = (record["setup"], str(record["domains"]), record["step"]) if record.get("domains") else ()
+    return record["dataset"], record.get("split"), view, crop_of(record) if view == "crop" else None, *by_domain
 
 
 def _first(here: Sequence[int], there: Sequence[int], record: Record) -> str:

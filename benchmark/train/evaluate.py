@@ -6,7 +6,7 @@ This is the only evaluation loop: ``run``, ``report --verify`` and ``report --re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,13 @@ from contseg.benchmark.train.confusion import count_pairs, void_last
 from contseg.benchmark.train.distributed import check_stop, several
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Domains(NamedTuple):
+    """The domain of each test image: names, and (N,) int64 the number of its name."""
+
+    names: tuple[str, ...]
+    of: Tensor
 
 
 @torch.inference_mode()
@@ -36,17 +43,21 @@ def evaluate(
     workers: int = 0,
     title: str = "evaluation",
     stop: Callable[[], bool] = lambda: False,
-) -> dict[str, list[list[int]]]:
+    domains: Domains | None = None,
+) -> dict[str, Any]:
     """``{"seen": ..., "unseen": ...}``, each ``n_labels + 1`` rows (the last is void) of ``n_channels`` counts.
 
     ``predict(out, (H, W))`` gives channels (B, H, W). ``images`` gives (image (3, H, W) uint8, raw labels (H, W)
     uint8) by position; ``seen`` (N,) bool marks the test images that hold at least one seen class. The forward pass
     runs in ``precision``, that of training. Each process takes every P-th image. A batch holds images of one size, and
-    no prediction leaves the device. Raises ``InterruptedStepError`` in all processes if ``stop()`` is true in one.
+    no prediction leaves the device. With ``domains`` every image counts as seen, and ``"domains"`` has a matrix for
+    each name; ``"seen"`` is their sum. Raises ``InterruptedStepError`` in all processes if ``stop()`` is true in one.
     """
     rank, processes = (dist.get_rank(), dist.get_world_size()) if several() else (0, 1)
     own = range(rank, len(images), processes)
-    counts = torch.zeros(2, n_labels + 1, n_channels, dtype=torch.int64, device=device)
+    # a block of rows, each with its void row, for images with and without a seen class, or for each domain
+    part, parts = ((~seen).long(), 2) if domains is None else (domains.of, len(domains.names))
+    counts = torch.zeros(parts, n_labels + 1, n_channels, dtype=torch.int64, device=device)
     loader: Iterable[tuple[int, Tensor, Tensor]] = DataLoader(
         _Numbered(images, own), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
     )
@@ -61,14 +72,16 @@ def evaluate(
         with torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF):
             out = model(x)
         prediction = predict(out, (labels.shape[-2], labels.shape[-1]))
-        group = seen[positions].to(device, non_blocking=True)
-        # images without a seen class are counted in a second block of rows, after the void row of the first
-        rows = void_last(labels, n_labels) + (~group).long()[:, None, None] * (n_labels + 1)
-        counts += count_pairs(rows, prediction, 2 * (n_labels + 1), n_channels).view_as(counts)
+        block = part[positions].to(device, non_blocking=True)
+        rows = void_last(labels, n_labels) + block[:, None, None] * (n_labels + 1)
+        counts += count_pairs(rows, prediction, parts * (n_labels + 1), n_channels).view_as(counts)
     check_stop(stop)
     if several():
         dist.all_reduce(counts)
-    return {"seen": counts[0].tolist(), "unseen": counts[1].tolist()}
+    if domains is None:
+        return {"seen": counts[0].tolist(), "unseen": counts[1].tolist()}
+    total, by_name = counts.sum(0), dict(zip(domains.names, counts.tolist(), strict=True))
+    return {"seen": total.tolist(), "unseen": torch.zeros_like(total).tolist(), "domains": by_name}
 
 
 class _Numbered(Dataset[tuple[int, Tensor, Tensor]]):

@@ -41,6 +41,7 @@ def describe_step(
         "seed": node.seed,
         "steps": [
             {"index": s.index, "setup": s.setup, "old_classes": s.old_classes, "new_classes": s.new_classes}
+            | ({} if s.background else {"background": False})
             for s in node.scenario.steps[: node.index + 1]
         ],
         "sees": _sees(node),
@@ -80,6 +81,16 @@ def _evaluation(plan: Plan, node: StepNode) -> EvalConfig:
     return replace(config.eval, crop=config.eval.crop or config.train.crop) if own else config.eval
 
 
+def _by_domain(plan: Plan, run: Run, t: int) -> dict[str, Any]:
+    """What the record of a step by domain says more: every step's domains, and the test images that were trained on."""
+    trained, images = plan.tested_on_trained(run, t)
+    return {
+        "domains": [list(d) for d in run.scenario.domains],
+        "background": run.scenario.background,
+        "test": {"images": images, "trained_on": trained},
+    }
+
+
 def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
     """The record of step ``t`` of a run, from its score and the metadata of its training."""
     scenario, cell = run.scenario, run.cells[t]
@@ -103,6 +114,7 @@ def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[
         "channels": [0, *scenario.steps[t].seen_classes],
         "protocol": plan.protocol.as_dict(),
         "matrix": score["matrix"],
+        **(_by_domain(plan, run, t) if scenario.domains else {}),
         "config": {
             "model": meta["model"],
             "train": meta["train"],

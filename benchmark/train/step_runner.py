@@ -96,7 +96,7 @@ class StepRunner:
             method,
             self._observers(node, method),
             config=self.plan.config,
-            dataset=self.plan.datasets[node.scenario.dataset],
+            dataset=self.plan.images(node.scenario),
             store=self.store,
             accelerator=self.accelerator,
             stop=self.stop,
@@ -194,7 +194,7 @@ class StepRunner:
 
     def _score(self, cell: Cell, model: Any, method: Method) -> None:
         node, plan = cell.node, self.plan
-        images, seen = test_set(plan, self._run_of[cell.score].scenario, node.index)
+        images, seen, domains = test_set(plan, self._run_of[cell.score].scenario, node.index)
         model.eval()
         began = time.perf_counter()
         matrix = evaluate(
@@ -210,6 +210,7 @@ class StepRunner:
             workers=plan.config.run.workers,
             title=f"{node.title}: evaluation",
             stop=self.stop,
+            domains=domains,
         )
         if self.accelerator.is_main_process:
             score = {"matrix": matrix, "seconds": round(time.perf_counter() - began, 3), "images": len(images)}

@@ -7,26 +7,35 @@ import torch
 from torch import Tensor
 
 from contseg.benchmark.plan.build import Plan
+from contseg.benchmark.train.evaluate import Domains
 from contseg.datasets.base import SegmentationDataset
-from contseg.datasets.scenario import Scenario, Step
+from contseg.datasets.domains import images_for
+from contseg.datasets.scenario import Scenario
 from contseg.datasets.step_dataset import StepImages
 from contseg.datasets.transforms import EvalTransform, Size
-from contseg.datasets.view import StepView, seen, tune_view, val_view
+from contseg.datasets.view import scored_view, seen
 
 
-def test_set(plan: Plan, scenario: Scenario, index: int) -> tuple[StepImages, Tensor]:
+def test_set(plan: Plan, scenario: Scenario, index: int) -> tuple[StepImages, Tensor, Domains | None]:
     """The images that score step ``index`` of a run. Runs that share a training may have different held-out images."""
-    config, dataset = plan.config, plan.datasets[scenario.dataset]
+    config = plan.config
     crop = config.eval.crop or config.train.crop
-    view = val_view(dataset) if config.eval.split == "val" else tune_view(dataset, scenario, index)
     size = (crop[0], crop[-1]) if plan.protocol.eval_view == "crop" else None
-    return images_of(dataset, view, scenario.steps[index], size)
+    return images_of(plan.datasets[scenario.dataset], scenario, index, size, config.eval.split)
 
 
-def images_of(dataset: SegmentationDataset, view: StepView, step: Step, size: Size | None) -> tuple[StepImages, Tensor]:
-    """A view's images as they are scored, with raw labels; and (N,) bool: which of them hold a class seen so far.
+def images_of(
+    dataset: SegmentationDataset, scenario: Scenario, index: int, size: Size | None, split: str = "val"
+) -> tuple[StepImages, Tensor, Domains | None]:
+    """The images that score a step, with raw labels; (N,) bool: which of them hold a class seen so far; their domains.
 
-    ``size`` is that of the centre crop; ``None`` is full resolution.
+    ``size`` is that of the centre crop; ``None`` is full resolution. ``split``: "val", or "tune" for held-out images.
     """
-    known = seen(dataset, step, view.split)[np.isin(dataset.ids(view.split), view.ids)]
-    return StepImages(dataset, view, EvalTransform(size)), torch.from_numpy(known)
+    dataset = images_for(dataset, scenario)
+    view = scored_view(dataset, scenario, index, split)
+    known = seen(dataset, scenario.steps[index], view.split)[np.isin(dataset.ids(view.split), view.ids)]
+    domains = None
+    if scenario.domains:
+        names = sum(scenario.domains[: index + 1], ())
+        domains = Domains(names, torch.tensor([names.index(dataset.domain_of(i)) for i in view.ids]))
+    return StepImages(dataset, view, EvalTransform(size)), torch.from_numpy(known), domains

@@ -97,7 +97,7 @@ class StepTrainer:
             load_weights(model, self.store.read_model(parent.key)[0])
             old = copy.deepcopy(model).eval().requires_grad_(False) if t > 0 else None
             grow(model, self.step, method)
-            method.init(model, self.step)
+            method.hook("init", self.step)(model, self.step)
             load_terms(self.terms, self.store.read_terms(parent.key), self.device)
         for term, state in observers.values():
             if state is not None:

@@ -25,6 +25,13 @@ HOLDS = ("leftImg8bit", "gtFine")
 ENDINGS = ("_leftImg8bit.png", "_gtFine_labelIds.png")
 TRAIN_IDS = "_gtFine_labelTrainIds.png"
 
+# in the order of PLOP's domain-incremental tasks, the cities of val last; images in both splits of the download
+CITIES = {
+    "aachen": 174, "bremen": 316, "darmstadt": 85, "erfurt": 109, "hanover": 196, "krefeld": 99, "strasbourg": 365,
+    "tubingen": 144, "weimar": 142, "bochum": 96, "cologne": 154, "dusseldorf": 221, "hamburg": 248, "jena": 119,
+    "monchengladbach": 94, "stuttgart": 196, "ulm": 95, "zurich": 122, "frankfurt": 267, "lindau": 59, "munster": 174,
+}  # fmt: skip
+
 # id in the label map of label 1, 2, ...
 CLASS_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
@@ -50,6 +57,8 @@ class Cityscapes(SegmentationDataset):
         "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
     )  # fmt: skip
     value_to_label = label_table()
+    domains = tuple(CITIES)
+    has_background = False
 
     def __init__(self, name: str, root: Path | None = None, cache: Path | None = None) -> None:
         super().__init__(name, root, cache)
@@ -72,6 +81,9 @@ class Cityscapes(SegmentationDataset):
 
     def ids(self, split: str) -> tuple[str, ...]:
         return tuple(self._found(split))
+
+    def domain_of(self, image_id: str) -> str:
+        return image_id.partition("_")[0]
 
     def files(self, image_id: str, split: str) -> tuple[Path, Path]:
         return self._found(split)[image_id]
@@ -113,6 +125,7 @@ class CityscapesAwt(Cityscapes):
     """
 
     value_to_label = label_table(background=(0,))
+    has_background = True
 
 
 @register_dataset("cityscapes-bacs")
@@ -123,3 +136,4 @@ class CityscapesBacs(Cityscapes):
     """
 
     value_to_label = label_table(background=(0, 1, 6, 9, 10, 14, 15, 16, 18, 29, 30))
+    has_background = True

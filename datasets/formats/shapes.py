@@ -3,6 +3,8 @@
 It shows the effects of the field with a tiny network within minutes. There are 1 to 4 objects in an image, so most
 images of a later step also hold earlier classes (background shift). Square and cross share their hue, so only their
 shape separates an old class from a new one. 800 train and 200 val images of 48x48.
+
+``shapes-domains`` shows the same drawings in four lights, for steps that bring a domain instead of classes.
 """
 
 from __future__ import annotations
@@ -160,7 +162,45 @@ class Shapes(SegmentationDataset):
             row(
                 np.bincount(draw_label(seed, i).ravel(), minlength=256),
                 (SIDE, SIDE),
-                f"shapes version {VERSION} seed {seed} number {i}".encode(),
+                self._content(split, i).encode(),
             )
             for i in range(len(ids))
         )
+
+    def _content(self, split: str, i: int) -> str:
+        """What identifies an image, in place of its bytes."""
+        return f"shapes version {VERSION} seed {SEEDS[split]} number {i}"
+
+
+# --- by domain ---
+
+# In which channel a domain shows red, green and blue, then contrast and brightness: day is as drawn. Infrared shows
+# one class in the colour that another has by day, so that a network that learns it unlearns the day.
+DOMAINS: dict[str, tuple[tuple[int, int, int], float, float]] = {
+    "day": ((0, 1, 2), 1.0, 0.0),
+    "fog": ((0, 1, 2), 0.35, 0.55),
+    "night": ((0, 1, 2), 0.4, 0.0),
+    "infrared": ((2, 0, 1), 1.0, 0.0),
+}
+
+
+@register_dataset("shapes-domains")
+class ShapesDomains(Shapes):
+    """The drawn shapes by day, in fog, at night and in infrared: 6 classes, 4 domains; part of the suite.
+
+    Image i is of domain i modulo 4. Labels are those of ``shapes``.
+    """
+
+    domains = tuple(DOMAINS)
+
+    def domain_of(self, image_id: str) -> str:
+        return self.domains[int(image_id.rpartition("_")[2]) % len(self.domains)]
+
+    def load(self, image_id: str, split: str) -> tuple[Tensor, Tensor]:
+        image, label = super().load(image_id, split)
+        channels, contrast, brightness = DOMAINS[self.domain_of(image_id)]
+        shown = image[list(channels)].double() * contrast + 255 * brightness
+        return shown.clamp(0, 255).round().to(image.dtype), label
+
+    def _content(self, split: str, i: int) -> str:
+        return f"{super()._content(split, i)} as {DOMAINS[self.domains[i % len(self.domains)]]}"

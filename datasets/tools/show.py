@@ -55,7 +55,7 @@ def table(dataset: SegmentationDataset, scenario: Scenario, found: Scan) -> str:
             "",
             f"step {step.index}: {len(counts)} images" + ("" if len(counts) else ": EMPTY, cannot be trained"),
         ]
-        taught = step.seen_classes if step.setup == "sequential" else step.new_classes
+        taught = step.seen_classes if step.keeps_labels else step.new_classes
         for label in taught:
             held = int((counts[:, label] > 0).sum())
             lines.append(f"  {label:>3} {dataset.class_names[label]:<20}{held:>7} images{pixels[label] / total:>9.2%}")

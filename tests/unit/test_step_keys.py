@@ -183,8 +183,8 @@ def test_one_training_of_two_setups_is_scored_on_the_held_out_images_of_each() -
     first, second = (run.cells[0] for run in plan.runs)
     assert first.node is second.node and first.score != second.score
     sets = [testset.test_set(plan, run.scenario, 0) for run in plan.runs]
-    assert [images.view.ids for images, _ in sets] == [("train000a", "train005"), ("train000a",)]
-    assert [known.tolist() for _, known in sets] == [[True, True], [True]]
+    assert [images.view.ids for images, *_ in sets] == [("train000a", "train005"), ("train000a",)]
+    assert [known.tolist() for _, known, _ in sets] == [[True, True], [True]]
 
 
 def test_an_image_more_moves_what_sees_it() -> None:
