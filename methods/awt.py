@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import VOID
 from contseg.methods.base import Method, StepContext, full_precision, shrink_labels
+from contseg.methods.modules import refuse_other_heads
 from contseg.methods.plop import Formulation
 from contseg.methods.ranges import Share
 from contseg.methods.registry import register_addon
@@ -48,16 +49,17 @@ def top_channels(total: Tensor, images: Tensor, share: float) -> Tensor:
 class TransferAttributed:
     """F-AWT, from one pass of the previous model over the step's images. Changes classifier rows only."""
 
+    writes_rows: ClassVar[bool] = True
+
     share: float = 0.25
     formulation: Formulation = "intended"
 
     def __call__(self, ctx: StepContext) -> None:
         assert ctx.old_model is not None, "a warm-up is called at later steps"
+        refuse_other_heads("AWT", ctx.old_model.classifier.blocks)
         drawn = copy.deepcopy(ctx.old_model.classifier)
         drawn.grow(ctx.step.n_new)
         background, new = drawn.blocks[0], ctx.model.classifier.blocks[-1]
-        if not isinstance(getattr(background, "weight", None), Tensor):
-            raise UserError("AWT writes the rows of a 1x1 classifier, and this method has other heads")
         with torch.no_grad():
             row = full_precision(background.weight[0]).flatten()
             total, images = row.new_zeros(len(row), 1, 1), row.new_zeros(())

@@ -61,15 +61,17 @@ class StepContext(NamedTuple):
     ``loader()`` is a new pass over the step's training images: pairs of images (B, 3, H, W) and labels (B, H, W), on
     the device. It has its own random generator, so it does not change the random numbers of the training. Each process
     gets its share of every batch: use ``reduce`` for sums over all processes. The share may be empty, if there are
-    fewer images than processes. ``old_model`` is ``None`` at step 0. Both models are unwrapped.
+    fewer images than processes. ``loader(n)`` is one of several passes, n >= 1, each with its own order and
+    augmentation. ``old_model`` is ``None`` at step 0. Both models are unwrapped. ``lr``: at the step's first update.
     """
 
     step: Step
     model: Any
     old_model: Any | None
-    loader: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+    loader: Callable[..., Iterable[tuple[Tensor, Tensor]]]
     reduce: Reduce = alone
     seed: int = 0
+    lr: float = 1e-3
 
 
 @dataclass(eq=False)
@@ -285,11 +287,14 @@ class Method:
             if mine is not default and theirs is not default:
                 raise ValueError(f"{self.name} and {addon.name} both set the hook {name!r}")
             hooks[name] = theirs if mine is default else mine
+        warm_up = self.warm_up + addon.warm_up
+        if getattr(hooks["build"], "own_heads", False) and any(getattr(f, "writes_rows", False) for f in warm_up):
+            raise ValueError(f"{addon.name} writes rows of a 1x1 classifier, and {self.name} predicts by other heads")
         return Method(
             name=f"{self.name}+{addon.name}",
             terms=_union(self, addon, "terms"),
             first=_union(self, addon, "first"),
-            warm_up=self.warm_up + addon.warm_up,
+            warm_up=warm_up,
             end_step=self.end_step + addon.end_step,
             memory=self.memory or addon.memory,
             domains=self.domains and addon.domains,

@@ -25,13 +25,14 @@ from contseg.datasets.scenario import BACKGROUND, Step
 from contseg.methods.base import Method, SegOutput, StepContext, Term, full_precision, resize, shrink_labels
 from contseg.methods.losses import hot
 from contseg.methods.lwf_mc import BinaryCrossEntropy
-from contseg.methods.modules import beside, drawn_from, norm_like
+from contseg.methods.modules import beside, drawn_from, norm_like, own_heads
 from contseg.methods.ranges import Count, Positive, Share, Weight
 from contseg.methods.registry import register_method
 
 # --- the network ---------------------------------------------------------------------------------------------------
 
 
+@own_heads
 def deeper_head(model: Any, step: Step) -> None:
     """At step 0 put a 3x3 convolution, norm and ReLU behind ASPP: their output is the embedding."""
     if step.index > 0:

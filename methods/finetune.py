@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import Scenario
-from contseg.methods.base import CrossEntropy, Method
-from contseg.methods.registry import register_method
+from contseg.methods.base import HOOKS, CrossEntropy, Method
+from contseg.methods.grammar import recipe
+from contseg.methods.registry import build_method, register_method
 
 
 @register_method("FT")
@@ -14,9 +18,20 @@ def finetune() -> Method:
 
 
 @register_method("Joint")
-def joint() -> Method:
-    """One training on all classes, or all domains, at once: the upper bound of every task of a data set."""
-    return Method("Joint", terms={"ce": CrossEntropy()}, scenario=all_at_once, domains=True)
+def joint(like: str | None = None) -> Method:
+    """One training on all classes, or all domains, at once: the upper bound of every task of a data set.
+
+    like: a method whose network, losses, rates and prediction of step 0 it has, such as RCIL; none: plain cross entropy
+    """
+    if like is None:
+        return Method("Joint", terms={"ce": CrossEntropy()}, scenario=all_at_once, domains=True)
+    if given := recipe(like):
+        key, value = next(iter(given.items()))
+        raise UserError(f"Joint[like={like}]: the recipe belongs to Joint, write train.{key}={value} beside like")
+    whole = build_method(like)
+    if whole.scenario is not HOOKS["scenario"]:
+        raise UserError(f"Joint[like={like}]: {like} trains all classes at once itself; name another method")
+    return replace(whole, name="Joint", scenario=all_at_once, memory=None)
 
 
 def all_at_once(scenario: Scenario) -> Scenario:

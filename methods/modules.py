@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import gcd
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from contseg.datasets.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
+F = TypeVar("F", bound=Callable[..., None])
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -28,6 +31,18 @@ def norm_like(model: nn.Module, channels: int) -> nn.Module:
     if isinstance(found, nn.GroupNorm):
         return nn.GroupNorm(gcd(found.num_groups, channels), channels, found.eps)
     return type(found)(channels)
+
+
+def own_heads(build: F) -> F:
+    """Mark a ``build`` hook whose network does not predict by rows of a 1x1 classifier: no warm-up may write rows."""
+    build.own_heads = True  # type: ignore[attr-defined]
+    return build
+
+
+def refuse_other_heads(name: str, blocks: nn.ModuleList) -> None:
+    """``UserError`` unless a classifier's blocks are rows of a 1x1 convolution, which the add-on ``name`` writes."""
+    if not isinstance(getattr(blocks[0], "weight", None), Tensor):
+        raise UserError(f"{name} writes the rows of a 1x1 classifier, and this method has other heads")
 
 
 def without_norms(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

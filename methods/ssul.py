@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from contseg.datasets.scenario import BACKGROUND, VOID, Step
 from contseg.methods.base import Batch, Method, SegOutput, Term, full_precision, resize
 from contseg.methods.lwf_mc import log_partition, own_logit
-from contseg.methods.modules import beside, drawn_from, norm_like, without_norms
+from contseg.methods.modules import beside, drawn_from, norm_like, own_heads, without_norms
 from contseg.methods.ranges import Share, Weight
 from contseg.methods.registry import register_method
 
@@ -65,6 +65,7 @@ class GroupHeads(nn.Module):
         return torch.cat([self.background(embedding), *(head(embedding) for head in self.blocks)], dim=1)
 
 
+@own_heads
 def head_per_group(model: Any, step: Step) -> None:
     """At step 0, replace the classifier by heads of two layers, and add the unknown head."""
     if step.index > 0:

@@ -146,9 +146,9 @@ class ToyBatches:
     def __init__(self, node: StepNode, config: Config, toy: ToyRun, *_: Any) -> None:
         self.step, self.toy = node.step, toy
 
-    def whole_pass(self) -> Iterator[ImagesLabels]:
-        """Three batches, the same at every call."""
-        return (self.toy.draw(self.step, 100 + i) for i in range(3))
+    def whole_pass(self, number: int = 0) -> Iterator[ImagesLabels]:
+        """Three batches, the same at every call with this number."""
+        return (self.toy.draw(self.step, 100 + 3 * number + i) for i in range(3))
 
 
 class ToyStep(StepTrainer):

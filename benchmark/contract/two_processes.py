@@ -89,18 +89,20 @@ def on_both(work: Callable[[Rank], Any]) -> list[Any]:
 def compare_split(whole: ToyStep, parts: list[ToyStep]) -> str:
     """The first difference between one process and two; "" if there is none. The steps must not be started.
 
-    It compares the states after ``begin_step``, the losses of a batch and their gradients with respect to the network's
-    output, and the states after that batch and after ``end_step``.
+    It compares the states after ``begin_step``, the classifier after ``warm_up``, the losses of a batch and their
+    gradients with respect to the network's output, and the states after that batch and after ``end_step``.
     """
     whole.start()
     batch = whole.batch(0)
-    for part in parts:
-        part.model.load_state_dict(whole.model.state_dict())  # the forward pass changed the running statistics
     leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors_of(batch.out)]
     draws = whole.generator.get_state()
 
     def results(stage: ToyStep, rows: slice, reduce: Reduce) -> dict[str, Tensor]:
         found = {f"state {k} after begin_step": v for k, v in clones(term_states(stage.terms)).items()}
+        if stage.method.warm_ups(stage.step):
+            written = stage.model.classifier.state_dict()
+            found |= {f"classifier.{k} after warm_up": v for k, v in clones(written).items()}
+        stage.model.load_state_dict(whole.model.state_dict())  # its forward pass changed the running statistics
         generator = torch.Generator()
         generator.set_state(draws)
         cut = iter([leaf[rows] for leaf in leaves])
@@ -128,8 +130,8 @@ def compare_split(whole: ToyStep, parts: list[ToyStep]) -> str:
         stage = parts[rank.rank]
         all_images = stage.context.loader
 
-        def rows_of_pass() -> Iterator[ImagesLabels]:
-            return ((images[rank.rows], labels[rank.rows]) for images, labels in all_images())
+        def rows_of_pass(number: int = 0) -> Iterator[ImagesLabels]:
+            return ((images[rank.rows], labels[rank.rows]) for images, labels in all_images(number))
 
         stage.context = stage.context._replace(reduce=rank, loader=rows_of_pass)
         return results(stage.start(), rank.rows, rank)

@@ -17,9 +17,10 @@ from tabulate import tabulate
 from contseg.benchmark.plan.protocol import Protocol
 from contseg.benchmark.score.leaderboard import Leaderboard
 from contseg.benchmark.score.records import Record, crop_of
-from contseg.benchmark.score.scores import CONTEST, plain_name
+from contseg.benchmark.score.scores import BOUND, CONTEST, plain_name, unmarked
 from contseg.datasets.errors import UserError, unknown
 from contseg.methods.external import ordered
+from contseg.methods.grammar import with_recipe
 
 HOME = Path(__file__).resolve().parents[2] / "results" / "published"
 REQUIRED = ["method", "dataset", "task", "setup", "old", "new", "all", "includes_background", "source", "provenance"]
@@ -40,6 +41,7 @@ NAMES = {
     "EWF+MiB": "MiB+EWF",
     "CFSSeg": "CFSSeg[width=16384]",
     **{name: name for name in ("SSUL-M", "DKD-M", "STAR-M")},
+    "AWT+MiB": "MiB+AWT[formulation=released]",
 }
 ON_ADE = {"SSUL-M": "SSUL-M[size=300]", "DKD-M": "DKD-M[size=300]"}  # 300 stored images there
 OTHER_CLASS = "SegFormer|ViT|Swin"  # backbones other than a convolutional DeepLab
@@ -156,8 +158,9 @@ def with_literature(
             continue
         chosen = choose(table, key[:3], reading(board.protocol, key[0]), source)
         for cell in part.to_dict("records"):
-            name = plain_name(cell["method"])
-            if name not in chosen.index:
+            exact = with_recipe(unmarked(cell["method"]), {})
+            name = next((n for n in (exact, plain_name(exact)) if n in chosen.index), "")
+            if not name or exact.startswith(BOUND):
                 continue
             printed = chosen.loc[name]
             known = printed["includes_background"] != "unknown"

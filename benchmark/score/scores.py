@@ -57,7 +57,8 @@ ORDER = [
 RANKED = [m for m in METRICS if m not in ("step0", "to_ft", "to_joint")]
 LOWER_IS_BETTER = {"forgetting", *COST}
 TUNED = ", tuned on "  # between a method and the search that chose it
-BRACKETS = r"\[[^\]]*\]"
+BOUND = "Joint[like="  # joint training of one method: the bound of that method, no reference of all
+BRACKETS = r"\[(?:[^\[\]]|\[[^\]]*\])*\]"  # a parameter may be a method with parameters of its own
 
 Groups: TypeAlias = tuple[tuple[int, ...], ...] | tuple[tuple[str, ...], ...]  # labels, or domains
 Place: TypeAlias = tuple[str, str]  # task and setup
@@ -163,7 +164,7 @@ def _with_differences(frame: pd.DataFrame) -> pd.DataFrame:
     alike = [*CONTEST, "configuration", "seed", "tuned_on"]
     wanted = frame[alike], frame[alike].assign(tuned_on=NO_SEARCH)
     for column, reference in (("to_ft", "FT"), ("to_joint", "Joint")):
-        those = frame[frame["method"].map(plain_name) == reference]
+        those = frame[(frame["method"].map(plain_name) == reference) & ~frame["method"].str.startswith(BOUND)]
         those = those.sort_values("method", key=lambda names: names.str.len(), kind="stable").drop_duplicates(alike)
         known = those.set_index(alike)["all"]
         same, plain = (known.reindex(pd.MultiIndex.from_frame(keys)).to_numpy() for keys in wanted)

@@ -46,6 +46,7 @@ class StepBatches:
         self.pixels = Pixels(backbone.mean, backbone.std)
         self.current, self.memory = len(node.view.ids), node.memory
         self.order = self._order(node)
+        self.passes = Order(self.current, self.batch, node.seed, node.step.index)  # outside the updates
 
     def _order(self, node: StepNode) -> Order | HalfStored:
         """What each update sees; with stored images in its slots, or among the images of the step."""
@@ -69,17 +70,20 @@ class StepBatches:
             stored = torch.tensor([i >= self.current for _, i in share], dtype=torch.bool).to(self.device)
             yield images, *divided(labels, stored, self.memory.apart)
 
-    def whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def whole_pass(self, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over all images of the step, with training augmentation and its own random numbers; no stored ones.
+
+        Pass 0 is in the order of the images. The others, 1, 2, ..., are each in an order of their own.
 
         Every process gets the same number of batches; the last batch also holds the remaining images. If a step has
         fewer images than there are processes, some processes get an empty batch.
         """
-        n = self.current
+        n, epoch = self.current, -1 - number
+        order = self.passes.permutation(epoch) if number else range(n)
         starts = [i * self.batch for i in range(max(1, n // self.batch))]
         ends = [*starts[1:], n]
         return self._load(
-            [[(-1, i) for i in range(a, b)][self.rank :: self.world] for a, b in zip(starts, ends, strict=True)]
+            [[(epoch, i) for i in order[a:b]][self.rank :: self.world] for a, b in zip(starts, ends, strict=True)]
         )
 
     def _load(self, batches: Iterable[list[tuple[int, int]]]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -34,8 +34,11 @@ class Order:
         return [(epoch, i) for i in order[position * self.batch : (position + 1) * self.batch]]
 
     def _draw(self, epoch: int) -> list[int]:
+        return self.permutation(epoch, -(-self.batch // self.images) if self.images < self.batch else 1)
+
+    def permutation(self, epoch: int, rounds: int = 1) -> list[int]:
+        """So many permutations of all images, one after the other. Passes outside the updates have an epoch below 0."""
         generator = torch.Generator().manual_seed(derive(self.seed, self.step, self.purpose, epoch))
-        rounds = -(-self.batch // self.images) if self.images < self.batch else 1
         return torch.cat([torch.randperm(self.images, generator=generator) for _ in range(rounds)]).tolist()
 
 

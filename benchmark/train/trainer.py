@@ -105,7 +105,9 @@ class StepTrainer:
         self.model = on_device(model.to(self.dtype), self.device)
         self.old = None if old is None else on_device(old, self.device)
         self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, t, "terms"))
-        self.context = StepContext(self.step, self.model, self.old, self._whole_pass, over_processes, self.node.seed)
+        self.context = StepContext(
+            self.step, self.model, self.old, self._whole_pass, over_processes, self.node.seed, self.train.lr[0]
+        )
 
     def _begin(self) -> None:
         """Call every term's ``begin_step`` and the method's ``warm_up``, and make the optimiser."""
@@ -323,9 +325,9 @@ class StepTrainer:
         for statistics in (s for m in norms for s in (m.running_mean, m.running_var) if s is not None):
             average(statistics)
 
-    def _whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _whole_pass(self, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass outside the loop; signals stop it too."""
-        for i, batch in enumerate(self.step_batches.whole_pass(), 1):
+        for i, batch in enumerate(self.step_batches.whole_pass(number), 1):
             yield batch
             if i % LOOK == 0:
                 check_stop(self.stop)

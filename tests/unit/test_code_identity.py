@@ -21,85 +21,8 @@ from contseg.methods.base import Term, added_field, describe
 from contseg.methods.registry import build_method, load_plugins
 from contseg.methods.visible import check_visible
 from contseg.tests.material import ROOT, search_path
+from contseg.tests.unit.keys import KEYS
 from contseg.tests.unit.probe import grid
-
-# the last step of shapes/3-3: the first digits of the keys of its training and of its evaluation.
-# A method whose numbers moved has a new `revision`, and a new line here; no other line changes.
-KEYS = """
-Adapter 52dcae9b497120d7 b5fec9e0756aa9ce
-CFSSeg 6d04bac2b631aa6a af0256396eca9d3e
-CIL a46e8a78c80620ce 646a1899d1ce3f85
-DFTStar fc47a8efb00cbf4a 5cd11a7be6fac3ec
-DKD 06aa7be09a4bbbf9 e9cc5bf15915f9dd
-EWC f15ccd2d567f631b 4323428246152b84
-FT 7b2f7215b657cdf0 5bb3687ceaf4170d
-FrozenBackbone 00bd8052fca3447d 2d81b834907e1e25
-ILT 9e9c7298809f65e8 ee898f01c6af79ae
-Joint 5c5512222aeef711 519c944378c167f8
-LinearProbe d2a1eaf3a533f7b4 5b225131ce62d69e
-LwF 2f5a28ae9614c438 9b713d344f706f0a
-LwF-MC 2fb126258de82a73 edc1ba3964e43675
-MiB c3b16a095ce4fc4f 7aa61a55b5ddfe74
-NearestPrototype 11b049bb7fda68b7 447c2c46033bc412
-PI 3c48765004aee362 2dd9cad282fb5e76
-PLOP 310023e7fbdf1362 abe7eeabce048622
-RCIL 84ef87a2fb32e764 7b724cee19639eec
-REMINDER 3bacf53d051c0b68 3dbabfdc65435884
-RW 2f208de503195cca ee57b9310cedfee9
-SDR 95daf923669bd265 e65b7c864c91514f
-SSUL 0037a7cf0653bcbe e34a9bcd760e70c3
-STAR 3b9fda6fda5f06f5 ce882d4351181342
-FT+AWT 1aea35c8708f1ce6 b98d6d7bcae7b634
-FT+AWT[formulation=released] 786c875aca0d9bff a5d7f428a1892683
-FT+EWF 88396c581443872b 8a2af4ab4c07c334
-FT+SDR 0945ced1a6ef7664 0ae2e3ccd122b6e5
-FT+UAC 985c9524e5b51f68 b9105f31c0aba255
-FT+UCD c296941221b6c5f6 9d80724177f6dd12
-LwF+SDR e5f1398c01270df7 351beb52120d3daf
-ILT+SDR 8dd01a34676b519d ddf84d8932667a56
-MiB+SDR 7cdfb07def3d69fa e06a28438caca6ba
-PLOP+SDR 093cd54a4f2a2068 c047e627f6b263c8
-EWC+SDR e4fc9c1b16d09a92 ce0191696ceaeb76
-MiB+EWF 7157cdc29556f1ee a288e8481fa388fe
-PLOP+EWF b0fb3ea117d31977 e100909875102fcb
-MiB+UCD 4cdc1cc807861699 4511425c18c86064
-PLOP+UCD 66780aab504a7864 6c6ad27075e8e009
-MiB+AWT f1471c7f7a61e254 4e823158b823ebb4
-STAR+UAC 52dcae9b497120d7 b5fec9e0756aa9ce
-Adapter[adc=true] f7f4bb8752d30659 850f766539fe04a9
-PLOP+UCB e0a7ca9866afd2d7 62645cba925d56be
-SSUL+UCB[threshold=0.5,stretch=false] 5d59b94b328a7fe3 8749e08fc5f8aaed
-CIL[formulation=released] 0da4cf2e5b9d9118 ae3fbc3f015966a7
-LwF-MC[targets=replaced] d1b121d25531237d 5f13ed1c81637553
-LwF-MC[targets=replaced_foreground] 93964fa3733ac7ad 96d99be95772fd35
-PI[formulation=released] d0e391b482a7f0d2 e55991d55ead91ff
-PLOP[formulation=released] 7e0338ca0861e2c3 5216809d83214254
-RCIL[start=merged] 33e4890ed263c14a 198e419402023202
-RW[formulation=released] b0b1f72d41aad04a c70ed3a3aeae13ac
-SDR[formulation=released] a1ed3aef0a8eac3a 28ce3167265fa1b0
-SDR[formulation=printed] 80debe4fb39930ad 9fed25e1f9741636
-FT+SDR[formulation=released] 046351dbc341c75a 17dd9392a95fca1a
-FT+SDR[formulation=printed] 73367b06e47778c5 839260416dac9b6e
-DKD-M 10d288fb1bcf7289 d63e640a528326bf
-MiB-AugM be5438b3965a4566 951b8bd5f91c98ee
-SSUL-M b374b3d84848031a 3033725c39aa74c3
-STAR-M 1edaa39861309310 a924537737ad5135
-FT+Memory 79548e9d9f16baf4 807ae6611c4b28ee
-MiB+Memory[loss=augm] 36d75aab8d078b45 64c53507bbf9df17
-DKD+Memory[loss=bce] d14ebf6289bfa1e6 9136847891b98aab
-DKD-M[labels=own] ba763e3ea7399347 ca673354ae8e2dc4
-DKD-M[labels=all] 39ad713e782374f5 2f86aa69068f40b7
-SSUL-M[labels=own] cfb2c68df12af86f 4e27d7a35711361d
-SSUL-M[labels=current] f1e345631bffd0d6 38edee7edc2d1357
-STAR-M[labels=own] 0d9b1d3a90923854 34e871021ff6b551
-STAR-M[labels=all] 683ae9d981222a6c 1ea70f2684fae78c
-FT+Memory[policy=greedy] 60321ec6208a1fa9 da8b98959ee1dc01
-FT+Memory[labels=all] 3d7c26b20ba08e62 44e6e147445c8029
-FT+Memory[labels=current] e729aae387b2effd 90b83f27a01ae51e
-FT+Memory[mix=append] 8e1060be48499422 49ac6ee7ca7be76c
-FT+Memory[loss=augm] 4d42654055772dd2 4df032929acc872d
-FT+Memory[loss=bce] 3be0aef3c246b724 4b7cd4f1ca1bb766
-"""
 
 TERM = """
 from dataclasses import dataclass, field, InitVar
@@ -223,12 +146,12 @@ def test_built_in_methods_keep_their_keys() -> None:
 def without_entry(found: dict[str, tuple[str, str]]) -> str:
     """The lines that KEYS lacks; "" if none."""
     lines = [" ".join((name, *keys)) for name, keys in found.items() if name not in committed()]
-    return f"add to KEYS of {Path(__file__).name}: {'; '.join(lines)}" if lines else ""
+    return f"add to KEYS of keys.py: {'; '.join(lines)}" if lines else ""
 
 
 def test_every_name_has_its_keys_here() -> None:
     assert not (missing := without_entry(keys_of_built_ins())), missing
-    assert without_entry({"FT": ("", ""), "New": ("1a", "2b")}) == "add to KEYS of test_code_identity.py: New 1a 2b"
+    assert without_entry({"FT": ("", ""), "New": ("1a", "2b")}) == "add to KEYS of keys.py: New 1a 2b"
 
 
 # --- a class that changes, and what it did before ------------------------------------------------------------------

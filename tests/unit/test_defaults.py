@@ -11,6 +11,7 @@ from contseg.benchmark.contract.check import carried
 from contseg.datasets.scenario import VOID
 from contseg.methods import registry
 from contseg.methods.adapter import UncertainRunnerUp
+from contseg.methods.alife import ForegroundCrossEntropy
 from contseg.methods.base import Batch, CrossEntropy, Method, SegOutput, Term, held
 from contseg.methods.cil import LabelledCrossEntropy, UnlabelledDistillation
 from contseg.methods.dft import ReservedCrossEntropy
@@ -76,6 +77,7 @@ PENALTY = "penalty: QuadraticPenalty(normalise=True)"
 SIGMOIDS = "bce: UnknownBCE(threshold=0.7)"
 CE = "ce: CrossEntropy"
 RECIPES = {
+    "ALIFE": (CE, "ce: ForegroundCrossEntropy + 3 ali: LogitRegulariser + kd: ForegroundDistillation"),
     "CFSSeg": ("bce: BinaryCrossEntropy", "no loss"),
     "CIL": (CE, "ce: LabelledCrossEntropy + kd: UnlabelledDistillation(gradient_scaling=1.0, formulation=intended)"),
     "DKD": (
@@ -130,6 +132,7 @@ RECIPES = {
     ),
     "FT+AWT": (CE, CE),
     "FT+Memory": (CE, CE),
+    "FT+NeST": (CE, CE),
     "FT+EWF": (CE, CE),
     "FT+SDR": (CE, f"{CE} + {LATENT}"),
     "PLOP+UCB": (CE, f"{PSEUDO} + {POD} + ucb: UncertaintyBalance(threshold=0.8, stretch=True)"),
@@ -159,6 +162,7 @@ def memory(changed: str) -> str:
 
 
 HOOKS = {
+    "ALIFE": ["init: background_shares", "trainable: without_normalisation"],
     "CFSSeg": ["build: deeper_head", "trainable: FirstStepOnly(encoder_lr=0.1)", "predict: LargestSigmoid"],
     "DFTStar": ["trainable: train_rows_to_come"],
     "DKD": ["build: add_decomposition", "init: start_from_auxiliary", "trainable: SlowEncoder(lr_scale=0.1)",
@@ -187,6 +191,7 @@ HOOKS = {
     "FT+Memory": [memory("")],
     "PLOP+UCB": ["init: background_shares"],
     "FT+AWT": ["warm-up: TransferAttributed(share=0.25, formulation=intended)"],
+    "FT+NeST": ["warm-up: PreTuning(epochs=5, lr_scale=1.0, formulation=intended)"],
     "FT+EWF": ["trainable: freeze_old_rows", "end of step: fuse_with_previous"],
 }  # fmt: skip
 
@@ -214,6 +219,7 @@ def test_a_term_alone_has_the_defaults_of_its_method(name: str) -> None:
 _, STEP = make_steps(2, 2)
 SHEET = {
     "F-CE": [CrossEntropy()],
+    "F-CE-FG": [ForegroundCrossEntropy()],
     "F-DFT": [ReservedCrossEntropy()],
     "F-UNCE": [UnbiasedCrossEntropy(), ReleasedCrossEntropy()],
     "F-KD": [Distillation()],
@@ -275,7 +281,7 @@ def test_the_mean_is_over_the_pixels_that_the_sheet_says(name: str) -> None:
             assert void == 0
         elif over.startswith(("all pixels", "all positions")):
             assert not torch.isclose(four, three, rtol=1e-3)
-            if name == "F-PL":  # void costs nothing, and counts
+            if name in ("F-PL", "F-CE-FG"):  # void costs nothing, and counts
                 assert abs(float(alone)) < 1e-12
             else:
                 assert alone > 0

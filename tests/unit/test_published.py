@@ -167,6 +167,15 @@ def test_markdown_sets_them_side_by_side() -> None:
     assert "- voc: MiB+SDR is MiB[kd=10]+SDR" in text
 
 
+def test_a_setting_is_shown_beside_its_own_rows_and_a_methods_own_bound_beside_none() -> None:
+    names = ("CFSSeg", "CFSSeg[width=16384]", "MiB+AWT", "MiB+AWT[formulation=released]")
+    records = [r for name in names for r in make_run(name, **VOC)]
+    all_classes = (tuple(range(1, 21)),)
+    records += make_run("Joint[like=RCIL]", dataset="voc", task="offline", groups=all_classes, external=["in1k"])
+    board = with_literature(leaderboard(records, PROTOCOLS["sdr"]), TABLE)
+    assert sorted(board.literature["method"]) == ["CFSSeg[width=16384]", "MiB+AWT[formulation=released]"]
+
+
 def test_background_decides_which_number_stands_there() -> None:
     records = make_run("MiB", **VOC)
     for profile, source in (("sdr", "plop2021"), ("mib", "mib2020"), ("sdr[background_in_mean=no]", "mib2020")):

@@ -14,6 +14,7 @@ from contseg.methods.registry import Entry, addons, methods
 ENTRIES = [*methods().values(), *addons().values()]
 # every weight of a distillation or a penalty, method by method
 WEIGHTS = {
+    "ALIFE": {"ali", "kd"},
     "MiB": {"kd"},
     "LwF": {"kd"},
     "LwF-MC": {"kd"},

@@ -79,10 +79,11 @@ def test_a_warm_up_runs_once_at_later_steps_and_is_resumed_to_the_last_bit(warm:
         assert torch.equal(t, again.model.state_dict()[name]) and torch.equal(t, late.model.state_dict()[name]), name
 
 
-def test_a_warm_up_that_is_killed_begins_again(warm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["Warm", "MiB+AWT", "MiB+NeST[epochs=1]"])
+def test_a_warm_up_that_is_killed_begins_again(warm: str, method: str, tmp_path: Path) -> None:
     whole, grid = (
-        Grid(tmp_path / "whole", (warm,), data=Images(80)),
-        Grid(tmp_path / "killed", (warm,), data=Images(80)),
+        Grid(tmp_path / "whole", (method,), data=Images(80)),
+        Grid(tmp_path / "killed", (method,), data=Images(80)),
     )
     assert whole.run().interrupted == 0
     grid.run(grid.node(0).key)
@@ -92,7 +93,24 @@ def test_a_warm_up_that_is_killed_begins_again(warm: str, tmp_path: Path) -> Non
     grid.data.on_load = None
     assert grid.run().interrupted == 0
     key = grid.node(1).key
-    assert CALLS == [1, 1, 1]
+    assert ([1, 1, 1] if method == warm else []) == CALLS
+    assert grid.store.meta(key)["sha256"] == whole.store.meta(key)["sha256"]
+
+
+def test_the_second_pass_of_nest_may_be_killed(tmp_path: Path) -> None:
+    """Pass 0 counts, pass 1 tunes; a kill in either leaves nothing, and the end is the same to the last bit."""
+    method = "PLOP+NeST[epochs=1,old_rows=frozen]"
+    whole, grid = (Grid(tmp_path / name, (method,), data=Images(80)) for name in ("whole", "killed"))
+    assert whole.run().interrupted == 0
+    grid.run(grid.node(0).key)
+    signal_at(
+        grid.data, "train", len(grid.node(1).view.ids) * 4
+    )  # PLOP's two passes, NeST's first, and the end of its second
+    assert grid.run().interrupted == signal.SIGTERM
+    key = grid.node(1).key
+    assert not kept(grid, key)
+    grid.data.on_load = None
+    assert grid.run().interrupted == 0
     assert grid.store.meta(key)["sha256"] == whole.store.meta(key)["sha256"]
 
 
