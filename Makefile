@@ -38,7 +38,7 @@ format: $(INSTALLED)  ## let ruff mend what it can
 bench: $(INSTALLED)  ## time the hot paths against their references; BENCH="--benchmark-json=bench.json" for a file
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds $(BENCH)
 
-docs: $(INSTALLED)  ## the documentation as a site, in site/
+docs: $(INSTALLED)  ## the documentation and the leaderboard as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 install: $(INSTALLED)  ## only the environment

@@ -120,7 +120,7 @@ def _options(parser: argparse.ArgumentParser) -> set[str]:
 
 def parser() -> argparse.ArgumentParser:
     """All subcommands and their options; imports nothing heavy."""
-    from contseg.benchmark.cli import commands, data, grid, ports, report, tune
+    from contseg.benchmark.cli import commands, data, grid, ports, report, site, tune
     from contseg.benchmark.cli import run as run_cli
 
     top = _Parser(
@@ -196,6 +196,7 @@ def parser() -> argparse.ArgumentParser:
     )
     grid.add_plugins(check)
     report.add_arguments(add("report", report.main, "tables, figures and pages from the records alone"))
+    site.add_arguments(add("site", site.main, "the leaderboard as a folder of static pages, from the records alone"))
     data.add_arguments(add("data", data.main, "prepare, verify, look at and export data sets"))
     ports.add_predict(add("predict", ports.predict, "labels and overlays of your own images by a trained step"))
     ports.add_export(add("export", ports.export, "a trained step as a file that runs without contseg"))

@@ -1,5 +1,7 @@
-"""What mkdocs does not do by itself: pages that lie beside `docs/`, links to them, and formulas without a script."""
+"""What mkdocs does not do by itself: pages that lie beside `docs/`, links to them, formulas without a script, and the
+leaderboard of the records under `results/`, which stands in the same site."""
 
+import json
 import os
 import re
 import tempfile
@@ -9,11 +11,13 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
+from mkdocs.structure.nav import Link, Section
 
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "results.md": "results/README.md"}
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 SESSION = re.compile(r"(?:<blockquote>\s*){3}<p>(.*?)</p>(?:\s*</blockquote>){3}", re.DOTALL)  # >>> in a docstring
+LEADERBOARD = "leaderboard"  # the folder of the site that it stands in
 ESCAPES = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
 
 
@@ -61,3 +65,39 @@ def on_page_content(html: str, **_: Any) -> str:
 
     html = SESSION.sub(r"<pre><code>&gt;&gt;&gt; \1</code></pre>", FORMULA.sub(drawn, html))
     return html.replace("<p>::</p>", "").replace("::</p>", ":</p>")  # docstrings announce code by two colons
+
+
+# --- the leaderboard ------------------------------------------------------------------------------------------------
+
+navigation: list[Any] = []  # of the documentation, for the leaderboard's pages
+
+
+def on_nav(nav: Any, **_: Any) -> Any:
+    """The leaderboard is a section of the navigation; its pages are no Markdown and are written at the end."""
+    navigation[:] = nav.items
+    links = (("Overview", "index"), ("Methods with results", "methods"))
+    nav.items.append(Section("Leaderboard", [Link(title, f"{LEADERBOARD}/{name}.html") for title, name in links]))
+    return nav
+
+
+@event_priority(-100)  # after the documentation's search has written what it finds
+def on_post_build(config: Any) -> None:
+    """Write the leaderboard's pages, with the navigation of the documentation; each search finds the pages of both."""
+    from contseg.benchmark.report.reporter import load_records
+    from contseg.benchmark.score.published import load_published
+    from contseg.benchmark.site.build import Page, Section, boards_of, write_site
+
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    found = json.loads(index.read_text(encoding="utf-8"))
+    parts = {"Documentation": [item for item in navigation if item.is_page]}
+    parts |= {item.title: item.children for item in navigation if item.is_section}
+    docs = [Section(title, tuple((p.title, f"../{p.file.url}") for p in pages)) for title, pages in parts.items()]
+    texts = [Page(f"../{entry['location']}", entry["title"], "documentation", "") for entry in found["docs"]]
+    boards = boards_of(load_records(ROOT / "results"), (), load_published())
+    pages = write_site(boards, Path(config.site_dir) / LEADERBOARD, docs, texts)
+    found["docs"] += [
+        {"location": f"{LEADERBOARD}/{page.path}", "title": page.title, "text": page.text}
+        for page in pages
+        if page.kind not in ("run", "code")  # many, and alike
+    ]
+    index.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")

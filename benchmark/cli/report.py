@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
     problems = _verify(args) if args.verify else []
     if args.verify and not args.records and not (args.out / "records").is_dir():
         return 2  # nothing was accepted, and there are no earlier records
-    records, unread = _read(args.records or [args.out])
+    records, unread = read(args.records or [args.out])
     problems += unread
     tuned, unread = _rows(args.records or [args.out])
     problems += unread
@@ -210,7 +210,7 @@ def _warn(lines: list[str]) -> list[str]:
     return lines
 
 
-def _read(folders: list[Path]) -> tuple[list[Record], list[str]]:
+def read(folders: list[Path]) -> tuple[list[Record], list[str]]:
     """All records of the test set below the folders; stderr names each file that was left out.
 
     Records of ``eval.split=tune`` serve to choose a configuration. They enter no leaderboard, which is not a fault.

@@ -47,7 +47,8 @@ def as_html(*boards: Leaderboard) -> str:
     choices = {name: list(dict.fromkeys(c["key"][i] for c in contests)) for i, name in enumerate(CONTEST)}
     feet = [(board.protocol.name, foot(board)) for board in boards]
     columns = [{"name": c, "title": t, "width": _width(c)} for c, t in TITLES.items()]
-    return _template().render(contests=contests, choices=choices, feet=feet, columns=columns)
+    published = any(not board.literature.empty for board in boards)
+    return _template().render(contests=contests, choices=choices, feet=feet, columns=columns, published=published)
 
 
 @cache
@@ -67,15 +68,15 @@ def _contest(board: Leaderboard, key: Contest) -> dict[str, Any]:
         cells = [
             {
                 "text": short[cell["method"]] if c == "method" else cell_text(cell, c),
-                "value": cell[c] if c == "method" else _sortable(cell[c]),
+                "value": cell[c] if c == "method" else sortable(cell[c]),
                 "bold": (i, c) in board.leaders,
                 "width": _width(c),
             }
             for c in TITLES
         ]
         rows.append({"kind": "measured", "name": cell["method"], "cells": cells, "detail": _detail(cell, runs)})
-    rows += [_published(row, short[row["method"]]) for row in _literature(board, key)]
-    lines = [_curve(short[m], board.of((*key, m)), "all") for m in part["method"]]
+    rows += [_published(row, short[row["method"]]) for row in literature(board, key)]
+    lines = [curve(short[m], board.of((*key, m)), "all") for m in part["method"]]
     chart = Markup(line_chart(lines, f"mIoU of all classes over steps, {title(key)}", 640, 260))
     return {"key": key, "title": title(key), "caption": caption(board, key), "rows": rows, "chart": chart}
 
@@ -85,11 +86,13 @@ def _width(column: str) -> str:
     return "" if column in PHONE else "cost wide" if column in COST else "wide"
 
 
-def _sortable(value: float) -> str:
+def sortable(value: float) -> str:
+    """The value by which a cell is sorted; empty if there is no number."""
     return "" if value is None or np.isnan(value) else repr(float(value))
 
 
-def _literature(board: Leaderboard, key: Contest) -> list[dict[str, Any]]:
+def literature(board: Leaderboard, key: Contest) -> list[dict[str, Any]]:
+    """The published rows of a contest, each with its citation."""
     if board.literature.empty:
         return []
     rows = board.literature[(board.literature[CONTEST] == list(key)).all(axis=1)].to_dict("records")
@@ -102,7 +105,7 @@ def _published(row: dict[str, Any], name: str) -> dict[str, Any]:
     for c in TITLES:
         value = row[f"published_{c}"] if c in ("old", "new", "all") else float("nan")
         text = name if c == "method" else number(value) if c in ("old", "new", "all") else ""
-        order = name if c == "method" else _sortable(value)
+        order = name if c == "method" else sortable(value)
         cells.append({"text": text, "value": order, "bold": False, "width": _width(c)})
     detail = {"citation": row["citation"], "provenance": row["provenance"], "difference": number(row["difference"])}
     return {"kind": "published", "name": name, "cells": cells, "detail": detail}
@@ -113,7 +116,7 @@ def _published(row: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _detail(cell: dict[str, Any], runs: Sequence[Scored]) -> dict[str, Any]:
     last = runs[-1].run.last
-    curves = [_curve(which, runs, which) for which in ("old", "new", "all")]
+    curves = [curve(which, runs, which) for which in ("old", "new", "all")]
     more = {ABOUT[m]: number(cell[m]) for m in METRICS if m in ABOUT} | {ABOUT[c]: cost(c, cell[c]) for c in COST}
     seeds = [(s.run.seed, *(number(getattr(s.score, w)()) for w in ("old", "new", "all"))) for s in runs]
     made = {
@@ -134,19 +137,20 @@ def _detail(cell: dict[str, Any], runs: Sequence[Scored]) -> dict[str, Any]:
     }
 
 
-def _curve(name: str, runs: Sequence[Scored], which: str) -> Series:
+def curve(name: str, runs: Sequence[Scored], which: str) -> Series:
     """Mean over seeds and their range, by step. Joint has one value, after the last step of the scenario."""
     n = len(runs[0].score.groups)
     table = [[getattr(s.score, which)(t) for t in range(len(s.score.steps))] for s in runs]
     by_step = [[row[t - n + len(row)] for row in table if t - n + len(row) >= 0] for t in range(n)]
-    values = [_none(mean(v)) for v in by_step]
+    values = [none_of(mean(v)) for v in by_step]
     if len(runs) == 1:
         return Series(name, values)
-    low, high = ([_none(end(v, default=np.nan)) for v in by_step] for end in (min, max))
+    low, high = ([none_of(end(v, default=np.nan)) for v in by_step] for end in (min, max))
     return Series(name, values, low, high)
 
 
-def _none(value: float) -> float | None:
+def none_of(value: float) -> float | None:
+    """A number for a chart: ``None`` in place of NaN."""
     return None if np.isnan(value) else float(value)
 
 
@@ -158,7 +162,7 @@ def _bars(runs: Sequence[Scored]) -> list[tuple[str, float | None, int]]:
     score, names = runs[-1].score, runs[-1].run.last["class_names"]
     finals = [s.score.steps[-1] for s in runs]
     return [
-        (part_name(k, names), _none(mean([f.of(k) for f in finals])), step)
+        (part_name(k, names), none_of(mean([f.of(k) for f in finals])), step)
         for step, group in enumerate(score.groups)
         for k in group
     ]

@@ -1,5 +1,6 @@
 """The documentation as a site: built without a warning, whole, and by itself."""
 
+import json
 import os
 import re
 import subprocess
@@ -86,6 +87,27 @@ def test_pages_fetch_nothing_from_elsewhere(site: Path, pages: dict[Path, Html])
     assert list(outside({p.name: p.read_text(encoding="utf-8") for p in site.rglob("*.css")})) == []
     assert list(outside({p.name: p.read_text(encoding="utf-8") for p in pages})) == []
     assert list(outside({"bad.css": '@import "//fonts.example/x"'})) == ["bad.css: //fonts.example/x"]
+
+
+def test_the_leaderboard_stands_in_the_same_site(site: Path, pages: dict[Path, Html]) -> None:
+    """Its pages have the documentation's navigation, and each search finds the pages of both."""
+    assert all("leaderboard/index.html" in html.links for html in pages.values())
+    made = {page: Html(page) for page in sorted((site / "leaderboard").rglob("*.html"))}
+    assert len(made) > 40
+    lost = []
+    for page, html in made.items():
+        for link in (link for link in html.links if not link.startswith("https://arxiv.org/")):
+            parts = urlsplit(link)
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            known = {**pages, **made}
+            if not target.is_file() or (parts.fragment and parts.fragment not in known[target].ids):
+                lost.append(f"{page.name}: {link}")
+    assert lost == []
+    (overview,) = (html for page, html in made.items() if page.parent.name == "leaderboard" and page.stem == "index")
+    assert {f"../{page.name}" for page in pages} <= set(overview.links)
+    found = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    assert "leaderboard/method/MiB.html" in {entry["location"] for entry in found}
+    assert '"../concepts.html"' in (site / "leaderboard" / "search.js").read_text(encoding="utf-8")
 
 
 def test_formulas_are_drawn_without_a_script(site: Path) -> None:
