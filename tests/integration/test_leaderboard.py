@@ -160,7 +160,7 @@ def test_two_methods_are_compared_class_by_class(site: Site) -> None:
     assert differences == sorted(differences, reverse=True)
     site.choose("b", "FT")
     assert {r[4] for r in site.run(rows)} == {"0.0"}
-    assert site.run("return location.search") == "?a=FT&b=FT&by=difference"
+    assert site.run("return location.search") == "?a=FT&b=FT&protocol=sdr&by=difference"
 
 
 def test_the_search_is_used_by_keyboard_alone(site: Site) -> None:
