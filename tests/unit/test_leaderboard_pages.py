@@ -191,6 +191,11 @@ def test_published_numbers_stand_only_where_there_are_some(site: dict[str, Html]
     assert "As papers print it" not in toy and "hide published" not in toy
 
 
+def test_a_table_says_what_its_numbers_are_made_with(site: dict[str, Html]) -> None:
+    assert "tiny from scratch; " in site["scenario/toy-2-1-overlapped.html"].text
+    assert "external data: none" in site["scenario/toy-2-1-overlapped.html"].text
+
+
 def test_a_scenario_leaves_out_notes_on_others(tmp_path: Path) -> None:
     runs = [
         r for task in ("2-1", "1-2") for seed in (0, 1) for m in ("FT", "MiB") for r in make_run(m, seed, task=task)
