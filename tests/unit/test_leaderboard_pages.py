@@ -333,3 +333,19 @@ def test_published_numbers_stand_beside_measured_ones(tmp_path: Path) -> None:
     page = (tmp_path / "scenario" / "voc-15-1-overlapped.html").read_text(encoding="utf-8")
     for citation in {f"{note.split('] ', 1)[1]}" for note in board.notes if note.startswith("[")}:
         assert str(escape(citation)) in page
+
+
+def test_steps_by_domain_are_shown_as_domains(tmp_path: Path) -> None:
+    """Domains a, then b; all classes from step 0 on: each domain and each class has its line after every step."""
+    records = make_run("FT", task="1-1", setup="domain", groups=((1, 2), ()))
+    for r in records:
+        seen = [["a"], ["b"]][: r["step"] + 1]
+        r["domains"] = [["a"], ["b"]]
+        r["matrix"]["domains"] = {d: r["matrix"]["seen"] for step in seen for d in step}
+    pages = build(tmp_path, records)
+    asked = "toy: after 1 domain, then 1 more in one more step, which method knows all 2 domains best?"
+    assert asked in pages["index.html"].text and '<li value="1">b</li>' in pages["scenario/toy-1-1-domain.html"].text
+    (run,) = (html.text for name, html in pages.items() if name.startswith("run/"))
+    lines = dict(re.findall(r'<th scope="row">([^<]*)</th><td>\d</td>((?:<td[^>]*>[^<]*</td>)+)', run))
+    assert set(lines) >= {"a", "b", "background", "class 1", "class 2"}
+    assert (lines["a"].count("heat"), lines["b"].count("heat"), lines["class 1"].count("heat")) == (2, 1, 2)
