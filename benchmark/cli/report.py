@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from contseg.benchmark.plan.protocol import Protocol
+    from contseg.benchmark.report.paper import Choice
     from contseg.benchmark.score.leaderboard import Leaderboard
     from contseg.benchmark.score.networks import StoredNetworks
     from contseg.benchmark.score.records import Record
@@ -31,8 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         nargs="+",
         default=["text", "markdown", "csv"],
-        help="text (printed), markdown, csv, latex, json, model-index, html (default: text markdown csv)",
+        help="text (printed), markdown, csv, latex, paper, json, model-index, html (default: text markdown csv)",
     )
+    paper = "with --format paper: "
+    add("--columns", nargs="+", metavar="NAME", help=f"{paper}the columns of each task (default: old new all)")
+    add("--rows", nargs="+", metavar="METHOD", help=f"{paper}the methods, in this order (default: all)")
+    add("--tasks", nargs="+", metavar="TASK", help=f"{paper}15-1, 15-1/disjoint or voc/15-1/disjoint (default: all)")
+    add("--label", metavar="KEY", help=f"{paper}the label (default: tab:contseg)")
     add("--with-published", action="store_true", help="show published numbers next to the measured ones")
     add("--published-csv", type=Path, nargs="+", default=[], metavar="FILE", help="your own table of published results")
     add("--published-source", default="", metavar="KEY", help="prefer this source, for example sdr2021")
@@ -87,6 +93,7 @@ def main(args: argparse.Namespace) -> int:
     for form in args.format:
         if form not in FORMATS:
             raise unknown("format", form, FORMATS)
+    _choice(args)
     if (args.predictions or args.latent) and not args.figures:
         raise UserError("--predictions and --latent need --figures DIR, the folder that they are written to")
     places(args.data)
@@ -116,6 +123,18 @@ def main(args: argparse.Namespace) -> int:
     return 2 if problems else 0
 
 
+def _choice(args: argparse.Namespace) -> Choice:
+    """What the table for a paper shows, checked before any work."""
+    from contseg.benchmark.report.paper import Choice
+    from contseg.datasets.errors import UserError
+
+    given = {key: getattr(args, key) for key in ("columns", "rows", "tasks", "label") if getattr(args, key) is not None}
+    if given and "paper" not in args.format:
+        raise UserError(f"--{next(iter(given))} is of the table for papers: add --format paper")
+    chosen: dict[str, Any] = {key: value if key == "label" else tuple(value) for key, value in given.items()}
+    return Choice(**chosen)
+
+
 def _board(args: argparse.Namespace, records: list[Record], protocol: Protocol, tuned: Searches) -> Leaderboard:
     from contseg.benchmark.report.reporter import leaderboard
 
@@ -129,25 +148,28 @@ def _board(args: argparse.Namespace, records: list[Record], protocol: Protocol, 
 
 def _write(args: argparse.Namespace, boards: list[Leaderboard]) -> None:
     """Text is printed, other formats are written to files; one HTML page holds all protocols."""
+    from contseg.benchmark.report.paper import as_paper
     from contseg.benchmark.report.reporter import FORMATS, render
     from contseg.benchmark.report.tables import write_text
 
-    written = []
+    printed, files = list[str](), dict[Path, str]()
     for form in dict.fromkeys(args.format):
         if form == "text":
-            print("\n\n".join(render(board) for board in boards))
+            printed.append("\n\n".join(render(board) for board in boards))
         elif form == "html":
             from contseg.benchmark.report.html import as_html
 
-            written.append(args.out / FORMATS[form][1])
-            write_text(written[-1], as_html(*boards))
+            files[args.out / FORMATS[form][1]] = as_html(*boards)
         else:
             for i, board in enumerate(boards):
                 name = Path(FORMATS[form][1])
-                written.append(args.out / (f"{name.stem}-{board.protocol.name}{name.suffix}" if i else name))
-                write_text(written[-1], render(board, form))
-    if written:
-        print(f"written: {', '.join(map(str, written))}")
+                path = args.out / (f"{name.stem}-{board.protocol.name}{name.suffix}" if i else name)
+                files[path] = as_paper(board, _choice(args)) if form == "paper" else render(board, form)
+    for path, text in files.items():  # after all are made: a wrong row of the paper's table writes nothing
+        write_text(path, text)
+    if files:
+        printed.append(f"written: {', '.join(map(str, files))}")
+    print("\n".join(printed))
 
 
 def _draw(args: argparse.Namespace, board: Leaderboard) -> list[str]:

@@ -77,7 +77,7 @@ def as_latex(board: Leaderboard) -> str:
         if over.methods:
             head, printed = over_rows(over)
             body = [" & ".join(map(latex_number, row)) + r" \\" for row in printed]
-            tables.append(_table(over.title, [h.capitalize() for h in map(escape, head)], body))
+            tables.append(_table(over.title, [h[0].upper() + h[1:] for h in map(escape, head)], body))
         lines_below += said(over)
     lines_below += foot(board)
     notes = "\n\n".join(escape(line).replace(",", r",\allowbreak{}") for line in lines_below)  # long method names

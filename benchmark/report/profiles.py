@@ -74,7 +74,7 @@ def scores(over: OverTasks) -> Drawn:
                         markersize=13, markeredgewidth=2, capsize=4, zorder=3)  # fmt: skip
         else:
             ax.scatter(row.mean, k, marker="|", s=170, color="black", lw=2, zorder=3)
-    about = "iqm and 95 % bootstrap interval" if whole else "mean"
+    about = "IQM and 95 % bootstrap interval" if whole else "mean"
     ax.set_yticks(range(len(frame)), over.names)
     ax.set(xlabel=f"{over.score}; dots: tasks, line: {about}, {len(over.seeds)} seeds", ylim=(len(frame) - 0.5, -0.5))
     ax.set_title(over.title)

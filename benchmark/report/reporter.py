@@ -9,6 +9,7 @@ from pathlib import Path
 from contseg.benchmark.plan.protocol import Protocol
 from contseg.benchmark.report.exports import as_json, as_latex, as_model_index
 from contseg.benchmark.report.html import as_html
+from contseg.benchmark.report.paper import as_paper
 from contseg.benchmark.report.tables import as_csv, as_markdown, as_text, write_text
 from contseg.benchmark.score.leaderboard import Leaderboard, leaderboard
 from contseg.benchmark.score.records import Record, read_records
@@ -21,6 +22,7 @@ FORMATS: dict[str, tuple[Callable[[Leaderboard], str], str]] = {
     "markdown": (as_markdown, "leaderboard.md"),
     "csv": (as_csv, "leaderboard.csv"),
     "latex": (as_latex, "leaderboard.tex"),
+    "paper": (as_paper, "paper.tex"),
     "json": (as_json, "leaderboard.json"),
     "model-index": (as_model_index, "model-index.yaml"),
     "html": (as_html, "leaderboard.html"),

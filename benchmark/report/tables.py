@@ -171,7 +171,7 @@ LITERATURE = ["method", "old", "new", "all", "published old", "new", "all", "Δ 
 OVER = {
     "method": "method",
     "mean": "mean",
-    "iqm": "iqm",
+    "iqm": "IQM",
     "interval": "95 % interval",
     "lowest": "lowest",
     "highest": "highest",

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from contseg.benchmark.score.leaderboard import Leaderboard
+from contseg.benchmark.score.leaderboard import Leaderboard, ranked
 from contseg.benchmark.score.paired_test import LEVEL, holm
-from contseg.benchmark.score.scores import ALIKE, CONTEST, marked_name, plain_name, unmarked
+from contseg.benchmark.score.scores import CONTEST, marked_name, plain_name, unmarked
 
 TO_FT = "(all - FT) / (Joint - FT)"
 TO_JOINT = "all / Joint"
@@ -73,10 +73,10 @@ def over_tasks(board: Leaderboard) -> list[OverTasks]:
     order = {name: i for i, name in enumerate(board.frame[[*CONTEST, "method"]].itertuples(index=False, name=None))}
     place = [order[*block, method] for block, method in zip(runs["block"], runs["method"], strict=True)]
     runs = runs.assign(place=place).sort_values("place", kind="stable")
-    kinds = len(runs[ALIKE].drop_duplicates()) > 1
     return [
-        replace(_over(part), kind="".join(f", {k}" for k in kind if k) if kinds else "")
-        for (_, *kind), part in runs.groupby(["protocol", *ALIKE], sort=False)
+        replace(_over(part), kind=kind)
+        for _, same in runs.groupby("protocol", sort=False)
+        for part, kind in ranked(same)
         if part["block"].nunique() > 1
     ]
 
@@ -257,11 +257,11 @@ def said(over: OverTasks) -> list[str]:
     datasets = len({b[0] for b in over.blocks})
     lines = [
         f"score: {over.score}, of the same seed; {n} tasks of {datasets} data set{'s' if datasets > 1 else ''}, "
-        f"{len(over.seeds)} seed{'s' if len(over.seeds) > 1 else ''}; iqm: interquartile mean over runs; lowest, "
+        f"{len(over.seeds)} seed{'s' if len(over.seeds) > 1 else ''}; IQM: interquartile mean over runs; lowest, "
         "highest: of the tasks. Tasks that share step 0 depend on each other, and nothing is said of another data set"
     ]
     if no_interval(len(over.seeds)) is None:
-        lines.append("interval: 95 % bootstrap of the iqm, seeds resampled jointly; at 5 seeds it covers 86 to 93 %")
+        lines.append("interval: 95 % bootstrap of the IQM, seeds resampled jointly; at 5 seeds it covers 86 to 93 %")
     refusals = [no_interval(len(over.seeds)), no_profile(n), no_ranks(n, m)]
     if no_ranks(n, m) is None:
         p = wilcoxon_holm(over.cells)

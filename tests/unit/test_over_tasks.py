@@ -156,23 +156,23 @@ def test_five_seeds_and_twelve_tasks_have_interval_and_ranks() -> None:
     assert frame["rank"].to_dict() == {"LwF": 2, "MiB[kd=3]": 1}
     assert (frame["iqm_low"] < frame["iqm"]).all() and (frame["iqm"] < frame["iqm_high"]).all()
     head, rows = over_rows(over)
-    assert head == ["method", "mean", "iqm", "95 % interval", "lowest", "highest", "mean rank"]
+    assert head == ["method", "mean", "IQM", "95 % interval", "lowest", "highest", "mean rank"]
     assert [(row[0], row[-1]) for row in rows] == [("LwF", "2.0"), ("MiB", "1.0")]
     assert said(over)[-1].startswith(
         "ranks: significant difference for 1 of 1 pairs (Wilcoxon's signed-rank test over 12"
     )
-    assert over_rows(made(9, 4))[0] == ["method", "mean", "iqm", "lowest", "highest"]
+    assert over_rows(made(9, 4))[0] == ["method", "mean", "IQM", "lowest", "highest"]
 
 
 def test_text_shows_the_comparison_and_what_it_does_not_carry() -> None:
     text = render(leaderboard(tasks(2, MiB=0.5), MIB))
     expected = """over 2 tasks · mib
 
-method      mean    iqm    lowest    highest
+method      mean    IQM    lowest    highest
 --------  ------  -----  --------  ---------
 MiB        0.506  0.506     0.500      0.512
 
-score: (all - FT) / (Joint - FT), of the same seed; 2 tasks of 1 data set, 1 seed; iqm: interquartile mean over runs"""
+score: (all - FT) / (Joint - FT), of the same seed; 2 tasks of 1 data set, 1 seed; IQM: interquartile mean over runs"""
     assert expected in text
     assert "\nno interval: 1 seed, a bootstrap needs 5\nno performance profile: 2 tasks" in text
 
