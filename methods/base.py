@@ -27,7 +27,7 @@ from contseg.methods.faults import MethodError, not_a_loss
 from contseg.methods.identity import added_field, describe
 from contseg.methods.losses import full_precision, resize, shrink_labels
 from contseg.methods.memory import Memory
-from contseg.methods.network import Classifier, SegModel, SegOutput
+from contseg.methods.network import Classifier, OnDemand, SegModel, SegOutput
 from contseg.methods.wording import product, words
 
 __all__ = [
@@ -59,19 +59,24 @@ class StepContext(NamedTuple):
     """What a term may use before the first update and after the last one.
 
     ``loader()`` is a new pass over the step's training images: pairs of images (B, 3, H, W) and labels (B, H, W), on
-    the device. It has its own random generator, so it does not change the random numbers of the training. Each process
-    gets its share of every batch: use ``reduce`` for sums over all processes. The share may be empty, if there are
-    fewer images than processes. ``loader(n)`` is one of several passes, n >= 1, each with its own order and
-    augmentation. ``old_model`` is ``None`` at step 0. Both models are unwrapped. ``lr``: at the step's first update.
+    the device, with a random generator of its own; ``loader(n)``, n >= 1, is a further one, with its own order and
+    augmentation. Each process gets its share of every batch, an empty one if there are fewer images than processes: use
+    ``reduce`` for sums over all processes. ``old_model``, the previous network, is ``None`` at step 0; if no term has
+    ``uses_old`` it is read from the store when asked for, and not held during updates. Both models are unwrapped, in
+    full precision. ``lr``: at the step's first update.
     """
 
     step: Step
     model: Any
-    old_model: Any | None
+    previous: Any | None  # or ``OnDemand``
     loader: Callable[..., Iterable[tuple[Tensor, Tensor]]]
     reduce: Reduce = alone
     seed: int = 0
     lr: float = 1e-3
+
+    @property
+    def old_model(self) -> Any | None:
+        return self.previous.model if isinstance(self.previous, OnDemand) else self.previous
 
 
 @dataclass(eq=False)
@@ -80,7 +85,7 @@ class Term:
 
     A subclass sets these class variables:
 
-    - ``uses_old = True`` if it needs the previous model's output;
+    - ``uses_old = True`` if it needs the previous model's output; if no term does, updates hold no previous model;
     - ``uses_setup = False`` if its numbers do not depend on ``step.setup``: sequential and disjoint then share step 0;
     - ``observes = True`` if it never changes loss or gradient (prototypes, importance): it is then not part of the key
       of the weights;
@@ -127,10 +132,7 @@ class Term:
         raise NotImplementedError
 
     def after_backward(self, model: Any) -> None:
-        """Called once per update. Gradients are unscaled and averaged over processes, and not clipped yet.
-
-        All observers are called before the terms that add their own gradient.
-        """
+        """Once an update, observers first. Gradients are unscaled, averaged over processes, and not clipped yet."""
 
     def end_step(self, ctx: StepContext) -> None:
         """Called after the last update and after the ``end_step`` functions of the method."""

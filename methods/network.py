@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -50,3 +52,15 @@ class SegModel(Protocol):
     heads: nn.ModuleDict
 
     def __call__(self, images: Tensor) -> SegOutput: ...
+
+
+class OnDemand:
+    """A network that is made when it is first asked for, and kept as long as this object."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    @cached_property
+    def model(self) -> Any:
+        """The network."""
+        return self._make()

@@ -50,7 +50,7 @@ class LocalPod(Term):
         out, old, step = batch.out, batch.old, batch.step
         pairs = [*zip(old.stages, out.stages, strict=True), (old.embedding, out.embedding)]
         distances = [self.maps * local_pod(a, b, self.scales).sum() for a, b in pairs]
-        folded = fold_new_into_background(out.logits, step.n_old)
+        folded = fold_new_into_background(full_precision(out.logits), step.n_old)
         distances.append(self.logits * local_pod(old.logits, folded, self.scales).sum())
         growth = math.sqrt(step.n_classes / (step.n_new or step.n_classes))
         total = growth / len(distances) * torch.stack(distances).sum()

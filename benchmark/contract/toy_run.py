@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from contseg.benchmark.models.load import term_states
 from contseg.benchmark.plan.build import StepNode
 from contseg.benchmark.plan.config import Config, TrainConfig
 from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.train.evaluate import half
 from contseg.benchmark.train.trainer import StepTrainer
 from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step
 from contseg.datasets.view import StepView
@@ -53,7 +55,7 @@ class ToyRun:
     @property
     def train(self) -> TrainConfig:
         """The training configuration of a step."""
-        precision: Any = "double" if self.dtype == torch.float64 else "no"
+        precision: Any = "double" if self.dtype == torch.float64 else "bf16" if self.autocast else "no"
         return TrainConfig(
             updates=(6,), lr=(1e-3,), batch=(self.batch,), nesterov=False, weight_decay=0.0, precision=precision
         )
@@ -123,18 +125,9 @@ class ToyAccelerator:
 
     device, process_index, num_processes, is_main_process = CPU, 0, 1, True
 
-    def __init__(self, toy: ToyRun) -> None:
-        self.toy = toy
-
-    def prepare_model(self, model: Any, evaluation_mode: bool = False) -> Callable[[Tensor], SegOutput]:
-        """The network, in bfloat16 if the toy run says so."""
-
-        def forward(images: Tensor) -> SegOutput:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.toy.autocast):
-                out: SegOutput = model(images)
-            return out
-
-        return forward
+    def prepare_model(self, model: Any) -> Any:
+        """The network."""
+        return model
 
     def wait_for_everyone(self) -> None:
         """Nothing: there is one process."""
@@ -175,7 +168,7 @@ class ToyStep(StepTrainer):
         init = then(method.init, move) if moved else method.init
         hook = then(method.build, without_activation) if toy.signed else method.build
         store: Any = ToyStore(parent)
-        accelerator: Any = ToyAccelerator(toy)
+        accelerator: Any = ToyAccelerator()
         dataset: Any = toy
         super().__init__(
             node(index, node(index - 1, None) if parent else None),
@@ -194,7 +187,7 @@ class ToyStep(StepTrainer):
         """Call every term's ``begin_step``, and make the optimiser."""
         super()._begin()
         if not self.trains:
-            self.prepared, self.prepared_old = (self.accelerator.prepare_model(m) for m in (self.model, self.old))
+            self.prepared = self.accelerator.prepare_model(self.model)
         torch.default_generator.manual_seed(self.step.index)
         return self
 
@@ -225,12 +218,14 @@ class ToyStep(StepTrainer):
             self.update(number)
         return self
 
-    def update(self, number: int) -> dict[str, Tensor]:
-        """One optimiser update; the weighted losses by name, none if nothing trains."""
+    def update(self, number: int, watched: AbstractContextManager[None] | None = None) -> dict[str, Tensor]:
+        """One optimiser update, in a context; the weighted losses by name, none if nothing trains."""
         if not self.trains:
             return {}
         self._train_mode()
-        return self._update(iter([self.shown(number)]))
+        shown = self.shown(number)
+        with watched or nullcontext():
+            return self._update(iter([shown]))
 
     def end(self) -> Parent:
         """End the step; what it leaves to the next one."""
@@ -241,7 +236,9 @@ class ToyStep(StepTrainer):
         """(B, H, W): the class map."""
         self.model.eval()
         with torch.no_grad():
-            prediction: Tensor = self.method.predict(self.prepared(images), (images.shape[-2], images.shape[-1]))
+            with half(self.device, self.precision):
+                out = self.prepared(images)
+            prediction: Tensor = self.method.predict(out, (images.shape[-2], images.shape[-1]))
         return prediction
 
     def save(self) -> Any:

@@ -22,6 +22,7 @@ WAITS = {
     "_unique2": "unique()",
     "unique_dim": "unique()",
     "unique_consecutive": "unique_consecutive()",
+    "lift_fresh": "a tensor of Python's numbers (torch.tensor), which is copied to the device",
 }
 
 

@@ -42,6 +42,15 @@ def skeleton(config: ModelConfig, steps: Sequence[Step], method: Method, seed: i
     return model
 
 
+def trained(
+    config: ModelConfig, steps: Sequence[Step], method: Method, seed: int, weights: dict[str, Tensor]
+) -> Segmenter:
+    """The network after these steps with its kept weights, in their precision."""
+    model = skeleton(config, steps, method, seed)
+    load_weights(model, weights)
+    return model
+
+
 def grow(model: Any, step: Step, method: Method) -> None:
     """A block for the new classes, if there are any, then the method's ``build`` hook."""
     if step.n_new:
@@ -121,8 +130,7 @@ def load_trained(
         for s in meta["steps"]
     ]
     config = read_section(ModelConfig, "model", meta["model"], str(store.model(key)))
-    model = skeleton(config, steps, built, 0)
-    load_weights(model, tensors)
+    model = trained(config, steps, built, 0, tensors)
     terms = built.active(steps[-1])
     load_terms(terms, terms_state, device)
     for term in terms.values():

@@ -7,7 +7,7 @@ equal in all processes; its sum over processes is P times as large; DDP divides 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -60,6 +60,12 @@ def average(x: Tensor) -> None:
     if several():
         dist.all_reduce(x)
         x /= dist.get_world_size()
+
+
+def average_statistics(norms: Iterable[Any]) -> None:
+    """Average the running statistics of these batch normalisations over processes: all then hold the same network."""
+    for statistics in (s for m in norms for s in (m.running_mean, m.running_var) if s is not None):
+        average(statistics)
 
 
 def gather(value: Any) -> list[Any]:

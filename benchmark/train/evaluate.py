@@ -21,6 +21,11 @@ from contseg.benchmark.train.distributed import check_stop, several
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def half(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to what ``train.precision`` names, or none: for the pass through a network, and nothing after it."""
+    return torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF)
+
+
 class Domains(NamedTuple):
     """The domain of each test image: names, and (N,) int64 the number of its name."""
 
@@ -69,7 +74,7 @@ def evaluate(
         if device.type == "cuda":
             x = x.contiguous(memory_format=torch.channels_last)
         labels = labels.to(device, non_blocking=True)
-        with torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF):
+        with half(device, precision):
             out = model(x)
         prediction = predict(out, (labels.shape[-2], labels.shape[-1]))
         block = part[positions].to(device, non_blocking=True)

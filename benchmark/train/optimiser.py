@@ -108,6 +108,11 @@ def rate_factor(train: TrainConfig, update: int, total: int, warmup: int) -> flo
     return decay if update >= warmup else decay * (update + 1) / (warmup + 1)
 
 
+def parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters of an optimiser, in its order."""
+    return [p for g in optimiser.param_groups for p in g["params"]]
+
+
 # --- its state in a checkpoint -------------------------------------------------------------------------------------
 
 

@@ -33,15 +33,14 @@ def make_accelerator(config: Config) -> Accelerator:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    precision = {"double": "no"}.get(config.train.precision, config.train.precision)
-    if precision == "fp16" and PartialState().device.type == "cpu":
+    if config.train.precision == "fp16" and PartialState().device.type == "cpu":
         raise UserError("train.precision=fp16 needs a GPU: on a CPU set train.precision=bf16, or no")
     tracker = None if config.run.tracker == "none" else config.run.tracker
     if config.run.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.allow_tf32 = False
     return Accelerator(
-        mixed_precision=precision,
+        mixed_precision="no",  # the trainer's own autocast ends with the networks, and casts nothing that no term reads
         log_with=tracker,
         project_dir="." if tracker else None,
         dataloader_config=DataLoaderConfiguration(split_batches=True),

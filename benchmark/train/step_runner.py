@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from contseg.benchmark.models.load import load_terms, load_weights, on_device, skeleton, term_states
+from contseg.benchmark.models.load import load_terms, on_device, term_states, trained
 from contseg.benchmark.plan.build import Cell, Plan, StepNode
 from contseg.benchmark.store.files import (
     LostStateError,
@@ -171,8 +171,8 @@ class StepRunner:
 
     def score(self, node: StepNode) -> None:
         """Score a step whose weights are in the cache."""
-        model = skeleton(self.plan.config.model, node.scenario.steps[: node.index + 1], build_method(node.method), 0)
-        load_weights(model, self.store.read_model(node.key)[0])
+        steps, weights = node.scenario.steps[: node.index + 1], self.store.read_model(node.key)[0]
+        model = trained(self.plan.config.model, steps, build_method(node.method), 0, weights)
         model = on_device(model, self.accelerator.device)
         for cell in self._unscored(node):
             self._score(cell, model, self._method_of(cell))

@@ -16,19 +16,27 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from contseg.benchmark.models.load import fresh, grow, load_terms, load_weights, on_device, skeleton
+from contseg.benchmark.models.load import fresh, grow, load_terms, on_device, trained
 from contseg.benchmark.plan.build import StepNode
 from contseg.benchmark.plan.config import Config
 from contseg.benchmark.store.files import Store
 from contseg.benchmark.train import checkpoint
 from contseg.benchmark.train.batches import StepBatches
 from contseg.benchmark.train.checkpoint import PARTS, StepProgress, StepState
-from contseg.benchmark.train.distributed import InterruptedStepError, average, check_stop, gather, over_processes
+from contseg.benchmark.train.distributed import (
+    InterruptedStepError,
+    average_statistics,
+    check_stop,
+    gather,
+    over_processes,
+)
+from contseg.benchmark.train.evaluate import half
 from contseg.benchmark.train.memory import peak_memory, watch_memory
-from contseg.benchmark.train.optimiser import make_optimiser, rate_factor
+from contseg.benchmark.train.optimiser import make_optimiser, parameters, rate_factor
 from contseg.benchmark.train.rng import derive
 from contseg.datasets.base import SegmentationDataset
 from contseg.methods.base import Batch, Method, Progress, StepContext, Term
+from contseg.methods.network import OnDemand
 
 LOOK = 10  # updates between two reads from the device: losses shown, non-finite values noticed, signals handled
 
@@ -70,6 +78,7 @@ class StepTrainer:
         self.store, self.accelerator, self.stop = store, accelerator, stop
         self.step, self.train = node.step, node.train
         self.device = accelerator.device
+        self.precision: str = self.train.precision
         self.dtype = torch.float64 if self.train.precision == "double" else torch.float32
         self.step_batches = self.batches(node, config, dataset, accelerator, self.dtype)
         self.terms = method.active(self.step)
@@ -87,15 +96,12 @@ class StepTrainer:
 
     def _build(self, observers: dict[str, Observer]) -> None:
         """Make the networks, and load what the parent step left."""
-        t, steps, method, parent = self.step.index, self.node.scenario.steps, self.method, self.node.parent
-        seed = derive(self.node.seed, "init")
+        method, parent, old = self.method, self.node.parent, None
         if parent is None:
-            model = fresh(self.config.model, steps[0], method, seed)
-            old = None
+            model = fresh(self.config.model, self.node.scenario.steps[0], method, derive(self.node.seed, "init"))
         else:
-            model = skeleton(self.config.model, steps[:t], method, seed)
-            load_weights(model, self.store.read_model(parent.key)[0])
-            old = copy.deepcopy(model).eval().requires_grad_(False) if t > 0 else None
+            model = self._previous()
+            old = copy.deepcopy(model) if method.uses_old(self.step) else None
             grow(model, self.step, method)
             method.hook("init", self.step)(model, self.step)
             load_terms(self.terms, self.store.read_terms(parent.key), self.device)
@@ -103,11 +109,29 @@ class StepTrainer:
             if state is not None:
                 term.load_state_dict({k: v.to(self.device) for k, v in state.items()})
         self.model = on_device(model.to(self.dtype), self.device)
-        self.old = None if old is None else on_device(old, self.device)
-        self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, t, "terms"))
-        self.context = StepContext(
-            self.step, self.model, self.old, self._whole_pass, over_processes, self.node.seed, self.train.lr[0]
-        )
+        self.old = None if old is None else self._frozen(old)
+        self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, self.step.index, "terms"))
+        self.context = self._context()
+
+    def _previous(self) -> Any:
+        """The network of the previous step, with its weights."""
+        assert self.node.parent is not None
+        steps, seed = self.node.scenario.steps[: self.step.index], derive(self.node.seed, "init")
+        return trained(self.config.model, steps, self.method, seed, self.store.read_model(self.node.parent.key)[0])
+
+    def _frozen(self, model: Any) -> Any:
+        return on_device(model.eval().requires_grad_(False), self.device)
+
+    def _context(self) -> StepContext:
+        """What terms and hooks may use; the previous network is made anew for them if no term keeps it in use."""
+
+        def read() -> Any:
+            with torch.random.fork_rng(devices=[]):
+                return self._frozen(self._previous())
+
+        previous = OnDemand(read) if self.old is None and self.node.parent is not None else self.old
+        passes, seed, lr = self._whole_pass, self.node.seed, self.train.lr[0]
+        return StepContext(self.step, self.model, previous, passes, over_processes, seed, lr)
 
     def _begin(self) -> None:
         """Call every term's ``begin_step`` and the method's ``warm_up``, and make the optimiser."""
@@ -147,8 +171,6 @@ class StepTrainer:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         network = torch.compile(self.model) if self.config.run.compile else self.model
         self.prepared = self.accelerator.prepare_model(network)
-        if self.old is not None:
-            self.prepared_old = self.accelerator.prepare_model(self.old, evaluation_mode=True)
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -194,7 +216,7 @@ class StepTrainer:
     def _finish(self) -> None:
         """After the last update: the method's ``end_step``, then that of every term."""
         self.model.eval()
-        self._average_statistics()
+        average_statistics(m for m in self.model.modules() if _is_batch_norm(m) and m not in self.fixed)
         for fuse in self.method.endings(self.step):
             fuse(self.context)
         for term in self.terms.values():
@@ -205,6 +227,7 @@ class StepTrainer:
 
     def _loop(self) -> None:
         began, saved, p = time.perf_counter(), time.perf_counter(), self.progress
+        self.context = self._context()  # lets go of a previous network that only the beginning of the step read
         batches = self.step_batches.updates(p.update, self.total)
         names: list[str] = []
         window = torch.zeros(0, device=self.device)
@@ -275,11 +298,10 @@ class StepTrainer:
 
     def _batch(self, images: Tensor, labels: Tensor, *memory: Tensor) -> Batch:
         """What the terms read: both networks' outputs of a micro-batch. ``memory``: as in ``StepBatches.updates``."""
-        out = self.prepared(images)
-        old = None
-        if self.method.uses_old(self.step):
+        with half(self.device, self.precision):
+            out = self.prepared(images)
             with torch.no_grad():
-                old = self.prepared_old(images)
+                old = None if self.old is None else self.old(images)
         where = Progress(self.progress.update, max(1, self.total), self.progress.update / self.epoch_updates)
         return Batch(
             *(images, labels, out, old, self.step),
@@ -316,14 +338,6 @@ class StepTrainer:
         self.model.train()
         for module in self.fixed:
             module.eval()
-
-    def _average_statistics(self) -> None:
-        """Average the running statistics over processes: all processes then score and store the same network."""
-        norms = [
-            m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in self.fixed
-        ]
-        for statistics in (s for m in norms for s in (m.running_mean, m.running_var) if s is not None):
-            average(statistics)
 
     def _whole_pass(self, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass outside the loop; signals stop it too."""
@@ -363,19 +377,17 @@ class StepTrainer:
         }
 
 
-def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """The parameters of an optimiser, in its order."""
-    return [p for g in optimizer.param_groups for p in g["params"]]
-
-
 def _reads_gradients(term: Term) -> bool:
     return type(term).after_backward is not Term.after_backward
 
 
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
 def _is_fixed_norm(module: nn.Module) -> bool:
     """A batch normalisation with frozen or no affine parameters: it stays in evaluation mode."""
-    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return batch_norm and not any(p.requires_grad for p in module.parameters())
+    return _is_batch_norm(module) and not any(p.requires_grad for p in module.parameters())
 
 
 def _raise_if_bad(first: dict[str, float]) -> None:

@@ -31,7 +31,7 @@ def bare(trainer: StepTrainer, updates: int, distils: bool) -> Callable[[], None
         for _ in range(updates):
             if distils:
                 with torch.no_grad():
-                    trainer.prepared_old(images)
+                    trainer.old(images)
             logits: Tensor = trainer.prepared(images).logits.float()
             logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
             F.cross_entropy(logits, labels, ignore_index=VOID).backward()

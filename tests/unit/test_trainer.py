@@ -34,8 +34,9 @@ def uninitialised_is_nan(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def overflowing(grid: Grid, index: int = 0) -> trainer.StepTrainer:
-    """A step in fp16's way whose first update overflows, and no other."""
+    """A step in fp16's way whose first update overflows, and no other. The network itself is in float32."""
     step = grid.trainer(index)
+    step.precision = "no"
     step.terms["ce"].weight = LOUD
     step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-120)
     return step
@@ -44,6 +45,7 @@ def overflowing(grid: Grid, index: int = 0) -> trainer.StepTrainer:
 def test_a_first_update_that_overflows_leaves_no_trace(uninitialised_is_nan: None, tmp_path: Path) -> None:
     grid = Grid(tmp_path, ("FT",), ("train.precision=fp16",))
     step, other = overflowing(grid), grid.trainer()
+    other.precision = "no"
     before = copy.deepcopy(dict(step.model.named_parameters()))
     step._train_mode()
     step._set_rate(0)
