@@ -66,7 +66,15 @@ def test_images_and_the_latent_space_of_stored_networks(finished: Path, tmp_path
     words = ["--figures", str(tmp_path), "--predictions", "2", "--latent", "--format", "csv"]
     assert main(["report", "--out", str(finished), *words]) == 0
     names = sorted(p.name for p in (tmp_path / "shapes-3-3-overlapped-sdr").iterdir())
-    assert {"curves.png", "curves.pdf", "classes.png", "confusion-FT.pdf", "latent.png", "latent.pdf"} <= set(names)
+    assert {
+        "curves.png",
+        "curves.pdf",
+        "classes.png",
+        "confusion-FT.pdf",
+        "latent.png",
+        "latent.pdf",
+        "strip.png",
+    } <= set(names)
     assert sum(name.startswith("prediction-") for name in names) == 2
 
 
