@@ -157,11 +157,19 @@ def _table(board: Leaderboard, keys: Sequence[Contest], choice: Choice, lines: l
             *lines,
             r"\bottomrule",
             r"\end{tabular}",
+            *_citations(board),
             rf"\end{{table{star}}}",
             *said,
             "",
         ]
     )
+
+
+def _citations(board: Leaderboard) -> list[str]:
+    """The sources of the published numbers, in small print below the table."""
+    cited = [escape(note) for note in board.notes if note.startswith("[")]
+    lines = [r"\par\smallskip{\raggedright\scriptsize", *(f"{note}\\par" for note in cited), "}"]
+    return lines if cited else []
 
 
 def _parts(keys: Sequence[Contest]) -> tuple[list[list[str]], list[str]]:
@@ -188,6 +196,5 @@ def _caption(board: Leaderboard, keys: Sequence[Contest], own: list[list[str]], 
     if any(i in set(inside) for i, _ in board.leaders):
         texts += ["Bold: better than every other row by a paired 95 % confidence interval"]
     if not board.literature.empty:
-        cited = [note for note in board.notes if note.startswith("[")]
-        texts += ["In italics: published numbers", *cited]
+        texts += ["In italics: published numbers"]
     return ". ".join(map(escape, [title(common), *texts])) + "."

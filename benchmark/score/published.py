@@ -158,7 +158,7 @@ def with_literature(
             continue
         chosen = choose(table, key[:3], reading(board.protocol, key[0]), source)
         for cell in part.to_dict("records"):
-            exact = with_recipe(unmarked(cell["method"]), {})
+            exact = _without_recipe(unmarked(cell["method"]))
             name = next((n for n in (exact, plain_name(exact)) if n in chosen.index), "")
             if not name or exact.startswith(BOUND):
                 continue
@@ -181,6 +181,14 @@ def with_literature(
     notes = [f"[{i}] {foot}" for i, foot in enumerate(feet, 1)]
     notes += other_test_sets(records) if rows else []
     return replace(board, literature=pd.DataFrame(rows), notes=(*board.notes, *notes))
+
+
+def _without_recipe(method: str) -> str:
+    """The method without its recipe; as it is if the name cannot be parsed: it may come from elsewhere."""
+    try:
+        return with_recipe(method, {})
+    except UserError:
+        return method
 
 
 def _foot(row: pd.Series, cited: dict[str, str]) -> str:

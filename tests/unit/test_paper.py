@@ -69,7 +69,9 @@ def test_published_numbers_stand_below_the_method_with_their_source() -> None:
     row = published.literature.iloc[0]
     numbers = " & ".join(rf"\textit{{{row[f'published_{c}']:.1f}}}" for c in ("old", "new", "all"))
     assert lines[at + 1] == rf"\quad\textit{{{row['source']} [1]}} & {numbers} \\"
-    assert any("In italics: published numbers. [1] " in line for line in lines if line.startswith(r"\caption"))
+    assert any("In italics: published numbers." in line for line in lines if line.startswith(r"\caption"))
+    below = lines[lines.index(r"\end{tabular}") :]
+    assert below[1] == r"\par\smallskip{\raggedright\scriptsize" and below[2].startswith("[1] ")
 
 
 @pytest.mark.parametrize(
