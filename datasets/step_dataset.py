@@ -85,7 +85,7 @@ class _Kept:
         self.sizes = sizes.astype(np.int64)
         ends = np.cumsum(4 * self.sizes.prod(1))
         self.starts = ends - 4 * self.sizes.prod(1)
-        self.n = int(np.searchsorted(ends, share * _room(), side="right"))  # images that fit
+        self.n = int(np.searchsorted(ends, share * room(), side="right"))  # images that fit
         self.buffer = torch.empty(int(ends[self.n - 1]) if self.n else 0, dtype=torch.uint8).share_memory_()
         self.there = torch.zeros(self.n, dtype=torch.uint8).share_memory_()
 
@@ -109,7 +109,7 @@ def _sizes(dataset: SegmentationDataset, view: StepView) -> np.ndarray:
     return dataset.sizes(view.split)[[place[i] for i in (*view.ids, *(s.image_id for s in view.stored))]]
 
 
-def _room() -> int:
+def room() -> int:
     """Bytes of shared memory that may be used."""
     shared = Path("/dev/shm")
     return int(0.9 * shutil.disk_usage(shared).free) if shared.is_dir() else 1 << 62

@@ -32,6 +32,11 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device, which the CPU does not wait for: through pinned memory where that is a GPU."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """One-hot: (B, h, w) -> (B, classes, hw) of 0 and 1. A label that is no class, such as void, has no 1."""
     names = torch.arange(classes, device=labels.device)
@@ -47,17 +52,26 @@ def tiles(x: Tensor, limit: int = 2**22) -> Iterator[tuple[slice, slice]]:
     """Cut x (B, C, P) into pieces (images, positions), so that intermediate results need little memory.
 
     A piece has whole images if at least one fits, else a run of positions of one image. Each position has all its
-    channels, so a sum over channels does not depend on the cut. ``limit``: numbers in a piece on a CPU.
+    channels, so a sum over channels does not depend on the cut. ``limit``: as in ``at_once``.
     """
     images, channels, positions = x.shape
     if not channels:
         return
-    limit = limit if x.device.type == "cpu" else 2**27
-    run = max(limit // (channels * LANES) * LANES, LANES)
+    run = at_once(channels, x.device, limit, LANES)
     group = max(run // max(positions, 1), 1)
     for i in range(0, images, group):
         for p in range(0, positions, run):
             yield slice(i, i + group), slice(p, p + run)
+
+
+def at_once(each: int, device: torch.device, limit: int, lanes: int = 1) -> int:
+    """How many items of ``each`` numbers a pass takes at a time; a multiple of ``lanes``, and at least that.
+
+    On a CPU ``limit`` numbers, which fit its cache. Elsewhere such pieces would be many small kernels: there it takes
+    the whole tensor, up to 2^27 numbers (half a GiB in float32), so that intermediate results stay small.
+    """
+    limit = limit if device.type == "cpu" else 2**27
+    return max(limit // (each * lanes) * lanes, lanes)
 
 
 LANES = 64  # a run starts where a vector of the uncut loop starts, so every cut gives the same bits

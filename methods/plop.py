@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from contseg.datasets.scenario import BACKGROUND, VOID
 from contseg.methods.base import Batch, CrossEntropy, Method, Reduce, StepContext, Term, alone, full_precision, resize
+from contseg.methods.losses import at_once
 from contseg.methods.mib import background_shares
 from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import register_method
@@ -115,9 +116,8 @@ class _LocalPod(torch.autograd.Function):
 
 
 def _tiles(planes: Tensor) -> Iterator[slice]:
-    """Cut planes (P, h, w) into pieces that fit the processor's cache."""
-    limit = 2**19 if planes.device.type == "cpu" else 2**27
-    size = max(limit // (planes.shape[1] * planes.shape[2]), 1)
+    """Cut planes (P, h, w) into pieces."""
+    size = at_once(planes.shape[1] * planes.shape[2], planes.device, 2**19)
     for i in range(0, len(planes), size):
         yield slice(i, i + size)
 

@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import Step
 from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term, full_precision
+from contseg.methods.losses import sent
 from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation, background_shares
 from contseg.methods.modules import drawn_from, is_norm
 from contseg.methods.plop import fold_new_into_background
@@ -193,8 +194,8 @@ class BranchDraws(Term):
         sizes = [len(b.draw) for b in self._branches]
         draws = torch.rand(sum(sizes), generator=generator)
         self.generator = generator.get_state()
-        for branches, draw in zip(self._branches, draws.split(sizes), strict=True):
-            branches.draw.copy_(draw)
+        places = [b.draw for b in self._branches]
+        torch._foreach_copy_(places, sent(draws, places[0].device).split(sizes))  # one copy for all branches
 
 
 # --- the distillation ----------------------------------------------------------------------------------------------

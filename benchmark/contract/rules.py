@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from contseg.benchmark.contract import toy_run
-from contseg.benchmark.contract.toy_run import Build, ToyRun, ToyStep, clones, second_step, steepest, tensors_of
+from contseg.benchmark.contract.toy_run import (
+    Build,
+    ToyRun,
+    ToyStep,
+    clones,
+    in_full_precision,
+    second_step,
+    steepest,
+    tensors_of,
+)
 from contseg.benchmark.contract.two_processes import compare_split
 from contseg.benchmark.contract.waits import WaitError, no_waits
 from contseg.benchmark.models.load import term_states
@@ -64,8 +73,19 @@ def rectangular(build: Build) -> None:
 
 
 def bfloat16(build: Build) -> None:
-    """Networks in bfloat16 work."""
-    _train_and_predict(ToyRun(autocast=True), build)
+    """Networks in bfloat16 work: terms cast to full precision what they read."""
+    toy = ToyRun(autocast=True)
+    _train_and_predict(toy, build)
+    for make in (lambda: ToyStep.begin(toy, build, 0, None), second_step(toy, build)):
+        if make is None or not (stage := make()).trains:
+            continue
+        losses = stage.method.losses(stage.batch(0))
+        again = make()
+        same = again.method.losses(in_full_precision(again.batch(0)))
+        for name, value in losses.items():
+            if abs(value - same[name]) > 1e-4 * max(abs(same[name]), 1e-3):
+                pair = f"is {value.item():.7g}, and {same[name].item():.7g} of the same output in float32"
+                raise Broken(f"{name!r} {pair}: cast what you read by `full_precision`")
 
 
 def gradients_arrive(build: Build) -> None:

@@ -25,7 +25,7 @@ from contseg.benchmark.train.evaluate import half
 from contseg.benchmark.train.trainer import StepTrainer
 from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step
 from contseg.datasets.view import StepView
-from contseg.methods.base import Batch, Method, SegOutput
+from contseg.methods.base import Batch, Method, SegOutput, full_precision
 from contseg.methods.batch import divided
 
 NETWORK = ModelConfig("tiny", norm="batch")
@@ -332,6 +332,14 @@ def map_output(out: SegOutput, change: Callable[[Tensor], Tensor]) -> SegOutput:
     logits, features, embedding = (change(t) for t in (out.logits, out.features, out.embedding))
     stages = tuple(change(s) for s in out.stages)
     return SegOutput(logits, features, embedding, stages, {k: change(v) for k, v in out.extra.items()})
+
+
+def in_full_precision(batch: Batch) -> Batch:
+    """The batch, not read yet, with float32 copies of both networks' outputs."""
+    batch.out = map_output(batch.out, full_precision)
+    if batch.has_old:
+        batch._old = map_output(batch.old, full_precision)
+    return batch
 
 
 def tensors_of(out: SegOutput) -> list[Tensor]:

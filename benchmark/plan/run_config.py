@@ -17,7 +17,14 @@ from contseg.methods.ranges import Count, Number, Positive
 class RunConfig:
     """How the work is done. Last digits may change by `compile`, `eval_batch` and, on a GPU, `deterministic`."""
 
-    workers: Annotated[int, Meta(ge=0, le=128, description="loader processes of each training process")] = 0
+    workers: Annotated[
+        int,
+        Meta(
+            ge=-1,
+            le=128,
+            description="loader processes of each training process; -1: its cores on a GPU, else none",
+        ),
+    ] = -1
     keep_decoded: Annotated[bool, Meta(description="hold decoded images in memory")] = False
     eval_batch: Annotated[Count, Meta(description="test images that are scored at once")] = 8
     checkpoint_minutes: Annotated[Positive, Meta(description="time between two checkpoints of a step")] = 10.0

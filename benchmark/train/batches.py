@@ -20,9 +20,12 @@ from contseg.benchmark.plan.config import Config
 from contseg.benchmark.plan.model_config import backbone_of
 from contseg.benchmark.train.rng import HalfStored, Order
 from contseg.datasets.base import SegmentationDataset
-from contseg.datasets.step_dataset import StepImages, collate
+from contseg.datasets.step_dataset import StepImages, collate, room
 from contseg.datasets.transforms import TrainTransform
 from contseg.methods.batch import divided
+from contseg.methods.losses import sent
+
+PREFETCH = 4  # batches that a loader process is ahead
 
 
 class StepBatches:
@@ -67,7 +70,7 @@ class StepBatches:
             yield from self._load(shares)
             return
         for share, (images, labels) in zip(shares, self._load(shares), strict=True):
-            stored = torch.tensor([i >= self.current for _, i in share], dtype=torch.bool).to(self.device)
+            stored = sent(torch.tensor([i >= self.current for _, i in share], dtype=torch.bool), self.device)
             yield images, *divided(labels, stored, self.memory.apart)
 
     def whole_pass(self, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -87,7 +90,8 @@ class StepBatches:
         )
 
     def _load(self, batches: Iterable[list[tuple[int, int]]]) -> Iterator[tuple[Tensor, Tensor]]:
-        workers = self.config.run.workers
+        share = self.batch // self.parts // self.world
+        workers = loader_processes(self.config.run.workers, self.device, share, self.size)
         loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
             self.images,
             batch_sampler=batches,  # type: ignore[arg-type]  # its indices are (epoch, position)
@@ -95,7 +99,7 @@ class StepBatches:
             generator=torch.Generator(),  # otherwise it draws its workers' seed from the global generator
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=PREFETCH if workers else None,
         )
         for images, labels in loader:
             images = self.pixels.normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
@@ -112,6 +116,20 @@ class StepBatches:
 def processes_here() -> int:
     """Training processes on this machine: those of this program (torchrun's variable) times a launcher's workers."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get("CONTSEG_WORKERS", 1))
+
+
+def loader_processes(chosen: int, device: torch.device, batch: int, size: tuple[int, int]) -> int:
+    """The number of loader processes; -1 chooses it, for batches of so many images of a size. No number depends on it.
+
+    On a CPU none: decoding beside the network gains nothing there. On a GPU the cores of this process but one, at most
+    16, and as many as have room for their batches in half of the shared memory that is free (a container's is small).
+    One loader serves a whole step, so its processes live as long; they stay ``PREFETCH`` batches ahead each.
+    """
+    if chosen >= 0 or device.type == "cpu":
+        return max(chosen, 0)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    bytes_ahead = PREFETCH * max(batch, 1) * 4 * size[0] * size[1]
+    return max(0, min(16, cores // processes_here() - 1, room() // (2 * processes_here() * bytes_ahead)))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from contseg.benchmark.store.files import (
     write_tensors,
 )
 from contseg.benchmark.store.provenance import provenance
+from contseg.benchmark.train.batches import loader_processes
 from contseg.benchmark.train.distributed import gather
 from contseg.benchmark.train.evaluate import evaluate
 from contseg.benchmark.train.step_record import describe_step
@@ -30,6 +31,8 @@ from contseg.benchmark.train.test_set import test_set
 from contseg.benchmark.train.trainer import Observer, StepTrainer
 from contseg.methods.base import Method, describe
 from contseg.methods.registry import build_method
+
+SCORED = (2048, 2048)  # a test image is hardly larger
 
 
 @dataclass
@@ -207,7 +210,7 @@ class StepRunner:
             device=self.accelerator.device,
             precision=plan.config.train.precision,
             batch=plan.config.run.eval_batch,
-            workers=plan.config.run.workers,
+            workers=loader_processes(plan.config.run.workers, self.accelerator.device, 1, SCORED),
             title=f"{node.title}: evaluation",
             stop=self.stop,
             domains=domains,

@@ -159,8 +159,8 @@ OF_A_VALUE = [
     (shapes("train.flip=v"), "unknown train.flip 'v': did you mean 'hv'? Known: h, hv, none"),
     (shapes("eval.crop=0"), "eval.crop must be >= 1, not 0"),
     (shapes("eval.split=test"), "unknown eval.split 'test': did you mean 'tune'? Known: tune, val"),
-    (shapes("run.workers=-1"), "run.workers must be >= 0 and <= 128, not -1"),
-    (shapes("run.workers=1000000"), "run.workers must be >= 0 and <= 128, not 1000000"),
+    (shapes("run.workers=-2"), "run.workers must be >= -1 and <= 128, not -2"),
+    (shapes("run.workers=1000000"), "run.workers must be >= -1 and <= 128, not 1000000"),
     (shapes("run.eval_batch=0"), "run.eval_batch must be >= 1, not 0"),
     (shapes("run.checkpoint_minutes=0"), "run.checkpoint_minutes must be > 0, not 0"),
     (shapes("run.checkpoint_updates=-1"), "run.checkpoint_updates must be >= 0, not -1"),
@@ -208,7 +208,7 @@ OF_A_FILE = [
     ("[train]\nmomentum = [0.9]", "train.momentum must be a number >= 0 and < 1, not 0.9"),
     ("[train]\nnesterov = 1", "train.nesterov must be true or false, not 1"),
     ("[train]\nflip = 1", 'train.flip must be "none", "h" or "hv", not 1'),
-    ("[run]\nworkers = 1.0", "run.workers must be a whole number >= 0 and <= 128, not 1.0"),
+    ("[run]\nworkers = 1.0", "run.workers must be a whole number >= -1 and <= 128, not 1.0"),
     ("[launch]\npartition = 3", "launch.partition must be a text, not 3"),
 ]
 

@@ -80,7 +80,7 @@ def test_processes_on_one_machine_share_its_memory(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     each = 4 * 32 * 32
-    monkeypatch.setattr("contseg.datasets.step_dataset._room", lambda: 8 * each)
+    monkeypatch.setattr("contseg.datasets.step_dataset.room", lambda: 8 * each)
     monkeypatch.setattr(Images, "sizes", lambda self, split: torch.full((16, 2), 32).numpy())
     grid = Grid(tmp_path, ("FT",), ("run.keep_decoded=true",), data=Images(16))
     kept = grid.trainer().step_batches.images._kept
@@ -90,3 +90,37 @@ def test_processes_on_one_machine_share_its_memory(
 def test_nothing_is_kept_unless_asked_for(tmp_path: Path) -> None:
     images = Grid(tmp_path, ("FT",)).trainer().step_batches.images
     assert isinstance(images, StepImages) and images._kept is None
+
+
+# --- loader processes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chosen", "device", "cores", "here", "free", "expected"),
+    [
+        (-1, "cpu", 16, 1, 2**40, 0),
+        (3, "cpu", 16, 1, 2**40, 3),
+        (0, "cuda", 16, 1, 2**40, 0),  # what the user says
+        (-1, "cuda", 16, 1, 2**40, 15),
+        (-1, "cuda", 64, 1, 2**40, 16),
+        (-1, "cuda", 64, 8, 2**40, 7),  # shared with seven other processes
+        (-1, "cuda", 1, 1, 2**40, 0),
+        (-1, "cuda", 16, 1, 2 * 3 * 4 * (8 * 4 * 32 * 32), 3),  # room for twice three loaders, each four batches ahead
+        (-1, "cuda", 16, 1, 2**16, 0),  # a container with hardly any shared memory
+    ],
+)
+def test_loader_processes(
+    chosen: int, device: str, cores: int, here: int, free: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_batches.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setattr(step_batches, "processes_here", lambda: here)
+    monkeypatch.setattr(step_batches, "room", lambda: free)
+    assert step_batches.loader_processes(chosen, torch.device(device), 8, (32, 32)) == expected
+
+
+def test_the_number_of_loader_processes_changes_no_batch(tmp_path: Path) -> None:
+    seen = []
+    for workers in (0, 2):
+        grid = Grid(tmp_path, ("FT",), (f"run.workers={workers}", "train.scale=0.5,1"))
+        seen.append([torch.cat([i.flatten(), l.flatten()]) for i, l in grid.trainer().step_batches.updates(0, 3)])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))

@@ -97,6 +97,18 @@ def local_mean(batch: Batch) -> Tensor:
     return F.cross_entropy(batch.logits, batch.labels, ignore_index=VOID)
 
 
+class Waiting(torch.autograd.Function):
+    """The identity, whose gradient waits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * float(gradient.isfinite().all())
+
+
 @dataclass(eq=False)
 class Drift(Term):
     """Moves the previous model."""
@@ -232,6 +244,7 @@ CASES: list[tuple[str, Callable[[], Method], str]] = [
     ("only_background", with_loss(labelled_mean), "'extra' is nan"),
     ("rectangular", with_loss(square), "shape"),
     ("bfloat16", with_loss(through_numpy), "BFloat16"),
+    ("bfloat16", with_loss(lambda b: b.out.logits.square().mean()), "cast what you read"),
     ("signed_features", with_loss(inverse_sums), "the gradient of 'extra' reaches"),
     ("gradients_arrive", with_term(CrossEntropy, build=unused_head), "unused.weight (2 in all)"),
     ("old_model_stays", with_term(Drift), "changed in an update"),
@@ -240,6 +253,8 @@ CASES: list[tuple[str, Callable[[], Method], str]] = [
     ("terms_matter", with_loss(lambda b: b.logits.detach().mean()), "'extra'"),
     ("terms_do_not_wait", with_loss(by_value), "reading a value"),
     ("terms_do_not_wait", with_loss(by_mask), "an index of booleans at step 0 (test_check.py, line"),
+    ("terms_do_not_wait", with_loss(lambda b: b.features.mean() * torch.tensor(2.0)), "torch.tensor"),
+    ("terms_do_not_wait", with_loss(lambda b: Waiting.apply(b.logits).mean()), "reading a value"),
     ("differs_from_fine_tuning", nothing, "plain fine-tuning"),
     ("observers_only_observe", with_term(Drawing), "random numbers"),
     ("observers_only_observe", with_term(Meddling), "encoder"),

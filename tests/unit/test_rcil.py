@@ -12,6 +12,7 @@ from contseg.benchmark.models.load import skeleton
 from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.datasets.errors import UserError
 from contseg.methods.base import Batch, SegOutput, StepContext
+from contseg.methods.losses import sent
 from contseg.methods.rcil import (
     BranchDraws,
     Branches,
@@ -135,6 +136,21 @@ def draws_of(model: nn.Module, passes: int, resume_at: int | None = None) -> lis
         seen.append(torch.cat([b.draw.clone() for b in branches_of(model)]))
         assert term(None) is None
     return seen
+
+
+def test_a_draw_is_one_copy_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def noted(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+        sizes.append(len(x))
+        return sent(x, device)
+
+    monkeypatch.setattr("contseg.methods.rcil.sent", noted)
+    model = taught(KEPT, FIRST)
+    term = BranchDraws()
+    term.begin_step(StepContext(FIRST, model, None, list, seed=3))
+    term(None)
+    assert sizes == [sum(len(b.draw) for b in branches_of(model))] * 2
 
 
 def test_draws_change_resume_and_leave_the_global_generator_alone() -> None:

@@ -122,7 +122,7 @@ def test_kept_images_are_decoded_once(dataset, view):
 
 def test_what_does_not_fit_is_decoded_each_time(dataset, view, monkeypatch):
     sizes = [dataset.load(i, "train")[1].numel() * 4 for i in view.ids]
-    monkeypatch.setattr("contseg.datasets.step_dataset._room", lambda: sum(sizes[:5]))
+    monkeypatch.setattr("contseg.datasets.step_dataset.room", lambda: sum(sizes[:5]))
     data = StepImages(dataset, view, EvalTransform(), keep=True)
     for _ in range(2):
         dataset.loads = 0
