@@ -1,4 +1,4 @@
-"""The leaderboard as a site of static pages, made from records alone: no server, and nothing is fetched from elsewhere."""
+"""The leaderboard as a site of static pages, from records alone: no server, nothing fetched from elsewhere."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Section:
 def boards_of(
     records: Sequence[Record], protocols: Sequence[Protocol], published: pd.DataFrame, source: str = ""
 ) -> list[Leaderboard]:
-    """A leaderboard for each protocol, or if none is given for each protocol of the records, beside published numbers."""
+    """A leaderboard for each protocol (none given: each of the records), beside published numbers."""
     own = map(parse_protocol, dict.fromkeys(r["protocol"]["name"] for r in records))
     boards = (leaderboard(records, protocol) for protocol in protocols or own)
     return [with_literature(board, published, records, source) for board in boards]
@@ -89,7 +89,12 @@ def write_site(
     for board in boards:
         written[f"leaderboard-{board.protocol.name}.csv"] = as_csv(board)
         written[f"leaderboard-{board.protocol.name}.json"] = as_json(board)
-    records = {runs.record_file(s.run, r): r for shown in catalogue.runs.values() for s in (shown[0][1],) for r in s.run.records}
+    records = {
+        runs.record_file(s.run, r): r
+        for shown in catalogue.runs.values()
+        for s in (shown[0][1],)
+        for r in s.run.records
+    }
     names = sorted([*written, *records])
     write_text(out / MANIFEST, json.dumps(sorted({*known, *names}), indent=0))  # killed from here on: still ours
     for name, text in written.items():
@@ -110,7 +115,9 @@ def _earlier(out: Path) -> set[str]:
         names = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         return {str(name) for name in names if (out / name).resolve().is_relative_to(out.resolve())}
     except (OSError, ValueError, TypeError):
-        raise UserError(f"{out} holds files that are not of a leaderboard site: name a new or an empty folder") from None
+        raise UserError(
+            f"{out} holds files that are not of a leaderboard site: name a new or an empty folder"
+        ) from None
 
 
 def _environment(catalogue: Catalogue, docs: Sequence[Section]) -> Environment:
@@ -137,7 +144,10 @@ def _pages(catalogue: Catalogue) -> Iterator[tuple[Page, str, dict[str, Any]]]:
     listed = list[dict[str, Any]]()
     for place, tables in catalogue.scenarios.items():
         shown = scenarios.about(place, catalogue)
-        title, words = shown["title"], f"{shown['question']} {' '.join(name for step in shown['steps'] for name in step)}"
+        title, words = (
+            shown["title"],
+            f"{shown['question']} {' '.join(name for step in shown['steps'] for name in step)}",
+        )
         yield Page(scenario_page(place), title, "scenario", words), "scenario.html.j2", {"s": shown}
         compare = scenarios.compared(place, tables)
         words = f"compare two methods class by class, {title}"

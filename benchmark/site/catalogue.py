@@ -22,7 +22,7 @@ Place: TypeAlias = tuple[str, str, str]  # data set, task, setup
 
 SETUPS = {
     "sequential": "A step sees images with a new class and none with a future class; old classes stay labelled.",
-    "disjoint": "A step sees images with a new class and none with a future class; old classes are labelled background.",
+    "disjoint": "A step sees images with a new class and none with a future class; old classes become background.",
     "overlapped": "A step sees every image with a new class; old and future classes are labelled background.",
     "partitioned": "Each image belongs to one step; old and future classes are labelled background.",
     "domain": "A step brings images of new domains and no class; all classes are labelled in every step.",
@@ -144,7 +144,7 @@ def class_names(row: Row) -> list[str]:
 
 
 def parts_shown(row: Row) -> list[tuple[str, int, Any]]:
-    """Name, step and label of every class; where steps bring domains, every domain and then the classes, known at once."""
+    """Name, step and label of every class; where steps bring domains, of every domain, then of the classes."""
     score, names = row.runs[0].score, class_names(row)
     parts = [(part_name(k, names), step, k) for step, group in enumerate(score.groups) for k in group]
     by_domain = any(isinstance(k, str) for _, _, k in parts)

@@ -1,4 +1,4 @@
-"""Charts that only the site has: old against new with its Pareto line, losses over a run, a confusion matrix. Inline SVG."""
+"""Charts of the site alone: old against new with its Pareto line, losses, a confusion matrix. Inline SVG."""
 
 from __future__ import annotations
 
@@ -79,7 +79,12 @@ def _labels(places: Sequence[tuple[str, float, float]]) -> list[str]:
     parts = []
     for name, px, py in places:
         wide = LETTER * len(name)
-        for anchor, at, base in (("start", px + 9, py + 4), ("end", px - 9, py + 4), ("middle", px, py - 9), ("middle", px, py + 18)):
+        for anchor, at, base in (
+            ("start", px + 9, py + 4),
+            ("end", px - 9, py + 4),
+            ("middle", px, py - 9),
+            ("middle", px, py + 18),
+        ):
             left = at - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
             box = (left, base - 11, left + wide, base + 3)
             inside = box[0] >= LEFT and box[2] <= WIDTH - 2 and box[1] >= 0 and box[3] <= HEIGHT - BOTTOM

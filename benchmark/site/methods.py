@@ -1,4 +1,4 @@
-"""What a method's page says of the method itself: papers, formulas, parameters and code, from the registry and the docs."""
+"""What a page says of the method itself: papers, formulas, parameters and code, from the registry and the docs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 
 
 def about(plain: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One part for the method and for each add-on: ``MiB+SDR`` has two. None for a method that is not registered here."""
+    """A part for the method and for each add-on: ``MiB+SDR`` has two. None if it is not registered here."""
     try:
         entries = parts_of(plain)
     except UserError:
@@ -89,7 +89,7 @@ def sources(parts: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 @cache
 def _tables(head: str) -> dict[str, tuple[str, ...]]:
-    """The rows of the page's tables with this head, by their first column; none where contseg is installed without it."""
+    """The rows of the page's tables with this head, by first column; none where the page is not installed."""
     if not TEXT.is_file():
         return {}
     blocks = re.findall(r"(?:^\|.*\n)+", TEXT.read_text(encoding="utf-8"), re.MULTILINE)
@@ -109,7 +109,7 @@ def formulas() -> dict[str, tuple[str, str, str]]:
 
 
 def drawn(text: str) -> str:
-    """A line of Markdown as HTML: ``$...$`` as MathML, or as the text itself without latex2mathml (``contseg[docs]``)."""
+    """A line of Markdown as HTML: ``$...$`` as MathML, or as text without latex2mathml (``contseg[docs]``)."""
     parts = re.split(r"\$([^$]+)\$", text)
     return "".join(_mathml(p) if i % 2 else _plain(p) for i, p in enumerate(parts))
 

@@ -107,7 +107,7 @@ def _point(row: Row) -> Point:
 
 
 def compared(place: Place, tables: Sequence[list[Row]]) -> dict[str, Any]:
-    """Every method's IoU of every class after the last step: a table to read, and the seeds' values for the comparison."""
+    """Every method's IoU of every class after the last step: as a table, and by seed for the comparison."""
     contests = []
     for rows in tables:
         parts = pages.parts_shown(rows[0])
@@ -117,10 +117,10 @@ def compared(place: Place, tables: Sequence[list[Row]]) -> dict[str, Any]:
             for row, by_seed in zip(rows, finals, strict=True)
         ]
         means = [[number(mean(values)) for values in zip(*by_seed.values(), strict=True)] for by_seed in finals]
-        lines = [
-            (name, step, [column[i] for column in means]) for i, (name, step, _) in enumerate(parts)
-        ]
-        contests.append({"protocol": rows[0].key[3], "methods": methods, "lines": lines, "names": [r.short for r in rows]})
+        lines = [(name, step, [column[i] for column in means]) for i, (name, step, _) in enumerate(parts)]
+        contests.append(
+            {"protocol": rows[0].key[3], "methods": methods, "lines": lines, "names": [r.short for r in rows]}
+        )
     data = {c["protocol"]: {"classes": [[n, s] for n, s, _ in c["lines"]], "methods": c["methods"]} for c in contests}
     return {"title": " · ".join(place), "contests": contests, "data": data, "scenario_page": pages.scenario_page(place)}
 
@@ -169,7 +169,9 @@ def results(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "page": pages.scenario_page(row.place),
             "protocol": row.key[3],
             "name": row.cell["method"],
-            "cells": [{"text": cell_text(row.cell, c), "bold": row.leads(c), "value": sortable(row.cell[c])} for c in shown],
+            "cells": [
+                {"text": cell_text(row.cell, c), "bold": row.leads(c), "value": sortable(row.cell[c])} for c in shown
+            ],
             "runs": [(s.run.seed, pages.run_page(s.run)) for s in row.runs],
         }
         for row in rows
