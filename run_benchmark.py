@@ -120,7 +120,7 @@ def _options(parser: argparse.ArgumentParser) -> set[str]:
 
 def parser() -> argparse.ArgumentParser:
     """All subcommands and their options; imports nothing heavy."""
-    from contseg.benchmark.cli import commands, data, grid, ports, report, site, tune
+    from contseg.benchmark.cli import commands, data, grid, ports, report, site, submit, tune
     from contseg.benchmark.cli import run as run_cli
 
     top = _Parser(
@@ -200,6 +200,9 @@ def parser() -> argparse.ArgumentParser:
     data.add_arguments(add("data", data.main, "prepare, verify, look at and export data sets"))
     ports.add_predict(add("predict", ports.predict, "labels and overlays of your own images by a trained step"))
     ports.add_export(add("export", ports.export, "a trained step as a file that runs without contseg"))
+    submit.add_submit(add("submit", submit.submit, "check your runs and pack them for somebody's leaderboard"))
+    submit.add_leaderboard(add("leaderboard", submit.leaderboard, "check, accept and show what others submitted"))
+    submit.add_reproduce(add("reproduce", submit.reproduce, "train a recorded run again: stored beside new, by class"))
     cache = add("cache", commands.cache, "list or prune trained steps")
     cache.add_argument("action", choices=("list", "prune"))
     cache.add_argument("--yes", action="store_true", help="remove them; without it, only say what would be removed")

@@ -18,7 +18,8 @@ def code(page: str, holding: str, language: str = "python") -> str:
 
 COMMAND = re.compile(
     r"(?:# )?\s*(?:(?P<by>python|accelerate launch .*|torchrun .*) run_benchmark\.py"
-    r"|contseg(?= (?:run|plan|tune|list|check|report|site|data|cache|predict|export|-\S+)\b)) (?P<arguments>.*)"
+    r"|contseg(?= (?:run|plan|tune|list|check|report|site|data|cache|predict|export|submit|leaderboard|reproduce"
+    r"|-\S+)\b)) (?P<arguments>.*)"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -66,6 +67,11 @@ def places(items: Iterable[str]) -> dict[str, str]:
             raise UserError(f"--data: {name} is given twice, as {found[name]} and as {path}")
         found[name] = path
     return found
+
+
+def user_cache() -> Path:
+    """Where the user's own cache lies, outside of all results folders."""
+    return Path(os.environ.get("CONTSEG_CACHE") or "~/.cache/contseg").expanduser()
 
 
 def say(line: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contseg.benchmark.cli.arguments import user_cache
 from contseg.datasets.atomic import writing
 from contseg.datasets.errors import UserError
 
@@ -268,7 +268,7 @@ def _name_of(args: argparse.Namespace) -> str:
 
 def _kept() -> Path:
     """The cache of labels in each map: reading all maps takes minutes."""
-    return Path(os.environ.get("CONTSEG_CACHE") or "~/.cache/contseg").expanduser() / "presence"
+    return user_cache() / "presence"
 
 
 @contextlib.contextmanager

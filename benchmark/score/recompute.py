@@ -37,6 +37,23 @@ def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:
 
     Plugins that a record names are not loaded: a submitted record runs only code that ``--plugin`` names.
     """
+    first, config = run.records[0], config_of(run)
+    (planned,) = make_plan(config, stored.dataset).runs
+    scenario, names = planned.scenario, stored.dataset(run.dataset).class_names
+    here = (scenario.task, scenario.order, planned.method, scenario.domains or scenario.groups, list(names))
+    written = (first["task"], first["order"], config.methods[0], run.parts, first["class_names"])
+    if here != written:
+        a, b = next(pair for pair in zip(written, here, strict=True) if pair[0] != pair[1])
+        raise UserError(f"{a} is {b} here")
+    return [(cell.node.key, cell.score) for cell in planned.cells]
+
+
+def config_of(run: Run) -> Config:
+    """The grid of one run, from its records: those of its first steps, without a gap.
+
+    Raises ``UserError`` where the name of the method and its configuration do not agree, and ``AttributeError``,
+    ``LookupError``, ``TypeError`` or ``ValueError`` for a configuration that is not one of this suite.
+    """
     first, trains = run.records[0], [TrainConfig(**tuples(r["config"]["train"])) for r in run.records]
     per_step: dict[str, Any] = {
         name: tuple(getattr(t, name)[0] for t in trains if getattr(t, name)) for name in PER_STEP
@@ -53,14 +70,7 @@ def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:
     named = own_recipe(config, run.method)[1]
     if any(named.at(t) != config.train.at(t) for t in range(len(run.records))):
         raise UserError("its name and its configuration give different values of train")
-    (planned,) = make_plan(config, stored.dataset).runs
-    scenario, names = planned.scenario, stored.dataset(run.dataset).class_names
-    here = (scenario.task, scenario.order, planned.method, scenario.domains or scenario.groups, list(names))
-    written = (first["task"], first["order"], config.methods[0], run.parts, first["class_names"])
-    if here != written:
-        a, b = next(pair for pair in zip(written, here, strict=True) if pair[0] != pair[1])
-        raise UserError(f"{a} is {b} here")
-    return [(cell.node.key, cell.score) for cell in planned.cells]
+    return config
 
 
 class PixelCounter:

@@ -135,8 +135,9 @@ def runnable(words: list[str], launched: bool, place: Path) -> list[str]:
     words = [here(word, place) for word in words if word != "..."]
     if words[0].startswith("-"):
         words = ["run", *words]
-    if words[0] in ("check", "predict", "export") or words[:2] == ["data", "prepare"]:
-        # test_documented_plugin.py runs the check; tests/unit/test_ports.py runs the other two
+    others = ("check", "predict", "export", "submit", "leaderboard", "reproduce")
+    if words[0] in others or words[:2] == ["data", "prepare"]:
+        # test_documented_plugin.py runs the check; tests/unit/test_ports.py and test_submit.py run the others
         return []
     if words[0] == "run":
         if launched or elided or "--data" in words or "--launcher" in words:

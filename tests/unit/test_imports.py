@@ -12,7 +12,7 @@ import pytest
 from contseg.tests.material import ROOT
 
 # Each wing of `benchmark/` may import the wings to its left, never one to its right (docs/architecture.md).
-WINGS = ("store", "plan", "models", "train", "contract", "score", "report", "site", "cli")
+WINGS = ("store", "plan", "models", "train", "contract", "score", "report", "site", "submit", "cli")
 PARTS = ("benchmark", "datasets", "methods", "run_benchmark.py")
 
 # folder or file -> what of ours it may import, and which third parties (None: any)
