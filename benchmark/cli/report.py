@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from contseg.benchmark.score.rows import Searches
 
 
+EVAL_RESULTS = "eval-results"  # the format of several files
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``report``; imports nothing heavy."""
     from contseg.benchmark.cli.arguments import folder, number
@@ -32,8 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         nargs="+",
         default=["text", "markdown", "csv"],
-        help="text (printed), markdown, csv, latex, paper, json, model-index, html (default: text markdown csv)",
+        help="text (printed), markdown, csv, latex, paper, json, html, bibtex, model-index, eval-results "
+        "(default: text markdown csv)",
     )
+    hub = "with --format eval-results: the repository of a data set on the Hugging Face Hub"
+    add("--hub", nargs="+", default=[], metavar="NAME=OWNER/REPOSITORY", help=hub)
     paper = "with --format paper: "
     add("--columns", nargs="+", metavar="NAME", help=f"{paper}the columns of each task (default: old new all)")
     add("--rows", nargs="+", metavar="METHOD", help=f"{paper}the methods, in this order (default: all)")
@@ -86,13 +92,15 @@ def main(args: argparse.Namespace) -> int:
         return _lint(args)
     from contseg.benchmark.cli.arguments import places
     from contseg.benchmark.plan.protocol import parse_protocol
+    from contseg.benchmark.report.elsewhere import hub_names
     from contseg.benchmark.report.reporter import FORMATS
     from contseg.datasets.errors import UserError, unknown
     from contseg.methods.registry import load_plugins
 
     for form in args.format:
-        if form not in FORMATS:
-            raise unknown("format", form, FORMATS)
+        if form not in FORMATS and form != EVAL_RESULTS:
+            raise unknown("format", form, [*FORMATS, EVAL_RESULTS])
+    hub_names(args.hub)
     _choice(args)
     if (args.predictions or args.latent) and not args.figures:
         raise UserError("--predictions and --latent need --figures DIR, the folder that they are written to")
@@ -148,6 +156,7 @@ def _board(args: argparse.Namespace, records: list[Record], protocol: Protocol, 
 
 def _write(args: argparse.Namespace, boards: list[Leaderboard]) -> None:
     """Text is printed, other formats are written to files; one HTML page holds all protocols."""
+    from contseg.benchmark.report.elsewhere import eval_results, hub_names
     from contseg.benchmark.report.paper import as_paper
     from contseg.benchmark.report.reporter import FORMATS, render
     from contseg.benchmark.report.tables import write_text
@@ -160,6 +169,10 @@ def _write(args: argparse.Namespace, boards: list[Leaderboard]) -> None:
             from contseg.benchmark.report.html import as_html
 
             files[args.out / FORMATS[form][1]] = as_html(*boards)
+        elif form == EVAL_RESULTS:
+            for board in boards:
+                texts = eval_results(board, hub_names(args.hub))
+                files |= {args.out / path: text for path, text in texts.items()}
         else:
             for i, board in enumerate(boards):
                 name = Path(FORMATS[form][1])
@@ -168,7 +181,8 @@ def _write(args: argparse.Namespace, boards: list[Leaderboard]) -> None:
     for path, text in files.items():  # after all are made: a wrong row of the paper's table writes nothing
         write_text(path, text)
     if files:
-        printed.append(f"written: {', '.join(map(str, files))}")
+        shown = dict.fromkeys(p.parents[1] if p.parents[1].name == EVAL_RESULTS else p for p in files)
+        printed.append(f"written: {', '.join(map(str, shown))}")
     print("\n".join(printed))
 
 

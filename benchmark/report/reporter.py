@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from contseg.benchmark.plan.protocol import Protocol
+from contseg.benchmark.report.elsewhere import as_bibtex
 from contseg.benchmark.report.exports import as_json, as_latex, as_model_index
 from contseg.benchmark.report.html import as_html
 from contseg.benchmark.report.paper import as_paper
@@ -25,6 +26,7 @@ FORMATS: dict[str, tuple[Callable[[Leaderboard], str], str]] = {
     "paper": (as_paper, "paper.tex"),
     "json": (as_json, "leaderboard.json"),
     "model-index": (as_model_index, "model-index.yaml"),
+    "bibtex": (as_bibtex, "methods.bib"),
     "html": (as_html, "leaderboard.html"),
 }
 

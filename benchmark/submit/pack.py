@@ -128,11 +128,18 @@ def pack(
             if archive:
                 with replacing(archive) as temporary, tarfile.open(temporary, "w") as tar:
                     for place, source in sorted(networks.items()):
-                        tar.add(source, place)
+                        tar.add(source, place, filter=_nobodys)
             work.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Packed(out, archive, size)
+
+
+def _nobodys(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """A member of an archive without the name of whoever packed it."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
 
 
 def _networks(record: Record, homes: Sequence[Path]) -> dict[str, Path]:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from contseg.benchmark.store.files import digest, write_sealed
+from contseg.benchmark.submit import pack
 from contseg.benchmark.submit.board import read_board
 from contseg.benchmark.submit.pack import MANIFEST, sha256
 from contseg.datasets.formats import shapes
@@ -294,6 +296,24 @@ def test_faulty_results_are_not_packed(place: Path, tmp_path: Path, capsys: pyte
         assert main(["submit", "--records", str(place / "ours"), *words]) == 2
         assert line in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs"]
+
+
+def test_large_networks_travel_beside_the_folder(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pack, "NETWORKS_IN_GIT", 1000)
+    out = tmp_path / "large"
+    assert main(["submit", "--records", str(place / "ours"), "--out", str(out)]) == 0
+    archive = tmp_path / "large-networks.tar"
+    assert f"too large for a repository: {archive}; upload it" in capsys.readouterr().out
+    assert not (out / "cache").exists() and {p.name for p in tmp_path.iterdir()} == {"large", archive.name}
+    assert pack.read_submission(out)[1] == []
+    with tarfile.open(archive) as tar:  # unpacked into the folder, they are what the manifest says
+        assert {(m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, "", "")}
+        tar.extractall(out, filter="data")
+    submission, faults = pack.read_submission(out)
+    assert faults == [] and submission is not None
+    assert set(submission.manifest.networks) == {str(p.relative_to(out)) for p in out.rglob("*.safetensors")}
 
 
 def test_a_manifest_names_its_runs_files_by_content(place: Path) -> None:
