@@ -83,8 +83,9 @@ def bfloat16(build: Build) -> None:
         again = make()
         same = again.method.losses(in_full_precision(again.batch(0)))
         for name, value in losses.items():
-            if abs(value - same[name]) > 1e-4 * max(abs(same[name]), 1e-3):
-                pair = f"is {value.item():.7g}, and {same[name].item():.7g} of the same output in float32"
+            is_, should = value.item(), same[name].item()
+            if abs(is_ - should) > 1e-4 * max(abs(should), 1e-3):
+                pair = f"is {is_:.7g}, and {should:.7g} of the same output in float32"
                 raise Broken(f"{name!r} {pair}: cast what you read by `full_precision`")
 
 
