@@ -1,4 +1,4 @@
-"""What an update holds, for every method: the previous network where a term reads it, and nowhere else."""
+"""What an update holds and waits for: the previous network where a term reads it, no value in fp16; torch.compile."""
 
 import gc
 import weakref
@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 
 from contseg.benchmark.contract.toy_run import ToyRun, second_step
+from contseg.benchmark.contract.waits import WaitError, no_waits
 from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term
 from contseg.methods.registry import addons, build_method, methods
 from contseg.tests.unit.steps import Grid
@@ -76,3 +78,70 @@ def test_what_only_begin_and_end_ask_for_is_read_from_the_store_and_let_go(tmp_p
     for found in (term.weights, term.after):
         assert found.keys() == stored.keys()
         assert all(torch.equal(found[k], stored[k]) for k in stored)
+
+
+# --- fp16 ----------------------------------------------------------------------------------------------------------
+
+
+class ReadsGradients(CrossEntropy):
+    """Cross entropy that is shown the gradients."""
+
+    def after_backward(self, model: Any) -> None:
+        return
+
+
+@pytest.mark.parametrize("term", [CrossEntropy, ReadsGradients])
+def test_an_update_in_fp16_reads_no_value_unless_a_term_sees_gradients(
+    term: type[CrossEntropy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *a, **kw: sgd(*a, **{**kw, "fused": True}))  # as on a GPU
+    step = Grid(tmp_path, ("FT",), ("train.precision=fp16", "train.clip=1")).trainer()
+    step.precision = "no"  # of the network, on a CPU
+    step.method = Method("FT", terms={}, first={"ce": term()})
+    step.terms = step.method.first
+    step._train_mode()
+    step._set_rate(0)
+    first, second = list(step.step_batches.updates(0, 2))
+    step._update(iter([first]))  # makes the scale
+    if term is CrossEntropy:
+        with no_waits():
+            step._update(iter([second]))
+    else:  # it must not see gradients that overflowed, so the suite reads whether they did
+        with pytest.raises(WaitError, match="reading a value"), no_waits():
+            step._update(iter([second]))
+
+
+# --- torch.compile -------------------------------------------------------------------------------------------------
+
+
+# DKD changes the network's output by a hook, which is a graph of its own
+@pytest.mark.parametrize(("method", "precision", "parts"), [("MiB", "no", 1), ("DKD", "bf16", 2)])
+def test_a_compiled_network_is_one_graph_and_trains_alike(
+    method: str, precision: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the tracing that every backend shares; kernels are not made, that takes minutes."""
+    graphs: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(list(graph.graph.nodes)))
+        return aot_eager(graph, inputs)
+
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: whole(model, backend=backend, fullgraph=True))
+    losses, weights = [], []
+    for compiled in ("false", "true"):
+        torch.compiler.reset()
+        grid = Grid(tmp_path, (method,), (f"run.compile={compiled}", f"train.precision={precision}"))
+        step = grid.trainer(1)  # step 0 is that of the first turn
+        step._train_mode()
+        step._set_rate(0)
+        batches = step.step_batches.updates(0, 2)
+        losses.append([step._update(batches) for _ in range(2)])
+        weights.append(step.model.state_dict())
+    torch.compiler.reset()
+    assert len(graphs) == parts
+    tolerance = {"no": 1e-4, "bf16": 0.05}[precision]
+    for plain, traced in zip(*losses, strict=True):
+        torch.testing.assert_close(traced, plain, rtol=tolerance, atol=1e-6)
+    torch.testing.assert_close(*weights, rtol=tolerance, atol=tolerance)  # the same names too
