@@ -178,8 +178,8 @@ class Shapes(SegmentationDataset):
 # one class in the colour that another has by day, so that a network that learns it unlearns the day.
 DOMAINS: dict[str, tuple[tuple[int, int, int], float, float]] = {
     "day": ((0, 1, 2), 1.0, 0.0),
-    "fog": ((0, 1, 2), 0.35, 0.55),
-    "night": ((0, 1, 2), 0.4, 0.0),
+    "fog": ((0, 1, 2), 0.6, 0.35),
+    "night": ((0, 1, 2), 0.6, 0.0),
     "infrared": ((2, 0, 1), 1.0, 0.0),
 }
 
