@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from contseg.datasets.atomic import replacing
 from contseg.datasets.errors import UserError
 from contseg.datasets.images import inspect, read_bytes
+from contseg.datasets.progress import progress
 
 REVISION = 1  # of the stored table
 
@@ -67,10 +67,11 @@ def read_index(
     return index
 
 
-def in_parallel(function: Callable[[int], R], items: Sequence[int], title: str, progress: bool) -> list[R]:
+def in_parallel(function: Callable[[int], R], items: Sequence[int], title: str, shown: bool) -> list[R]:
     """``map`` over threads with a progress bar (Pillow and hashlib release the interpreter's lock)."""
     with ThreadPoolExecutor(_cores()) as threads:
-        return list(tqdm(threads.map(function, items), title, len(items), unit="images", disable=not progress, delay=1))
+        done = threads.map(function, items)
+        return list(progress(done, title, total=len(items), unit="image", disable=not shown, delay=1))
 
 
 def row(counts: np.ndarray, size: tuple[int, int], *contents: bytes) -> Row:

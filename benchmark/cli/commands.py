@@ -38,9 +38,8 @@ def check(args: argparse.Namespace) -> int:
     plugins.load(args.plugin)
     if bool(args.methods) is args.all:
         raise UserError("check what? Name methods, for example `check MiB`, or give --all alone")
-    from tqdm import tqdm
-
     from contseg.benchmark.contract.check import check_method, every_name
+    from contseg.datasets.progress import progress
     from contseg.methods.grammar import recipe
     from contseg.methods.registry import build_method, expand_methods
 
@@ -51,7 +50,7 @@ def check(args: argparse.Namespace) -> int:
     if args.set:
         _check_with(args.set)
     passed = True
-    for name in tqdm(names, "check", unit="method", leave=False, disable=None):
+    for name in progress(names, "check", unit="method", leave=False):
         report = check_method(name)
         say(str(report))
         passed = passed and report.passed

@@ -7,6 +7,9 @@ Which networks serve, and how, is in ``plan.timm_networks``.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,10 +38,11 @@ class TimmEncoder(nn.Module):
         self.backbone = backbone
         network = timm_network(backbone)
         trained: dict[str, Any] = {}
-        if file is not None:
-            overlay = {"state_dict": read_timm_weights(backbone, file), "custom_load": False}
-            trained = {"pretrained": True, "pretrained_cfg_overlay": overlay}
-        self.net = create(network, output_stride, **trained)
+        state = {} if file is None else read_timm_weights(backbone, file)
+        if state:
+            trained = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state, "custom_load": False}}
+        with _without_the_head(backbone, state):
+            self.net = create(network, output_stride, **trained)
         for module in self.net.modules():
             if isinstance(module, DropPath):
                 module.drop_prob = 0.0
@@ -82,3 +86,19 @@ class TimmEncoder(nn.Module):
         if sides == [*images.shape[-2:]]:
             return images
         return F.interpolate(images, sides, mode="bilinear", align_corners=False)
+
+
+@contextlib.contextmanager
+def _without_the_head(backbone: str, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """timm logs which tensors of ``state`` the encoder has no place for: not if all are of the whole network's head."""
+    logger = logging.getLogger("timm.models._builder")
+
+    def others(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Unexpected keys (")
+
+    if state and state.keys() <= whole_network(backbone).state_dict().keys():
+        logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)

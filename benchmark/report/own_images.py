@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from tqdm import tqdm
 
 from contseg.datasets.atomic import replacing
 from contseg.datasets.errors import UserError
 from contseg.datasets.formats.paired import IMAGES
 from contseg.datasets.images import decode_upright, read_bytes
 from contseg.datasets.palette import label_colours
+from contseg.datasets.progress import progress
 from contseg.datasets.scenario import BACKGROUND
 
 Pixels = NDArray[np.uint8]
@@ -67,7 +67,7 @@ def predict_images(
     n_labels = max(len(names), max(channels) + 1)
     colours, table = label_colours(n_labels), np.array(channels, dtype=np.uint8)
     counts = np.zeros(256, np.int64)
-    for path in tqdm(images, "predict", unit="image", disable=None):
+    for path in progress(images, "predict", unit="image"):
         pixels = decode_upright(read_bytes(path), path)
         labels = _labels(predict, pixels, table, longest)
         counts += np.bincount(labels.ravel(), minlength=256)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from contseg.benchmark.models.load import load_trained
 from contseg.benchmark.plan.build import make_plan
@@ -26,6 +25,7 @@ from contseg.benchmark.train.evaluate import evaluate
 from contseg.benchmark.train.test_set import images_of
 from contseg.datasets.domains import images_for
 from contseg.datasets.errors import UserError
+from contseg.datasets.progress import progress
 from contseg.datasets.scenario import Scenario
 from contseg.datasets.transforms import EvalTransform
 from contseg.datasets.view import scored_view
@@ -95,7 +95,7 @@ class PixelCounter:
         if scenario is not None:
             dataset, ids = images_for(dataset, scenario), scored_view(dataset, scenario, index).ids
         counts = np.zeros(256, dtype=np.int64)
-        for image_id in tqdm(ids, desc=f"{name}: test pixels", leave=False, disable=None):
+        for image_id in progress(ids, f"{name}: test pixels", unit="image", leave=False):
             _, label = transform(*dataset.load(image_id, "val"))
             counts += np.bincount(label.numpy().ravel(), minlength=256)
         return (*counts[: len(dataset.class_names)].tolist(), int(counts[255]))

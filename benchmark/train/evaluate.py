@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from contseg.benchmark.models.pixels import pixels_of
 from contseg.benchmark.train.confusion import count_pairs, void_last
 from contseg.benchmark.train.distributed import check_stop, several
+from contseg.datasets.progress import progress
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,7 +66,7 @@ def evaluate(
     loader: Iterable[tuple[int, Tensor, Tensor]] = DataLoader(
         _Numbered(images, own), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
     )
-    bar = tqdm(loader, total=len(own), desc=title, leave=False, disable=rank > 0)
+    bar = progress(loader, title, unit="image", total=len(own), leave=False, disable=rank > 0)
     for positions, pixels, labels in _equal_sizes(bar, batch):
         if stop():
             break  # the other processes finish their share

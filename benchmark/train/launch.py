@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from contseg.benchmark.plan.build import Plan, StepNode
 from contseg.benchmark.plan.config import check_shares
 from contseg.benchmark.plan.run_config import LaunchConfig
@@ -27,6 +25,7 @@ from contseg.benchmark.store.claims import Claim
 from contseg.benchmark.store.files import Store, write_json
 from contseg.benchmark.train.slurm_job import PROGRAM, RunStep
 from contseg.datasets.errors import UserError
+from contseg.datasets.progress import progress
 
 INTERRUPTED = (128 + signal.SIGTERM, -signal.SIGTERM, -9)  # a checkpoint written, nothing begun, killed
 
@@ -215,7 +214,7 @@ def _known_jobs(folder: Path) -> dict[str, str]:
 def _watch(plan: Plan, store: Store, alive: Callable[[], bool], pause: float) -> None:
     """Show a bar of the plan's steps while somebody works on them; looks at most every ``pause`` seconds."""
     left = [k for k in plan.nodes if not plan.trained(store, k)]
-    with tqdm(total=len(plan.nodes), initial=len(plan.nodes) - len(left), desc="steps", unit="step") as bar:
+    with progress(None, "steps", unit="step", total=len(plan.nodes), initial=len(plan.nodes) - len(left)) as bar:
         while True:
             working = alive()
             left = [k for k in left if not plan.trained(store, k)]

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from contseg.benchmark.models.load import fresh, grow, load_terms, on_device, trained
 from contseg.benchmark.plan.build import StepNode
@@ -35,6 +34,7 @@ from contseg.benchmark.train.memory import peak_memory, watch_memory
 from contseg.benchmark.train.optimiser import make_optimiser, parameters, rate_factor
 from contseg.benchmark.train.rng import derive
 from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.progress import progress
 from contseg.methods.base import Batch, Method, Progress, StepContext, Term
 from contseg.methods.network import OnDemand
 
@@ -233,13 +233,9 @@ class StepTrainer:
         window = torch.zeros(0, device=self.device)
         bad = torch.zeros(0, device=self.device)
         self._train_mode()
-        with tqdm(
-            total=self.total,
-            initial=p.update,
-            desc=self.node.title,
-            unit="update",
-            leave=False,
-            disable=not self.accelerator.is_main_process,
+        silent = not self.accelerator.is_main_process
+        with progress(
+            None, self.node.title, unit="update", total=self.total, initial=p.update, leave=False, disable=silent
         ) as bar:
             while p.update < self.total:
                 self._set_rate(p.update)

@@ -201,6 +201,6 @@ def _size(path: Path) -> int:
 
 
 def _bar(name: str, have: int, total: int | None):
-    from tqdm import tqdm
+    from contseg.datasets.progress import progress
 
-    return tqdm(desc=name, initial=have, total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+    return progress(None, name, initial=have, total=total, unit="B", unit_scale=True, unit_divisor=1024)

@@ -119,9 +119,9 @@ def sbd_map(path: Path):
 def _write_maps(files: dict[str, Path], ids: list[str], folder: Path, into: Path, say: Say) -> None:
     """Write one map for each id: VOC's own if there is one, else the one in ``files``."""
     from PIL import Image
-    from tqdm import tqdm
 
     from contseg.datasets.palette import voc_palette
+    from contseg.datasets.progress import progress
 
     own = folder / "SegmentationClass"
     without = [i for i in ids if i not in files and not (own / f"{i}.png").exists()]
@@ -130,7 +130,7 @@ def _write_maps(files: dict[str, Path], ids: list[str], folder: Path, into: Path
     into.mkdir()
     palette = voc_palette()
     say(f"writing {len(ids)} label maps")
-    for image_id in tqdm(ids, desc=into.name, disable=None):
+    for image_id in progress(ids, into.name, unit="image"):
         name = f"{image_id}.png"
         if (own / name).exists():
             shutil.copyfile(own / name, into / name)

@@ -209,6 +209,19 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
     assert set(donor.state_dict()) - set(own) <= {"norm.weight", "norm.bias", "head.weight", "head.bias"}
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+def test_no_log_line_of_the_head_but_of_what_is_foreign(
+    foreign: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = timm.create_model("tf_efficientnet_lite0").state_dict()  # with a last convolution that no encoder has
+    if foreign:
+        state["another.weight"] = torch.zeros(1)
+    save_file(state, tmp_path / "lite0.safetensors")
+    TimmEncoder(LITE, 16, tmp_path / "lite0.safetensors")
+    assert [r.levelname for r in caplog.records] == ["WARNING"] * foreign
+    assert caplog.text.count("another.weight") == foreign
+
+
 def stem(folder: Path) -> Path:
     """The weights of a network but for one tensor, which is too large."""
     state = timm.create_model("resnet18d").state_dict()
