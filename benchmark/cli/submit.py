@@ -136,15 +136,22 @@ def leaderboard(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace, board: Board, stored: StoredNetworks) -> int:
     from contseg.benchmark.report.tables import write_text
-    from contseg.benchmark.submit.board import Judged, judge, new_submission
+    from contseg.benchmark.submit.board import HOME, Judged, consented, judge, new_submission
     from contseg.benchmark.submit.pages import comment
 
     if not args.request or not args.request.is_dir():
         raise UserError("check what? --request DIR, a checkout with the pull request merged")
     place, also = new_submission(args.repository, args.request)
     if place is None and not also:
-        print("no submission: the pull request changes other files only")
-        return 0
+        new = consented(args.request / HOME) - consented(board.home)
+        if not new:
+            print("no submission: the pull request changes other files only")
+            return 0
+        text = f"It lets code run that was not run before, if a maintainer has read it: {', '.join(sorted(new))}"
+        print(text)
+        if args.comment:
+            write_text(args.comment, text + "\n")
+        return 1
     judged = judge(place, board, stored) if place and not also else Judged(None, tuple(also))
     text = comment(judged, board)
     print(text)

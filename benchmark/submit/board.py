@@ -10,6 +10,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -204,7 +205,8 @@ def consented(home: Path) -> set[str]:
     """The SHA-256 of all code that the maintainers have read: the first word of each line of ``consent.txt``."""
     path = home / CONSENT
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {line.split()[0] for line in lines if line.strip() and not line.startswith("#")}
+    words = {line.split()[0] for line in lines if line.strip() and not line.startswith("#")}
+    return {word for word in words if re.fullmatch("[0-9a-f]{64}", word)}
 
 
 def append(board: Board, judged: Judged) -> Board:

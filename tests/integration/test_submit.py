@@ -241,6 +241,9 @@ def test_code_is_run_only_after_a_maintainer_consents(
     (own / "submissions/consent.txt").write_text(stamp)
     assert main(["leaderboard", "check", str(repository.main), "--request", str(own)]) == 2
     assert "it changes submissions/consent.txt: a submission changes nothing else" in capsys.readouterr().out
+    shutil.rmtree(own / "submissions/own-consent")
+    assert main(["leaderboard", "check", str(repository.main), "--request", str(own)]) == 1
+    assert f"if a maintainer has read it: {stamp}" in capsys.readouterr().out
     assert "their_method" not in sys.modules
 
     repository.merge("their-method")
