@@ -1,4 +1,7 @@
-"""Killed at any moment and started again, a grid ends with the same bits; in one process and in two (gloo)."""
+"""Killed at any moment and started again, a grid ends with the same bits; in one process and in two (gloo).
+
+A network of each kind of timm's does too, killed behind a checkpoint of both steps.
+"""
 
 import os
 import random
@@ -16,28 +19,39 @@ from contseg.tests.integration.grid import numbers, records, small, weights
 
 METHODS = ("MiB+SDR", "EWC[weight=1]")  # two steps and observers of both, one step shared
 SETS = ("train.updates=20,20", "run.checkpoint_updates=10", "model.norm=batch")
+OF_TIMM = {  # its smallest of each kind; updates of a step, so many that a kill is in time
+    "dilated, norms that activate": ("test_efficientnet", 60),
+    "plain": ("test_vit", 60),
+    "pyramid": ("pvt_v2_b0", 40),
+    "pyramid, Swin": ("swin_tiny_patch4_window7_224", 20),
+}
 
 
 class Grid:
     """The grid in so many processes, once undisturbed."""
 
-    def __init__(self, processes: int, folder: Path) -> None:
-        self.processes, self.whole = processes, folder / "whole"
-        assert self.run(self.whole) == [0] * processes  # the fork server loads its modules here
+    def __init__(
+        self, processes: int, folder: Path, methods: tuple[str, ...] = METHODS, sets: tuple[str, ...] = SETS
+    ) -> None:
+        self.processes, self.whole, self.methods, self.sets = processes, folder / "whole", methods, sets
+        assert self.run(self.whole) == [0] * processes
+
+    def time(self) -> None:
+        """Once more, now that the fork server has loaded its modules; ``seconds`` says how long it took."""
         shutil.rmtree(self.whole)
         began = time.monotonic()
-        assert self.run(self.whole) == [0] * processes
+        assert self.run(self.whole) == [0] * self.processes
         self.seconds = time.monotonic() - began
 
     def start(self, out: Path) -> list[object]:
-        words = ["run", *small(out, *METHODS, sets=SETS)]
+        words = ["run", *small(out, *self.methods, sets=self.sets)]
         return start_together(self.processes, out.with_name(f"{out.name}.log"), *words)
 
     def run(self, out: Path) -> list[int]:
         """To the end; exit codes."""
         processes = self.start(out)
         for process in processes:
-            process.join(300)
+            process.join(600)
         kill(*processes)
         return [p.exitcode for p in processes]
 
@@ -59,13 +73,19 @@ class Grid:
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
 def grid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Grid:
-    return Grid(request.param, tmp_path_factory.mktemp(f"with{request.param}"))
+    made = Grid(request.param, tmp_path_factory.mktemp(f"with{request.param}"))
+    made.time()
+    return made
 
 
 def behind_a_checkpoint(out: Path) -> set[str]:
     """Keys of the steps that are under way and have a checkpoint."""
     steps = {path.parent for path in out.rglob("checkpoint.safetensors")}
     return {step.name for step in steps if not (step / "model.safetensors").exists()}
+
+
+def another(out: Path, cut: set[str]) -> set[str]:
+    return behind_a_checkpoint(out) - cut
 
 
 def compare(grid: Grid, out: Path, cut: set[str]) -> None:
@@ -117,3 +137,16 @@ def test_sigterm_writes_a_checkpoint_and_leaves_cleanly(grid: Grid, tmp_path: Pa
     assert "goes on from there" in (tmp_path / "out.log0").read_text()
     grid.same(out)
     assert max(r["cost"]["resumed"] for r in records(out).values()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("network", "updates"), OF_TIMM.values(), ids=OF_TIMM)
+def test_a_network_of_timm(network: str, updates: int, tmp_path: Path) -> None:
+    sets = (*SETS, f"model.backbone=timm:{network}", "model.weights=none", "train.batch=2", "train.crop=32")
+    grid = Grid(1, tmp_path, ("MiB",), (*sets, f"train.updates={updates},{updates}"))
+    out, cut = tmp_path / "out", set[str]()
+    for step in (1, 2):
+        assert grid.kill(out, partial(another, out, cut))
+        cut |= behind_a_checkpoint(out)
+        assert len(cut) == step
+    compare(grid, out, cut)
