@@ -24,6 +24,8 @@ class Lines(tqdm):
     def __init__(self, *args: Any, **options: Any) -> None:
         self._began = self._told = time.monotonic()
         super().__init__(*args, **options, ncols=1000)
+        if self.disable:  # it has no count then
+            return
         count = "{n_fmt}{unit} of {total_fmt}{unit}" if self.unit_scale else "{unit} {n_fmt} of {total_fmt}"
         self.bar_format = f"{{desc}}: {count}, {{elapsed}} so far, about {{remaining}} left{{postfix}}"
         if self.total is None:

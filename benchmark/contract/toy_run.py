@@ -89,6 +89,10 @@ class ToyRun:
         images = torch.randn(self.batch, 3, self.height, self.width, generator=g)
         return (images + colours[labels].permute(0, 3, 1, 2)).to(self.dtype), labels
 
+    def stored(self) -> torch.Tensor:
+        """Which images of a batch a memory gave, if the method has one: every other."""
+        return torch.arange(self.batch) % 2 == 1
+
 
 @dataclass(frozen=True)
 class Parent:
@@ -202,13 +206,13 @@ class ToyStep(StepTrainer):
         return self._batch(*self.shown(number))
 
     def shown(self, number: int) -> tuple[Tensor, ...]:
-        """What an update sees; every other image is a stored one if the method has a memory."""
+        """What an update sees, stored images among it if the method has a memory."""
         images, labels = self.toy.draw(self.step, number)
         if self.method.memory is None or self.step.index == 0:
             return images, labels
         earlier = self.node.scenario.steps[self.step.index - 1]
         old_images, old_labels = self.toy.draw(earlier, number)
-        stored = torch.arange(len(images)) % 2 == 1
+        stored = self.toy.stored()
         images[stored], labels[stored] = old_images[stored], old_labels[stored]
         return images, *divided(labels, stored, self.method.memory.apart)
 

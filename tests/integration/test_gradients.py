@@ -41,6 +41,9 @@ class Share(ToyRun):
         images, labels = super().draw(step, number)
         return images[self.rank :: self.world], labels[self.rank :: self.world]
 
+    def stored(self) -> Tensor:
+        return super().stored()[self.rank :: self.world]
+
 
 def same(name: str, what: str, one: dict[str, Tensor], share: dict[str, Tensor]) -> None:
     assert one.keys() == share.keys(), (name, what)
