@@ -139,7 +139,7 @@ def front(catalogue: Catalogue) -> dict[str, Any]:
         entry: dict[str, Any] = {"page": pages.scenario_page(place), "title": " · ".join(place), "setup": place[2]}
         ranked = [row for row in tables[0] if row.plain != "Joint" and not np.isnan(row.cell["all"])]
         best = max(ranked, key=lambda row: row.cell["all"], default=None)
-        entry |= {"methods": len(tables[0]), "seeds": max(len(row.runs) for row in tables[0])}
+        entry |= {"methods": len({row.plain for row in tables[0]}), "seeds": max(len(row.runs) for row in tables[0])}
         entry["best"] = best and {"name": best.short, "all": cell_text(best.cell, "all"), "leads": best.leads("all")}
         entry["protocol"] = tables[0][0].key[3]
         asked = pages.question(place, pages.groups_of(tables[0][0]))
