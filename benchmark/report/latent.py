@@ -1,8 +1,8 @@
 """The latent space after every step: pixel features of old and new classes, and SDR's prototypes.
 
 Michieli and Zanuttigh (CVPR 2021) claim that features of one class move together and features of different classes
-move apart. All steps of a method share one plane (the first two principal axes of its features over all steps), so
-that drift is visible.
+move apart. All methods and steps of a figure share one plane, the first two principal axes of all their features, and
+one range of its axes: what moves from panel to panel has moved in the latent space, too.
 """
 
 from __future__ import annotations
@@ -104,31 +104,50 @@ def principal_plane(points: Values) -> tuple[Values, Values]:
 def draw(
     panels: dict[str, list[tuple[Values, Values, dict[int, Values]]]], names: list[str], steps: list[int], about: str
 ) -> Figure:
-    """Methods in rows, steps in columns; dots are pixels, stars are prototypes."""
+    """Methods in rows, steps in columns; dots are pixels, stars are prototypes.
+
+    Networks with features of another length have a plane of their own.
+    """
     figure = Figure(figsize=(0.8 + 2.1 * len(steps), 0.9 + 2.0 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), len(steps), squeeze=False)
     colours = label_colours(len(names)) / 255
+    planes = {d: principal_plane(np.concatenate(every)) for d, every in by_length(panels).items()}
     for line, (method, row) in enumerate(panels.items()):
-        centre, plane = principal_plane(np.concatenate([points for points, _, _ in row]))
         for step, (points, labels, kept) in enumerate(row):
             ax = axes[line, step]
+            centre, plane = planes[points.shape[1]]
             flat = (points - centre) @ plane
             ax.scatter(*flat.T, s=3, c=colours[labels.astype(int)], alpha=0.5, lw=0, rasterized=True)
             for label, prototype in kept.items():
                 place = (prototype - centre) @ plane
                 ax.scatter(*place, s=90, marker="*", color=colours[label], edgecolor="black", lw=0.8)
-            ax.set(xticks=[], yticks=[])
-            ax.set_title(f"step {step}: between/within {separation(points, labels):.2f}", fontsize=7)
+            ax.tick_params(labelsize=6)
+            ax.set_title(f"step {step}: between / within {separation(points, labels):.2f}", fontsize=7)
         axes[line, 0].set_ylabel(f"{method}\n2nd axis", fontsize=8)
-        low, high = (end([ax.dataLim.get_points() for ax in axes[line]], axis=(0, 1)) for end in (np.min, np.max))
-        for ax in axes[line]:
-            ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-            ax.margins(0.05)
+    corners = np.array([ax.dataLim.get_points() for ax in axes.ravel()])
+    corners = corners[np.isfinite(corners).all(axis=(1, 2))]  # an empty panel has none
+    low, high = corners.min(axis=(0, 1)), corners.max(axis=(0, 1))
+    border = 0.05 * (high - low)
+    for ax in axes.ravel():
+        ax.set(xlim=(low[0] - border[0], high[0] + border[0]), ylim=(low[1] - border[1], high[1] + border[1]))
     for ax in axes[-1]:
         ax.set_xlabel("1st principal axis", fontsize=8)
     shown = sorted({int(k) for row in panels.values() for _, labels, _ in row for k in np.unique(labels)} - {0, VOID})
     for k in shown:
         axes[0, 0].scatter([], [], color=colours[k], s=20, label=names[k])
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=7)
-    figure.suptitle(about, fontsize=9)
+    figure.suptitle(
+        f"{about}\nbetween / within: variance between the centres of classes over the variance within classes; more is"
+        " further apart",
+        fontsize=8,
+    )
     return figure
+
+
+def by_length(panels: dict[str, list[tuple[Values, Values, dict[int, Values]]]]) -> dict[int, list[Values]]:
+    """The features of all panels, by their length D."""
+    found: dict[int, list[Values]] = {}
+    for row in panels.values():
+        for points, _, _ in row:
+            found.setdefault(points.shape[1], []).append(points)
+    return found
