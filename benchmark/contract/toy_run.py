@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from contseg.benchmark.models.load import term_states
+from contseg.benchmark.models.load import half, term_states
 from contseg.benchmark.plan.build import StepNode
 from contseg.benchmark.plan.config import Config, TrainConfig
 from contseg.benchmark.plan.model_config import ModelConfig
-from contseg.benchmark.train.evaluate import half
 from contseg.benchmark.train.trainer import StepTrainer
 from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step
 from contseg.datasets.view import StepView

@@ -24,6 +24,7 @@ from contseg.methods.base import Method, Term, describe
 from contseg.methods.registry import build_method, load_plugins
 
 M = TypeVar("M", bound=nn.Module)
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def fresh(config: ModelConfig, step: Step, method: Method, seed: int) -> Segmenter:
@@ -62,6 +63,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Put kept weights into a network, which takes their precision."""
     model.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
     model.load_state_dict(weights)
+
+
+def half(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to what ``train.precision`` names, or none: for the pass through a network, and nothing after it."""
+    return torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF)
 
 
 def on_device(model: M, device: torch.device) -> M:

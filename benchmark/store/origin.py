@@ -27,7 +27,7 @@ BESIDE = {"contseg"} | {  # the package's own file holds the version
         "benchmark.plan": "config build protocol",
         "benchmark.store": "origin files claims",
         "benchmark.train": "checkpoint memory",
-        "datasets": "atomic base errors index scenario view",
+        "datasets": "atomic base errors index progress scenario view",
         "methods": "code faults identity ranges registry visible",
     }.items()
     for name in names.split()

@@ -13,17 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from contseg.benchmark.models.load import half
 from contseg.benchmark.models.pixels import pixels_of
 from contseg.benchmark.train.confusion import count_pairs, void_last
 from contseg.benchmark.train.distributed import check_stop, several
 from contseg.datasets.progress import progress
-
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def half(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast to what ``train.precision`` names, or none: for the pass through a network, and nothing after it."""
-    return torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF)
 
 
 class Domains(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from contseg.benchmark.models.load import fresh, grow, load_terms, on_device, trained
+from contseg.benchmark.models.load import fresh, grow, half, load_terms, on_device, trained
 from contseg.benchmark.plan.build import StepNode
 from contseg.benchmark.plan.config import Config
 from contseg.benchmark.store.files import Store
@@ -29,7 +29,6 @@ from contseg.benchmark.train.distributed import (
     gather,
     over_processes,
 )
-from contseg.benchmark.train.evaluate import half
 from contseg.benchmark.train.memory import peak_memory, watch_memory
 from contseg.benchmark.train.optimiser import make_optimiser, parameters, rate_factor
 from contseg.benchmark.train.rng import derive

@@ -33,7 +33,7 @@ def with_term(term: Callable[[], Term], **hooks: Any) -> Callable[[], Method]:
     return build
 
 
-def with_loss(value: Callable[[Batch], Tensor]) -> Callable[[], Method]:
+def with_loss(value: Callable[[Batch], Tensor], **hooks: Any) -> Callable[[], Method]:
     """Builds LwF with one more loss at every step."""
 
     @dataclass(eq=False)
@@ -41,13 +41,18 @@ def with_loss(value: Callable[[Batch], Tensor]) -> Callable[[], Method]:
         def __call__(self, batch: Batch) -> Tensor:
             return value(batch)
 
-    return with_term(Loss)
+    return with_term(Loss, **hooks)
 
 
 def unseeded(ctx: StepContext) -> None:
     """A warm-up with another random number each time."""
     with torch.no_grad():
         ctx.model.classifier.blocks[-1].bias += random.random()
+
+
+def mean_of_new(batch: Batch) -> Tensor:
+    """Mean logit of the new classes, nothing done where a step brings none."""
+    return batch.logits[:, batch.step.n_old :].mean()
 
 
 def of_class(batch: Batch, channel: int) -> Tensor:
@@ -263,6 +268,7 @@ CASES: list[tuple[str, Callable[[], Method], str]] = [
     ("interruption_is_harmless", with_term(CrossEntropy, warm_up=(unseeded,)), "where step 1 begins again"),
     ("future_is_unseen", with_foresight, "at step 1"),
     ("processes_agree", with_loss(local_mean), "loss 'extra'"),
+    ("domains_work", with_loss(mean_of_new, domains=True), "'extra' is nan"),
     ("keys_see_all", with_loss(local_mean), "with_loss.<locals>.Loss (test_check.py, line"),
 ]
 
