@@ -225,7 +225,7 @@ def test_a_value_of_another_type_in_a_file(fails: Callable[..., str], text: str,
         (shapes("lr=3"), "--set 'lr=3': write train.lr=3"),
         (shapes("=3"), "--set '=3': write section.key=value, for example train.epochs=1"),
         (shapes("train=3"), "--set 'train=3': top-level values have options of their own; known sections: eval, "
-         "launch, model, run, train"),
+         "launch, model, run, train, tuned"),
         (grid("MiB[kd=]"), "method 'MiB[kd=]': cannot read 'kd='; write key=value"),
         (grid("MiB[kd=1,kd=2]"), "method 'MiB[kd=1,kd=2]': kd is given twice; kd=1|2 sweeps both"),
         (["cache", "prune", "--methods", "FT"], "no trained steps: there is no folder OUT/cache"),
