@@ -151,6 +151,8 @@ def runnable(words: list[str], launched: bool, place: Path) -> list[str]:
         words += ["--scenarios", "shapes/3-3/overlapped"] if "--scenarios" not in words else []
         words += ["--methods", "FT", "MiB+SDR"] if "--methods" not in words else []
         return [*words, "--set", *ONE_UPDATE]
+    if words[0] == "report" and "--tasks" in words:  # the trained stand-in has one task
+        words = ["3-3" if re.fullmatch(r"\d+-\d+", word) else word for word in words]
     return words
 
 
