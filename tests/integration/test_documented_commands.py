@@ -108,7 +108,7 @@ def place(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     plugin = code("docs/add_a_method.md", "@register_method")
     for file, name in (("soft_kd.py", "SoftKD"), ("my_method.py", "MyMethod"), ("their_method.py", "Theirs")):
         (tmp_path / file).write_text(plugin.replace("SoftKD", name))
-    for out in ("runs/voc", "incoming/theirs"):
+    for out in ("runs/voc", "runs/ade", "incoming/theirs", "results"):
         (tmp_path / out).parent.mkdir(exist_ok=True)
         (tmp_path / out).symlink_to(prepared / "trained")
     yield tmp_path
