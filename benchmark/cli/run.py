@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from contseg.benchmark.cli.arguments import say
 from contseg.benchmark.cli.grid import fetch_initial_weights, plan_grid, read_grid
@@ -14,7 +15,7 @@ from contseg.datasets.errors import UserError, need
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from contseg.benchmark.plan.build import Plan
+    from contseg.benchmark.plan.build import Plan, Run
     from contseg.benchmark.plan.config import Config
     from contseg.benchmark.store.files import Store
 
@@ -33,12 +34,11 @@ def run_grid(config: Config, store: Store, args: argparse.Namespace) -> int:
     if args.launcher != "inline":
         return _launch(args, config, store)
     from contseg.benchmark.score.rows import write_rows
+    from contseg.benchmark.store import tracker
     from contseg.benchmark.train.runner import Runner, make_accelerator
 
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, store.out)
     main = accelerator.is_main_process
-    if config.run.tracker != "none":
-        accelerator.init_trackers("contseg", init_kwargs={})
     outcome, only = None, None
     while outcome is None or outcome.branched:
         plan = _plan_together(config, store, accelerator)
@@ -47,7 +47,8 @@ def run_grid(config: Config, store: Store, args: argparse.Namespace) -> int:
             store.open()
             write_rows(store.out, config, plan.runs, args.config)
             _print_summary(plan, store)
-        outcome = Runner(plan, store, accelerator, say).run(only)
+        tracker.start(accelerator)
+        outcome = Runner(plan, store, accelerator, say, tell=partial(_log, accelerator, plan)).run(only)
     accelerator.end_training()
     if outcome.interrupted:
         if main:
@@ -60,6 +61,15 @@ def run_grid(config: Config, store: Store, args: argparse.Namespace) -> int:
     for title, reason in outcome.failed.items():
         print(f"failed: {title}: {reason}", file=sys.stderr)
     return 1 if outcome.failed else 0
+
+
+def _log(accelerator: Accelerator, plan: Plan, run: Run, record: dict[str, Any]) -> None:
+    """mIoU after a step, in per cent under the grid's protocol, to the tracker: one curve over steps for every run."""
+    from contseg.benchmark.score.metrics import step_miou
+
+    if accelerator.trackers:
+        values = step_miou(record, plan.protocol)
+        accelerator.log({f"mIoU {part}/{run.title}": v for part, v in values.items()}, step=record["step"])
 
 
 def _plan_together(config: Config, store: Store, accelerator: Accelerator) -> Plan:

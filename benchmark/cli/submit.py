@@ -197,7 +197,7 @@ def reproduce(args: argparse.Namespace) -> int:
     )
     if told := fetch_initial_weights(plan, store.open()):
         say(told)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, out)
     outcome = Runner(plan, store, accelerator, say).run(nodes)
     accelerator.end_training()
     if outcome.interrupted:

@@ -35,7 +35,10 @@ class RunConfig:
         Literal[
             "none", "tensorboard", "wandb", "trackio", "aim", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"
         ],
-        Meta(description="where losses are logged: a tracker of Accelerate; its package has to be installed"),
+        Meta(
+            description="where losses, and mIoU after every step, are logged: a tracker of Accelerate; "
+            "its package has to be installed"
+        ),
     ] = "none"
     compile: Annotated[bool, Meta(description="torch.compile the network")] = False
     deterministic: Annotated[bool, Meta(description="deterministic algorithms on a GPU, TF32 off")] = False

@@ -228,3 +228,14 @@ def score_run(records: Sequence[dict[str, Any]], protocol: Protocol, groups: Gro
     return RunScore(
         tuple(score_step(r, protocol) for r in records), ((*background, *first), *(tuple(g) for g in later))
     )
+
+
+def step_miou(record: dict[str, Any], protocol: Protocol) -> dict[str, float]:
+    """mIoU of ``old``, ``new`` and ``all`` classes (by domain: domains) after the step of one record, in per cent.
+
+    Without those that have no class yet; of a run with one step, as Joint, ``all`` alone.
+    """
+    groups = record.get("domains") or record["groups"]
+    score = score_run([record], protocol, groups)
+    found = {"old": score.old(), "new": score.new(), "all": score.all()}
+    return {part: v for part, v in found.items() if not np.isnan(v) and (part == "all" or len(groups) > 1)}

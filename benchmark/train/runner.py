@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 
 from contseg.benchmark.plan.build import Plan, Run, StepNode
 from contseg.benchmark.plan.config import Config
+from contseg.benchmark.store import tracker
 from contseg.benchmark.store.claims import Claim
 from contseg.benchmark.store.files import LostStateError, Store, read_sealed, write_sealed
 from contseg.benchmark.train.distributed import InterruptedStepError, check_stop, gather
@@ -26,8 +28,8 @@ from contseg.methods.faults import is_a_plugins
 from contseg.methods.registry import reason
 
 
-def make_accelerator(config: Config) -> Accelerator:
-    """The accelerator of this process.
+def make_accelerator(config: Config, out: Path) -> Accelerator:
+    """The accelerator of this process; ``out``: where a tracker writes its files.
 
     Accelerate joins the processes of a launcher only on GPUs, or where it is told to use the CPU: without a GPU it is.
     """
@@ -35,24 +37,30 @@ def make_accelerator(config: Config) -> Accelerator:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     if config.train.precision == "fp16" and PartialState().device.type == "cpu":
         raise UserError("train.precision=fp16 needs a GPU: on a CPU set train.precision=bf16, or no")
-    tracker = None if config.run.tracker == "none" else config.run.tracker
     if config.run.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.allow_tf32 = False
     return Accelerator(
         mixed_precision="no",  # the trainer's own autocast ends with the networks, and casts nothing that no term reads
-        log_with=tracker,
-        project_dir="." if tracker else None,
+        **tracker.options(config.run.tracker, out),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
     )
 
 
 class Runner:
-    """Works through one plan, with the processes of one program."""
+    """Works through one plan, with the processes of one program. ``tell`` is called for every record it writes."""
 
-    def __init__(self, plan: Plan, store: Store, accelerator: Accelerator, say: Callable[[str], None] = print) -> None:
-        self.plan, self.store, self.accelerator, self.say = plan, store, accelerator, say
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        accelerator: Accelerator,
+        say: Callable[[str], None] = print,
+        *,
+        tell: Callable[[Run, dict[str, Any]], None] = lambda run, record: None,
+    ) -> None:
+        self.plan, self.store, self.accelerator, self.say, self.tell = plan, store, accelerator, say, tell
         self.steps = StepRunner(plan, store, accelerator, say=say, stop=self._stop)
         self.outcome: Outcome = self.steps.outcome
         self._signal: int | None = None
@@ -210,7 +218,9 @@ class Runner:
             if score is None:
                 whole = False
             else:
-                write_sealed(self.store.records / cell.path, make_record(self.plan, run, t, score, meta))
+                record = make_record(self.plan, run, t, score, meta)
+                write_sealed(self.store.records / cell.path, record)
+                self.tell(run, record)
         return whole
 
     def _stop(self) -> bool:

@@ -64,7 +64,7 @@ class Grid:
         data = Resident(2 * batch, *size)
         self.store = Store(out)
         self.plan: Plan = make_plan(config, lambda _: data)
-        self.runner = Runner(self.plan, self.store, make_accelerator(config), lambda _: None)
+        self.runner = Runner(self.plan, self.store, make_accelerator(config, self.store.out), lambda _: None)
         first = [n for n in self.plan.nodes.values() if n.index == 0]
         outcome = self.runner.run([n.key for n in first])
         assert not outcome.failed, outcome.failed

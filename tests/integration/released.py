@@ -153,7 +153,9 @@ def replay(run: str, names: Collection[str], folder: Path) -> dict[str, list[Tra
         if asked.fold:
             patch.setattr(UnbiasedCrossEntropy, "keeps_old", False)
         plan = make_plan(config, lambda name: data)
-        outcome = runner.Runner(plan, Store(folder), runner.make_accelerator(config), say=lambda line: None).run()
+        outcome = runner.Runner(
+            plan, Store(folder), runner.make_accelerator(config, folder), say=lambda line: None
+        ).run()
     assert not outcome.failed, outcome.failed
     return {r.method: [log[cell.node.key] for cell in r.cells] for r in plan.runs}
 

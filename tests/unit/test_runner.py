@@ -195,4 +195,4 @@ def test_a_loaded_step_lies_with_all_of_its_states_on_one_device(method: str, tm
 def test_fp16_is_refused_on_a_cpu() -> None:
     """Else it would train in float32 under fp16's key."""
     with pytest.raises(UserError, match="fp16 needs a GPU"):
-        make_accelerator(read_config(None, ("train.precision=fp16",)))
+        make_accelerator(read_config(None, ("train.precision=fp16",)), Path())
