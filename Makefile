@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# a test process a core, whole files each, in their order; every process works in one thread
+TESTS := -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 # This folder has a `datasets` too: it must not stand in front of Hugging Face's on the path.
@@ -18,12 +20,12 @@ demo: $(INSTALLED)  ## the default grid on drawn pictures: minutes on a CPU, end
 	$(BIN)/python run_benchmark.py run --config benchmark/configs/demo.toml --launcher local --out runs/demo
 
 test: lint  ## lint, types and the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python $(TESTS)
 
 # `make test` itself: the machine's own instructions and one thread (tests/conftest.py)
 numeric: $(INSTALLED)  ## tests of numbers, without AVX-512 and plain kernels; then in two threads
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -q -m "numeric and not slow"
-	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m "numeric and not slow"
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python $(TESTS) -q -m "numeric and not slow"
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(BIN)/python $(TESTS) -q -m "numeric and not slow"
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -120,8 +120,8 @@ def wanted() -> list[str]:
     """The files of the package: all of its Python, what it reads, and nothing else."""
     parts = ("benchmark", "datasets", "methods")
     files = [ROOT / "__init__.py", ROOT / "run_benchmark.py", *(p for x in parts for p in (ROOT / x).rglob("*.py"))]
-    data = ("benchmark/configs/*.toml", "benchmark/report/templates/*", "datasets/*.toml", "results/published/*")
-    files += [p for pattern in data for p in ROOT.glob(pattern)]
+    data = ("benchmark/configs/*.toml", "benchmark/*/templates/*", "datasets/*.toml", "results/published/*")
+    files += [ROOT / "docs/methods.md", *(p for pattern in data for p in ROOT.glob(pattern))]
     return sorted(f"contseg/{p.relative_to(ROOT).as_posix()}" for p in files)
 
 
@@ -156,7 +156,8 @@ def test_what_the_metadata_says(wheel: Path) -> None:
 
 def test_every_extra_is_declared_and_in_dev() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for package, extra in EXTRAS.items():
+    for module, extra in EXTRAS.items():
+        package = module.replace("_", "-")  # as packages are named
         assert any(re.match(rf"{package}\b", line) for line in declared[extra]), extra
         assert any(line.startswith("contseg[") and extra in line for line in declared["dev"]), extra
 
