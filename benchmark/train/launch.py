@@ -212,13 +212,15 @@ def _known_jobs(folder: Path) -> dict[str, str]:
 
 
 def _watch(plan: Plan, store: Store, alive: Callable[[], bool], pause: float) -> None:
-    """Show a bar of the plan's steps while somebody works on them; looks at most every ``pause`` seconds."""
-    left = [k for k in plan.nodes if not plan.trained(store, k)]
-    with progress(None, "steps", unit="step", total=len(plan.nodes), initial=len(plan.nodes) - len(left)) as bar:
+    """Show a bar of trained steps, by their images, while somebody trains; looks at most every ``pause`` seconds."""
+    left, total = [k for k in plan.nodes if not plan.trained(store, k)], plan.shared()
+    trained = total - sum(plan.nodes[k].images for k in left)
+    with progress(None, unit="image", total=total, initial=trained) as bar:
         while True:
             working = alive()
             left = [k for k in left if not plan.trained(store, k)]
-            bar.n = len(plan.nodes) - len(left)
+            bar.n = total - sum(plan.nodes[k].images for k in left)
+            bar.set_description_str(f"{len(plan.nodes) - len(left)} of {len(plan.nodes)} steps", refresh=False)
             at_work = [plan.nodes[k].title for k in left if Claim(store.step(k)).path.exists()]
             bar.set_postfix_str("; ".join(at_work[:2]) + (f" and {n} more" if (n := len(at_work) - 2) > 0 else ""))
             if not working:

@@ -1,11 +1,18 @@
 """Where workers run: the GPUs they get, and how long before a time limit they are told."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from contseg.benchmark.plan.build import Plan, make_plan
+from contseg.benchmark.plan.config import read_config
 from contseg.benchmark.plan.run_config import LaunchConfig
+from contseg.benchmark.store.files import Store
 from contseg.benchmark.train import launch
+from contseg.datasets import progress as module
 from contseg.datasets.errors import UserError
+from contseg.datasets.registry import open_dataset
 
 
 @pytest.mark.parametrize(
@@ -54,3 +61,18 @@ def test_the_signal_leads_the_time_limit(config: LaunchConfig, seconds: int) -> 
 def test_a_lead_that_leaves_nothing(config: LaunchConfig) -> None:
     with pytest.raises(UserError, match=r"leaves nothing of launch\.minutes"):
         launch._lead(config)
+
+
+def test_time_left_is_judged_by_images(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Step 0 of the shapes has more images than step 1: half of the steps are not half of the work."""
+    sets = ("model.backbone=tiny", "model.weights=none")
+    grid = read_config(None, sets, scenarios=("shapes/3-3/overlapped",), methods=("FT",), seeds=(0,))
+    plan = make_plan(grid, open_dataset)
+    first, second = plan.nodes.values()
+    assert first.images > second.images > 0
+    monkeypatch.setattr(Plan, "trained", lambda self, store, key: key == first.key)
+    monkeypatch.setattr(module, "SECONDS", 0.0)
+    launch._watch(plan, Store(tmp_path), lambda: False, pause=1)
+    assert f"1 of 2 steps: image {first.images} of {first.images + second.images}, " in capsys.readouterr().err
