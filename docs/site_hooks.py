@@ -75,7 +75,7 @@ navigation: list[Any] = []  # of the documentation, for the leaderboard's pages
 def on_nav(nav: Any, **_: Any) -> Any:
     """The leaderboard is a section of the navigation; its pages are no Markdown and are written at the end."""
     navigation[:] = nav.items
-    links = (("Overview", "index"), ("Methods with results", "methods"))
+    links = (("Overview", "index"), ("Over tasks", "tasks"), ("Methods with results", "methods"))
     nav.items.append(Section("Leaderboard", [Link(title, f"{LEADERBOARD}/{name}.html") for title, name in links]))
     return nav
 

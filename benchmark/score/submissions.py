@@ -28,6 +28,8 @@ Matrix: TypeAlias = dict[str, list[list[int]]]
 Rescore: TypeAlias = Callable[[Record], Matrix | None]
 
 PARTS = ("seen", "unseen")
+SCORED = "scored again by its networks"  # of an accepted submission: what a leaderboard may say of its runs
+CONSISTENT = "consistent, not scored again"
 # by precision: the share of a class's pixels whose prediction may differ on another machine; at least FEW pixels
 SAME = {"no": 0.001, "double": 0.001, "bf16": 0.01, "fp16": 0.01}
 FEW = 10

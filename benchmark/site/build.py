@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from contseg.benchmark.report.tables import as_csv, write_text
 from contseg.benchmark.score.leaderboard import Leaderboard, leaderboard
 from contseg.benchmark.score.published import with_literature
 from contseg.benchmark.score.records import Record
-from contseg.benchmark.site import methods, runs, scenarios
+from contseg.benchmark.score.submissions import CONSISTENT
+from contseg.benchmark.site import methods, over, runs, scenarios
 from contseg.benchmark.site.catalogue import (
     Catalogue,
     compare_page,
@@ -63,16 +64,21 @@ def boards_of(
 
 
 def write_site(
-    boards: Sequence[Leaderboard], out: Path, docs: Sequence[Section] = (), found: Sequence[Page] = ()
+    boards: Sequence[Leaderboard],
+    out: Path,
+    docs: Sequence[Section] = (),
+    found: Sequence[Page] = (),
+    *,
+    unscored: Collection[str] = (),
 ) -> list[Page]:
     """Write the pages of the leaderboards into a folder, and return them.
 
     ``docs``: the documentation that the site stands in, for its navigation; ``found``: pages of it that the search
-    finds too. Files of an earlier build that are not written again are removed. ``UserError`` if the folder holds
-    anything else.
+    finds too. ``unscored``: the runs, by ``run_id``, that are marked as consistent and not scored again. Files of an
+    earlier build that are not written again are removed. ``UserError`` if the folder holds anything else.
     """
     known = _earlier(out)
-    catalogue = Catalogue(tuple(boards))
+    catalogue = Catalogue(tuple(boards), frozenset(unscored))
     if not catalogue.rows:
         raise UserError("no complete run yet: a site needs one")
     written: dict[str, str] = {}
@@ -131,6 +137,7 @@ def _environment(catalogue: Catalogue, docs: Sequence[Section]) -> Environment:
     environment.filters["address"] = quote
     environment.filters["json"] = lambda value: Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))
     environment.globals["docs"] = docs
+    environment.globals["consistent"] = CONSISTENT
     environment.globals["places"] = [(" · ".join(place), scenario_page(place)) for place in catalogue.scenarios]
     return environment
 
@@ -139,8 +146,12 @@ def _pages(catalogue: Catalogue) -> Iterator[tuple[Page, str, dict[str, Any]]]:
     """Every page with its template and what the template shows."""
     front = scenarios.front(catalogue)
     files = [f"leaderboard-{board.protocol.name}" for board in catalogue.boards]
+    compared = over.about(catalogue)
     words = " ".join(q["question"] for q in front["questions"])
-    yield Page("index.html", "Leaderboard", "overview", words), "index.html.j2", {"front": front, "files": files}
+    values = {"front": front, "files": files, "over": compared}
+    yield Page("index.html", "Leaderboard", "overview", words), "index.html.j2", values
+    words = "normalised score, interquartile mean and ranks over tasks"
+    yield Page("tasks.html", "Over tasks", "overview", words), "over.html.j2", {"over": compared}
     listed = list[dict[str, Any]]()
     for place, tables in catalogue.scenarios.items():
         shown = scenarios.about(place, catalogue)

@@ -63,7 +63,10 @@ def run_page(run: Run) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: a method in a contest. ``short``: its name there; ``runs``: by seed."""
+    """One row of a table: a method in a contest. ``short``: its name there; ``runs``: by seed.
+
+    ``unscored``: the seeds whose run is consistent and was not scored again by its networks.
+    """
 
     board: Leaderboard
     key: Contest
@@ -71,6 +74,7 @@ class Row:
     cell: dict[str, Any]
     short: str
     runs: tuple[Scored, ...]
+    unscored: frozenset[int] = frozenset()
 
     @property
     def plain(self) -> str:
@@ -88,13 +92,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All leaderboards of a site, one for each protocol."""
+    """All leaderboards of a site, one for each protocol. ``unscored``: by ``run_id``, the runs not scored again."""
 
     boards: tuple[Leaderboard, ...]
+    unscored: frozenset[str] = frozenset()
 
     @cached_property
     def rows(self) -> list[Row]:
-        return list(_rows(self.boards))
+        return list(_rows(self.boards, self.unscored))
 
     @cached_property
     def scenarios(self) -> dict[Place, list[list[Row]]]:
@@ -124,13 +129,15 @@ class Catalogue:
         return found
 
 
-def _rows(boards: Sequence[Leaderboard]) -> Iterator[Row]:
+def _rows(boards: Sequence[Leaderboard], unscored: frozenset[str]) -> Iterator[Row]:
     for board in boards:
         for key, part in board.contests():
             short = short_names(board, key[0])
             for index, cell in zip(part.index.tolist(), part.to_dict("records"), strict=True):
                 runs = tuple(board.of((*key, cell["method"])))
-                yield Row(board, key, int(index), {str(k): v for k, v in cell.items()}, short[cell["method"]], runs)
+                seeds = frozenset(s.run.seed for s in runs if run_id(s.run) in unscored)
+                values = {str(k): v for k, v in cell.items()}
+                yield Row(board, key, int(index), values, short[cell["method"]], runs, seeds)
 
 
 def groups_of(row: Row) -> tuple[tuple[Any, ...], ...]:

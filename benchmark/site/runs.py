@@ -56,6 +56,7 @@ def about(shown: Sequence[tuple[Row, Scored]]) -> dict[str, Any]:
         "run": run.last["run"],
         "seed": run.seed,
         "table": table,
+        "unscored": run.seed in row.unscored,
         "siblings": [(s.run.seed, run_id(s.run)) for s in row.runs],
         "curves": Markup(line_chart(wholes, f"old, new and all mIoU of {run.method} over steps", 460, 320)),
         "losses": [(name, Markup(chart)) for name, chart in _losses(run)],

@@ -80,8 +80,14 @@ def _line(row: Row) -> dict[str, Any]:
         "name": row.cell["method"],
         "page": pages.method_page(row.plain),
         "cells": cells,
-        "runs": [(s.run.seed, pages.run_page(s.run)) for s in row.runs],
+        "runs": runs_of(row),
+        "unscored": bool(row.unscored),
     }
+
+
+def runs_of(row: Row) -> list[tuple[int, str, bool]]:
+    """Seed and page of every run of a row, and whether it was not scored again."""
+    return [(s.run.seed, pages.run_page(s.run), s.run.seed in row.unscored) for s in row.runs]
 
 
 def _published(rows: list[Row]) -> list[dict[str, Any]]:
@@ -140,7 +146,12 @@ def front(catalogue: Catalogue) -> dict[str, Any]:
         ranked = [row for row in tables[0] if row.plain != "Joint" and not np.isnan(row.cell["all"])]
         best = max(ranked, key=lambda row: row.cell["all"], default=None)
         entry |= {"methods": len({row.plain for row in tables[0]}), "seeds": max(len(row.runs) for row in tables[0])}
-        entry["best"] = best and {"name": best.short, "all": cell_text(best.cell, "all"), "leads": best.leads("all")}
+        entry["best"] = best and {
+            "name": best.short,
+            "all": cell_text(best.cell, "all"),
+            "leads": best.leads("all"),
+            "unscored": bool(best.unscored),
+        }
         entry["protocol"] = tables[0][0].key[3]
         asked = pages.question(place, pages.groups_of(tables[0][0]))
         questions.append({**entry, "question": asked, "about": SETUPS.get(place[2], ""), "place": place})
@@ -172,7 +183,8 @@ def results(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "cells": [
                 {"text": cell_text(row.cell, c), "bold": row.leads(c), "value": sortable(row.cell[c])} for c in shown
             ],
-            "runs": [(s.run.seed, pages.run_page(s.run)) for s in row.runs],
+            "runs": runs_of(row),
+            "unscored": bool(row.unscored),
         }
         for row in rows
     ]

@@ -23,7 +23,8 @@ import msgspec
 from contseg.benchmark.score.networks import StoredNetworks
 from contseg.benchmark.score.recompute import PixelCounter, Rescorer, keys
 from contseg.benchmark.score.records import Record, Run
-from contseg.benchmark.score.submissions import Verdict, verify
+from contseg.benchmark.score.submissions import CONSISTENT, SCORED, Verdict, verify
+from contseg.benchmark.site.catalogue import run_id
 from contseg.benchmark.store.files import digest, write_sealed
 from contseg.benchmark.submit.pack import MANIFEST, Submission, check_name, read_submission
 from contseg.datasets.errors import UserError
@@ -32,12 +33,14 @@ from contseg.methods.registry import load_plugins
 HOME = "submissions"  # in the repository of a leaderboard
 VERSIONS = "versions.json"
 CONSENT = "consent.txt"
-SCORED = "scored again by its networks"
-CONSISTENT = "consistent, not scored again"
 
 
 class Version(msgspec.Struct, frozen=True):
-    """A version of the leaderboard: the one before, with one more submission. ``seal``: that of its manifest."""
+    """A version of the leaderboard: the one before, with one more submission. ``seal``: that of its manifest.
+
+    ``unscored``: the runs of the submission that were not scored again, as the site names them; ``None``: the version
+    is older than this field, and its verdict holds for all of them.
+    """
 
     version: int
     submission: str
@@ -46,6 +49,7 @@ class Version(msgspec.Struct, frozen=True):
     time: str
     replaces: str = ""
     reason: str = ""
+    unscored: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,15 @@ class Board:
     def records(self, version: int | None = None) -> list[Record]:
         """The records of a version's runs."""
         return [record for _, run in self.runs(version) for record in run.records]
+
+    def unscored(self) -> set[str]:
+        """The runs of the newest version that are consistent and were not scored again, as the site names them."""
+        by_name = {entry.submission: entry for entry in self.versions}
+        return {run_id(run) for name, run in self.runs() if _unscored(by_name[name], run)}
+
+
+def _unscored(entry: Version, run: Run) -> bool:
+    return entry.verdict == CONSISTENT if entry.unscored is None else run_id(run) in entry.unscored
 
 
 def cell(run: Run) -> tuple[Any, ...]:
@@ -223,6 +236,7 @@ def append(board: Board, judged: Judged) -> Board:
         datetime.now(UTC).isoformat(timespec="seconds"),
         replaces.submission if replaces else "",
         replaces.reason if replaces else "",
+        tuple(sorted(run_id(v.run) for v in judged.verdicts if not v.accepted)),
     )
     versions = (*board.versions, entry)
     write_sealed(board.home / VERSIONS, {"versions": [msgspec.to_builtins(v) for v in versions]})

@@ -15,8 +15,9 @@ from contseg.benchmark.score.leaderboard import Leaderboard, leaderboard
 from contseg.benchmark.score.published import load_published
 from contseg.benchmark.score.records import Record
 from contseg.benchmark.score.scores import CELL
+from contseg.benchmark.score.submissions import CONSISTENT, SCORED
 from contseg.benchmark.site.build import boards_of, write_site
-from contseg.benchmark.submit.board import CONSISTENT, HOME, SCORED, Board, Judged, cell
+from contseg.benchmark.submit.board import HOME, Board, Judged, cell
 
 SHOWN = ("old", "new", "all")
 LONGEST = 60_000  # characters; GitHub takes 65,536 in a comment
@@ -105,7 +106,8 @@ def write_pages(board: Board, out: Path) -> list[Path]:
                 written.append(out / "versions" / str(entry.version) / file)
                 write_text(written[-1], render(part, form))
     if board.versions:
-        pages = write_site(boards_of(board.records(), (), load_published()), out / "leaderboard")
+        shown = boards_of(board.records(), (), load_published())
+        pages = write_site(shown, out / "leaderboard", unscored=board.unscored())
         written += [out / "leaderboard" / page.path for page in pages]
     write_text(out / "index.html", index(board))
     return [*written, out / "index.html"]
@@ -129,7 +131,7 @@ th, td {{ text-align: left; vertical-align: top; padding: .3rem 1rem .3rem 0; bo
 <p>{newest}</p>
 <div>{table}</div>
 <p>The records of each version lie in {home}/NAME/records, as they were sent. {SCORED}: the networks gave the same
-counts. {CONSISTENT}: keys and counts agree with each other, and nobody has seen the networks give these numbers.</p>
+counts. {CONSISTENT}: the records agree with each other, and nobody has seen the networks give these numbers.</p>
 </body>
 </html>
 """

@@ -163,7 +163,7 @@ def test_a_good_submission_becomes_a_version(
     assert {k: r["matrix"] for k, r in records(repository.main / "submissions/our-lab").items()} == sent
     pages = repository.main / "pages"
     assert {p.name for p in pages.iterdir()} == {"index.html", "leaderboard", "versions"}
-    assert (pages / "leaderboard/index.html").is_file()
+    assert "not scored again" not in (pages / "leaderboard/index.html").read_text()
     table = (pages / "versions/1/leaderboard.csv").read_text()
     assert table == (place / "ours/leaderboard.csv").read_text()
     shutil.rmtree(pages)
@@ -267,6 +267,8 @@ def test_records_without_networks_wait_and_their_version_says_so(
     assert publish(repository.main, monkeypatch) == [0, 0]
     assert read_board(repository.main / "submissions").versions[0].verdict == "consistent, not scored again"
     assert "<td>consistent, not scored again</td>" in (repository.main / "pages/index.html").read_text()
+    runs = [p.read_text() for p in (repository.main / "pages/leaderboard/run").iterdir()]
+    assert len(runs) == 2 and all("<strong>Consistent, not scored again</strong>" in text for text in runs)
 
 
 def test_a_submission_changes_nothing_else_and_brings_no_other_file(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TypeAlias
@@ -13,10 +13,11 @@ import pytest
 from markupsafe import escape
 
 from contseg import run_benchmark
-from contseg.benchmark.plan.protocol import PROTOCOLS
+from contseg.benchmark.plan.protocol import PROTOCOLS, Protocol
 from contseg.benchmark.score.leaderboard import leaderboard
 from contseg.benchmark.score.published import load_published, with_literature
 from contseg.benchmark.score.records import gather_runs, read_records
+from contseg.benchmark.score.submissions import CONSISTENT
 from contseg.benchmark.site import catalogue, methods
 from contseg.benchmark.site.build import MANIFEST, boards_of, write_site
 from contseg.datasets.errors import UserError
@@ -24,6 +25,7 @@ from contseg.methods.registry import addons
 from contseg.methods.registry import methods as registered
 from contseg.tests.material import ROOT
 from contseg.tests.records import Record, joint_run, make_run, write_records
+from contseg.tests.unit.test_over_tasks import tasks
 from contseg.tests.unit.test_published import measured
 from contseg.tests.unit.test_reporter import grid
 
@@ -47,8 +49,10 @@ class Html(HTMLParser):
         self.loads += [names["href"]] if tag == "link" else []
 
 
-def build(out: Path, records: list[Record]) -> dict[str, Html]:
-    write_site(boards_of(records, (), load_published()), out)
+def build(
+    out: Path, records: list[Record], unscored: Collection[str] = (), protocols: tuple[Protocol, ...] = ()
+) -> dict[str, Html]:
+    write_site(boards_of(records, protocols, load_published()), out, unscored=unscored)
     return {p.relative_to(out).as_posix(): Html(p) for p in sorted(out.rglob("*.html"))}
 
 
@@ -224,6 +228,46 @@ def test_large_data_sets_stay_below_a_megabyte(tmp_path: Path) -> None:
     write_site([board], tmp_path)
     sizes = {p.name: p.stat().st_size for p in tmp_path.rglob("*") if p.suffix in (".html", ".js", ".css")}
     assert len(sizes) > 25 and {n: s for n, s in sizes.items() if s > 1_000_000} == {}
+
+
+def test_methods_are_compared_over_tasks_or_it_is_said_why_not(tmp_path: Path) -> None:
+    """0.4 and 0.2 of the way from FT (10 %) to Joint (90 %) on the first task, 1.25 points more on each later one."""
+    pages = build(tmp_path / "two", tasks(2, MiB=0.42, LwF=0.26), (), (PROTOCOLS["mib"],))
+    page = pages["tasks.html"].text
+    rows = dict(re.findall(r'<th scope="row" data-value="([^"]+)">.*?</th>((?:<td.*?</td>)+)', page))
+    assert {name: re.findall(r">([^<]+)<", cells) for name, cells in rows.items()} == {
+        "LwF": ["0.206", "0.206", "0.200", "0.212"],
+        "MiB": ["0.406", "0.406", "0.400", "0.412"],
+    }
+    assert re.findall(r"<td>(0\.\d+)</td>", page) == ["0.200", "0.212", "0.400", "0.412"]
+    for line in ("no ranks and no critical-difference diagram: 2 tasks, mean ranks need 10", "no interval: 1 seed"):
+        assert line in page and line in pages["index.html"].text
+    assert "<strong>MiB</strong>, 0.406" in pages["index.html"].text
+    ranked = build(tmp_path / "ten", tasks(10, MiB=0.42, LwF=0.26))["tasks.html"].text
+    assert "mean rank" in ranked and "no ranks" not in ranked
+    one = build(tmp_path / "one", tasks(1, MiB=0.42))
+    assert "there is nothing to compare over tasks yet" in one["tasks.html"].text
+    assert one["index.html"].links.count("tasks.html") == 1  # of the navigation
+    without = build(tmp_path / "bare", [*make_run("MiB", task="2-1"), *make_run("MiB", task="1-2")])
+    assert "no score over tasks: no run of Joint" in without["tasks.html"].text
+
+
+def test_runs_that_nobody_scored_again_are_marked_wherever_they_stand(tmp_path: Path) -> None:
+    records = tasks(2, seeds=2, MiB=0.42, LwF=0.26)
+    (mark,) = (catalogue.run_id(r) for r in gather_runs(records) if (r.method, r.seed, r.task) == ("MiB", 1, "2-1@0"))
+    pages = build(tmp_path, records, [mark])
+    said = {name for name, html in pages.items() if CONSISTENT in html.text.lower()}
+    marked, other = (
+        catalogue.scenario_page(("toy", "2-1@0", "overlapped")),
+        catalogue.scenario_page(("toy", "2-1@1", "overlapped")),
+    )
+    assert said == {"index.html", "tasks.html", marked, "method/MiB.html", f"run/{mark}.html"}
+    page = pages[marked].text
+    assert re.findall(r'aria-label="run with seed (\d), consistent, not scored again">(\d†)<', page) == [("1", "1†")]
+    assert (
+        re.findall(r">(\w+)</a> †</th>", page) == ["MiB"] == re.findall(r">(\w+)</a> †</th>", pages["tasks.html"].text)
+    )
+    assert "†" not in pages[other].text and not any("†" in html.text for html in build(tmp_path, records).values())
 
 
 # --- building again -------------------------------------------------------------------------------------------------
