@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -56,7 +57,7 @@ def next_memory(
     fresh = [Kept(i, t - 1, BACKGROUND) for i in views[-1].ids if i not in known]
 
     def shuffled(what: str, items: Iterable[Kept]) -> list[Kept]:
-        return sorted(items, key=lambda kept: _draw(choice.seed, t, what, kept.image_id))
+        return sorted(items, key=lambda kept: _place(choice.seed, t, what, kept.image_id))
 
     if choice.policy == "greedy":
         candidates = shuffled("image", fresh)
@@ -80,14 +81,14 @@ def shown_classes(
     dataset: SegmentationDataset, views: Sequence[StepView], candidates: Sequence[Kept], channels: int
 ) -> np.ndarray:
     """(n, channels - 1) bool: whether channel c + 1 is a label of candidate i in its own step."""
-    row = {image_id: i for i, image_id in enumerate(dataset.ids("train"))}
+    row = _rows(tuple(dataset.ids("train")))
     present = dataset.presence("train")[[row[kept.image_id] for kept in candidates]]
     steps = np.array([kept.step for kept in candidates], int)
     held = np.zeros((len(candidates), channels - 1), bool)
     for t in np.unique(steps):
         own = steps == t
         to_channel = views[t].table[:, None] == np.arange(1, channels)  # (256, channels - 1)
-        held[own] = present[own].astype(np.int64) @ to_channel.astype(np.int64) > 0
+        held[own] = present[own].astype(np.float32) @ to_channel.astype(np.float32) > 0  # sums of at most 256 ones
     return held
 
 
@@ -119,9 +120,11 @@ def greedy(
     goes, at the position that ``draw(number)`` gives.
     """
     share, full = size // max(len(slots), 1), sum(map(len, slots))
-    for candidate, shows in zip(candidates, held, strict=True):
-        classes = np.flatnonzero(shows)
-        if not len(classes):
+    shown: list[list[int]] = [[] for _ in candidates]
+    for i, c in np.argwhere(held).tolist():
+        shown[i].append(c)
+    for candidate, classes in zip(candidates, shown, strict=True):
+        if not classes:
             continue
         slot = min((slots[c] for c in classes), key=len)
         if full < size:
@@ -144,7 +147,7 @@ def with_memory(
     if not memory:
         return view
     stored = tuple(Stored(kept.image_id, kept.step, table) for kept, table in zip(memory, tables, strict=True))
-    row = {image_id: i for i, image_id in enumerate(dataset.ids("train"))}
+    row = _rows(tuple(dataset.ids("train")))
     rows = [row[kept.image_id] for kept in memory]
     digest = hashlib.sha256(view.digest.encode())
     for kept, i in zip(stored, rows, strict=True):
@@ -168,6 +171,17 @@ def stored_table(labels: str, kept: Kept, views: Sequence[StepView], step: Step)
         table = table.copy()
         table[list(step.seen_classes)] = np.arange(1, step.n_classes)
     return table
+
+
+@lru_cache(4)
+def _rows(ids: tuple[str, ...]) -> dict[str, int]:
+    return {image_id: i for i, image_id in enumerate(ids)}
+
+
+@lru_cache(2**18)
+def _place(seed: int, step: int, what: str, image_id: str) -> int:
+    """An image's place in an order, which all scenarios and policies share."""
+    return _draw(seed, step, what, image_id)
 
 
 def _draw(seed: int, step: int, *purpose: object) -> int:

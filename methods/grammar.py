@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 from contseg.datasets.errors import UserError
@@ -23,6 +24,11 @@ TRAIN = "train."  # begins the keys of a recipe
 
 def parse(text: str) -> list[tuple[str, dict[str, str]]]:
     """``"A[x=1]+B"`` -> ``[("A", {"x": "1"}), ("B", {})]``."""
+    return [(name, dict(given)) for name, given in _parts(text)]
+
+
+@lru_cache(2**10)  # a report asks for the few names of its methods in every record
+def _parts(text: str) -> list[tuple[str, dict[str, str]]]:
     parts = []
     for part in split(text, "+"):
         found = re.fullmatch(r"([^\[\]]+?)\s*(?:\[(.*)\])?", part)

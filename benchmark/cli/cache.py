@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from contseg.benchmark.plan.build import Plan
 from contseg.benchmark.store.files import LostStateError, Store
+
+if TYPE_CHECKING:
+    from contseg.benchmark.plan.build import Plan
 
 
 def listing(store: Store) -> str:
     """A line for each trained step: the first digits of its key, its size, its title."""
-    rows = []
-    for folder in map(store.step, store.steps()):
+    rows, total = [], 0
+    for key in store.steps():
         try:
-            title = store.meta(folder.name)["title"]
+            title = store.meta(key)["title"]
         except LostStateError:
-            title = "(under way)" if store.checkpoint(folder.name).exists() else "(not finished)"
-        rows.append([folder.name[:8], f"{_size(folder) / 2**20:,.1f}", title])
-    total = sum(_size(store.step(key)) for key in store.steps())
+            title = "(under way)" if store.checkpoint(key).exists() else "(not finished)"
+        size = _size(store.step(key))
+        total += size
+        rows.append([key[:8], f"{size / 2**20:,.1f}", title])
     return (
         tabulate(rows, ["step", "MiB", "trained first as"], disable_numparse=True)
         + f"\n{total / 2**20:,.1f} MiB in {store.cache}"

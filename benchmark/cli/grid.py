@@ -111,14 +111,18 @@ def _try_networks(plan: Plan) -> None:
     from dataclasses import replace
 
     from contseg.datasets.errors import UserError
-    from contseg.methods.base import HOOKS
+    from contseg.methods.base import HOOKS, describe
     from contseg.methods.registry import build_method
 
     first = {run.method: run.scenario.steps[0] for run in plan.runs}
     built = {name: build_method(name) for name in first}
+    tried: list[tuple[Any, Any]] = []
     for name, method in built.items():
-        if method.hook("build", first[name]) is HOOKS["build"]:
+        hook = method.hook("build", first[name])
+        what = describe(hook), first[name]
+        if hook is HOOKS["build"] or what in tried:
             continue
+        tried.append(what)
         import torch
 
         from contseg.benchmark.models.load import fresh

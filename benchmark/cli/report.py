@@ -106,7 +106,8 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("--predictions and --latent need --figures DIR, the folder that they are written to")
     places(args.data)
     asked = [parse_protocol(text) for text in args.protocol or ()]  # a wrong name stops before any work
-    load_plugins(*args.plugin)
+    if args.plugin:  # else no method is built, and torch not imported, for a table of records
+        load_plugins(*args.plugin)
     problems = _verify(args) if args.verify else []
     if args.verify and not args.records and not (args.out / "records").is_dir():
         return 2  # nothing was accepted, and there are no earlier records

@@ -170,7 +170,9 @@ class Plan:
         wanted: dict[str, set[str]] = {}
 
         def need(node: StepNode, observers: Iterable[str]) -> None:
-            asked = wanted.setdefault(node.key, set())
+            known, asked = node.key in wanted, wanted.setdefault(node.key, set())
+            if known and asked.issuperset(observers):
+                return
             asked.update(observers)
             if node.parent is not None and not self.trained(store, node.key, asked):
                 need(node.parent, node.parent.observers)
@@ -178,9 +180,8 @@ class Plan:
         for cell in self.missing_scores(store):
             if not self.scored(store, cell):
                 need(cell.node, cell.reads.values())
-        order = list(self.nodes)
-        missing = [k for k, observers in wanted.items() if not self.trained(store, k, observers)]
-        return [self.nodes[k] for k in sorted(missing, key=order.index)]
+        missing = {k for k, observers in wanted.items() if not self.trained(store, k, observers)}
+        return [node for key, node in self.nodes.items() if key in missing]
 
     def to_score_or_train(self, store: Store) -> list[StepNode]:
         """``to_train``, then the steps that are trained but not scored."""

@@ -5,8 +5,9 @@ A table is a query over records; nothing here trains or reads a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 import pandas as pd
@@ -30,6 +31,7 @@ from contseg.benchmark.score.scores import (
 from contseg.methods.external import CODES
 
 Contest: TypeAlias = tuple[str, str, str, str]
+Seeds: TypeAlias = dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,14 @@ class Leaderboard:
 
     def of(self, cell: tuple[str, ...]) -> list[Scored]:
         """The runs of a row, sorted by seed."""
-        return sorted((s for s in self.scored if s.cell == cell), key=lambda s: s.run.seed)
+        return self._of.get(cell, [])
+
+    @cached_property
+    def _of(self) -> dict[tuple[str, ...], list[Scored]]:
+        found: dict[tuple[str, ...], list[Scored]] = {}
+        for s in sorted(self.scored, key=lambda s: s.run.seed):
+            found.setdefault(s.cell, []).append(s)
+        return found
 
     def contests(self) -> Iterable[tuple[Contest, pd.DataFrame]]:
         """The parts of the frame that stand in one table. Which of their rows are ranked together: ``ranked``."""
@@ -101,26 +110,29 @@ def leaderboard(
     return Leaderboard(cells, frame, tuple(scored), protocol, tuple(notes), _leaders(cells, frame))
 
 
-def _values(frame: pd.DataFrame, part: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:
+def _by_cell(frame: pd.DataFrame) -> dict[tuple[str, ...], pd.DataFrame]:
+    """The runs of each cell; a table is gone over once, however many columns are asked for."""
+    return dict(iter(frame.groupby(CELL, sort=False)))
+
+
+def _values(runs_of: Mapping[tuple[str, ...], pd.DataFrame], part: pd.DataFrame, column: str) -> dict[str, Seeds]:
     """method -> seed -> value, for one contest, without Joint, which is an upper bound and not ranked."""
-    here = frame.merge(part[CELL], on=CELL)
-    names = [str(m) for m in part["method"] if plain_name(m) != "Joint"]
-    return {
-        m: dict(zip(rows["seed"], rows[column], strict=True)) for m in names for rows in (here[here["method"] == m],)
-    }
+    cells = part[CELL].itertuples(index=False, name=None)
+    runs = {cell[-1]: runs_of[cell] for cell in cells if plain_name(cell[-1]) != "Joint"}
+    return {method: dict(zip(rows["seed"], rows[column], strict=True)) for method, rows in runs.items()}
 
 
 def _leaders(cells: pd.DataFrame, frame: pd.DataFrame) -> frozenset[tuple[int, str]]:
-    found = set()
+    found, runs_of = set[tuple[int, str]](), _by_cell(frame)
     for _, part in cells.groupby([*CONTEST, *ALIKE], sort=False):
         for column in RANKED:
-            best = leader(_values(frame, part, column), higher=column not in LOWER_IS_BETTER)
+            best = leader(_values(runs_of, part, column), higher=column not in LOWER_IS_BETTER)
             found |= {(int(i), column) for i in part.index[part["method"] == best]}
     return frozenset(found)
 
 
 def _seed_notes(cells: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
-    notes, corrected = list[str](), False
+    notes, corrected, runs_of = list[str](), False, _by_cell(frame)
     if len(cells) and (cells["seeds"] == 1).all():
         notes.append(
             "one seed: the standard deviation is unknown and nothing is bold (two seeds of one method on VOC 15-1 "
@@ -129,7 +141,7 @@ def _seed_notes(cells: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
     for key, part, kind in (
         (k, rows, kind) for k, whole in cells.groupby(CONTEST, sort=False) for rows, kind in ranked(whole)
     ):
-        pairs = all_pairs(_values(frame, part, "all"))
+        pairs = all_pairs(_values(runs_of, part, "all"))
         if pairs:
             corrected = True
             apart = sum(pairs.significant.values())
@@ -185,9 +197,9 @@ def paired_differences(board: Leaderboard, column: str = "all") -> pd.DataFrame:
     The interval is that of the pair alone. ``significant``: the verdict of ``test``, corrected for the number of pairs;
     ``None`` if a method has one seed.
     """
-    rows = []
+    rows, runs_of = [], _by_cell(board.runs)
     for key, part in ((key, group) for key, whole in board.contests() for group, _ in ranked(whole)):
-        values = _values(board.runs, part, column)
+        values = _values(runs_of, part, column)
         names = list(part["method"][part["method"].isin(values)])
         all_of = all_pairs(values)
         verdicts = all_of.significant if all_of else {}

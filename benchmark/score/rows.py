@@ -12,16 +12,18 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
 
-from contseg.benchmark.plan.build import Run
-from contseg.benchmark.plan.config import Config
 from contseg.benchmark.plan.recipe import own_recipe
 from contseg.benchmark.plan.toml import toml_value
 from contseg.datasets.atomic import replacing
 from contseg.methods.registry import build_method
+
+if TYPE_CHECKING:
+    from contseg.benchmark.plan.build import Run
+    from contseg.benchmark.plan.config import Config
 
 FOLDER = "tuned"
 NO_SEARCH = "no search"

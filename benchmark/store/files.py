@@ -182,25 +182,25 @@ class Store:
             raise UserError(f"cannot write {self.out}: choose another folder with --out")
         return self
 
-    def step(self, key: str) -> Path:
-        """The folder of a trained step."""
-        return self.cache / key[:2] / key
+    def step(self, key: str, *file: str) -> Path:
+        """The folder of a trained step, or a file in it."""
+        return self.out.joinpath("cache", key[:2], key, *file)
 
     def steps(self) -> list[str]:
         """The keys of all steps that have a folder, finished or not."""
         return sorted(f.name for f in self.cache.glob("??/*") if f.is_dir() and len(f.name) == 64)
 
     def model(self, key: str) -> Path:
-        return self.step(key) / "model.safetensors"
+        return self.step(key, "model.safetensors")
 
     def terms(self, key: str) -> Path:
-        return self.step(key) / "terms.safetensors"
+        return self.step(key, "terms.safetensors")
 
     def observer(self, key: str, observer: str) -> Path:
-        return self.step(key) / f"observer-{observer}.safetensors"
+        return self.step(key, f"observer-{observer}.safetensors")
 
     def score(self, key: str, score: str) -> Path:
-        return self.step(key) / f"score-{score}.json"
+        return self.step(key, f"score-{score}.json")
 
     def branch(self, observer: str) -> Path:
         """Marks an observer whose retraining gave other weights: it gets a training of its own."""
@@ -211,11 +211,11 @@ class Store:
         return {p.stem for p in (self.out / "branches").glob("*.json")}
 
     def checkpoint(self, key: str) -> Path:
-        return self.step(key) / "checkpoint.safetensors"
+        return self.step(key, "checkpoint.safetensors")
 
     def begun(self, key: str) -> Path:
         """The file that says which code began the training of the checkpoint."""
-        return self.step(key) / "begun.json"
+        return self.step(key, "begun.json")
 
     def trained(self, key: str, observers: tuple[str, ...] = ()) -> bool:
         """Whether a step's model and the states of these observers are stored."""

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from contseg.tests.benchmarks.field import write_cache
 from contseg.tests.material import ROOT
+from contseg.tests.records import make_run, write_records
 
 # Each wing of `benchmark/` may import the wings to its left, never one to its right (docs/architecture.md).
 WINGS = ("store", "plan", "models", "train", "contract", "score", "report", "site", "submit", "cli")
@@ -176,3 +178,12 @@ def test_a_plan_loads_no_torchvision(tmp_path: Path) -> None:
     words = ["plan", "--scenarios", "shapes/3-3/overlapped", "--methods", "FT", "MiB+SDR", "--out", str(tmp_path)]
     run = f"from contseg import run_benchmark\nassert run_benchmark.main({words!r}) == 0"
     assert loaded_by(run, {"torchvision", "accelerate", "matplotlib"}) == set()
+
+
+@pytest.mark.parametrize("words", [["report", "--records", "DIR"], ["cache", "list"]])
+def test_what_only_reads_loads_no_torch(words: list[str], tmp_path: Path) -> None:
+    write_records(tmp_path, make_run(external=[]))
+    write_cache(tmp_path, 1)
+    words = [*(str(tmp_path) if word == "DIR" else word for word in words), "--out", str(tmp_path)]
+    run = f"from contseg import run_benchmark\nassert run_benchmark.main({words!r}) == 0"
+    assert loaded_by(run, {"torch", "torchvision", "accelerate", "matplotlib"}) == set()
