@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
@@ -88,3 +89,13 @@ def test_wandb_gets_an_axis_that_may_fall(monkeypatch: pytest.MonkeyPatch, tmp_p
     accelerator.log({"ce": 2.5}, step=10)
     assert told == [("at", None), ("*", "at"), ({"ce": 1.5, "at": 30}, None), ({"ce": 2.5, "at": 10}, None)]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mlflow_gets_names_that_it_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Letters, digits and ``_-. :/``; anything else raises in the middle of a training."""
+    stand_in = MagicMock()
+    monkeypatch.setitem(sys.modules, "mlflow", stand_in)
+    accelerator = Accelerator(cpu=True, **tracker.options("mlflow", tmp_path))
+    tracker.start(accelerator)
+    accelerator.log({"voc/15-1/overlapped step 2 MiB[kd=0.5]+SDR seed 0/ce": 1.5}, step=30)
+    stand_in.log_metrics.assert_called_once_with({"voc/15-1/overlapped step 2 MiB_kd_0.5__SDR seed 0/ce": 1.5}, step=30)
