@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--figures",
         type=folder("--figures"),
         metavar="DIR",
-        help="write curves, classes, old against new, cost and confusion as PNG and PDF",
+        help="write curves, classes, old against new, cost, confusion, losses and gradient norms as PNG and PDF",
     )
     add(
         "--predictions",
@@ -189,7 +189,7 @@ def _write(args: argparse.Namespace, boards: list[Leaderboard]) -> None:
 
 def _draw(args: argparse.Namespace, board: Leaderboard) -> list[str]:
     """Draw the requested figures. Returns what could not be drawn, and why."""
-    from contseg.benchmark.report.figures import write_figures
+    from contseg.benchmark.report.figures import unwatched, write_figures
     from contseg.benchmark.report.profiles import write_over_tasks
 
     written, missing = write_figures(board, args.figures), list[str]()
@@ -205,7 +205,7 @@ def _draw(args: argparse.Namespace, board: Leaderboard) -> list[str]:
 
         more, without = write_latent(board, _stored(args), args.figures)
         written, missing = written + more, missing + without
-    print("\n".join([*refused, f"drawn: {len(written)} files in {args.figures}"]))
+    print("\n".join([*refused, *unwatched(board), f"drawn: {len(written)} files in {args.figures}"]))
     return missing
 
 

@@ -270,6 +270,8 @@ def checked(config: Config) -> Config:
     if tracker != "none":
         need(tracker, f"run.tracker={tracker}")
     _check_jitter(config.train.jitter)
+    if config.run.gradient_norms and config.run.compile:
+        raise UserError("run.gradient_norms goes through a graph once a term, a compiled network once: leave one out")
     if config.train.layer_decay < 1:
         check_layers(config.model.backbone)
     return config

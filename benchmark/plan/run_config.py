@@ -40,6 +40,10 @@ class RunConfig:
             "its package has to be installed"
         ),
     ] = "none"
+    gradient_norms: Annotated[
+        Number,
+        Meta(description="updates of a step, evenly spaced, whose gradient is measured for every loss term; 0: none"),
+    ] = 0
     compile: Annotated[bool, Meta(description="torch.compile the network")] = False
     deterministic: Annotated[bool, Meta(description="deterministic algorithms on a GPU, TF32 off")] = False
 

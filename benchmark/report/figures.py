@@ -14,15 +14,18 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from contseg.benchmark.report.tables import short_names, title
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
 from contseg.benchmark.score.metrics import mean, part_name, scored_counts
+from contseg.benchmark.score.records import Record
 from contseg.benchmark.score.scores import CONTEST, Scored
 from contseg.datasets.palette import COLOURS
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
+NAMED = 6  # methods that a line names
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -34,6 +37,7 @@ STYLE: Any = {
     "pdf.fonttype": 42,
     "image.cmap": "viridis",
 }
+Lines: TypeAlias = dict[str, tuple[np.ndarray, np.ndarray]]  # name of a term -> updates and values
 Rows: TypeAlias = list[tuple[str, list[Scored]]]  # name of a method in tables, and its runs by seed
 
 
@@ -50,7 +54,17 @@ def write_figures(board: Leaderboard, folder: Path) -> list[Path]:
                     written += save(figure, place / name)
             for method, runs in rows:
                 written += save(confusion(method, runs, board), place / f"confusion-{file_name(method)}")
+                written += save(terms(method, runs), place / f"terms-{file_name(method)}")
     return written
+
+
+def unwatched(board: Leaderboard) -> list[str]:
+    """A line for the methods whose records have no gradient norms, if there are some."""
+    named = {method: None for _, rows in contest_rows(board) for method, runs in rows if not _watched(runs)}
+    if not named:
+        return []
+    who = ", ".join(named) if len(named) <= NAMED else f"{len(named)} rows"
+    return [f"no gradient norms of {who}: terms-*.png has losses alone (set run.gradient_norms=50 and train)"]
 
 
 def contest_rows(board: Leaderboard) -> Iterator[tuple[Contest, Rows]]:
@@ -198,6 +212,60 @@ def confusion(method: str, runs: Sequence[Scored], board: Leaderboard) -> Figure
     ax.grid(False)
     figure.colorbar(drawn, ax=ax, label="pixels of the true class (%)", shrink=0.8)
     return figure
+
+
+def terms(method: str, runs: Sequence[Scored]) -> Figure:
+    """Value and gradient norm of every weighted term over the updates: a column for each step, a line for each seed.
+
+    Both axes are logarithmic, so a value of 0 or less is not drawn. Without gradient norms there is one line of panels.
+    """
+    records = {r["step"]: [s.run.records[i] for s in runs] for i, r in enumerate(runs[0].run.records)}
+    every = [r for of in records.values() for r in of]
+    names = list(dict.fromkeys(n for r in every for n in (*r.get("losses", {}), *_norms_over_updates(r))))
+    parts = {"loss": _losses_over_updates} | ({"gradient norm": _norms_over_updates} if _watched(runs) else {})
+    size = (1.6 + len(records) * (2.4 if len(records) < 5 else 1.6), 0.9 + 2.1 * len(parts))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(parts), len(records), sharex="col", sharey="row", squeeze=False)
+    drawn: dict[str, Any] = {}
+    for line, (what, over_updates) in zip(axes, parts.items(), strict=True):
+        for ax, (step, of) in zip(line, records.items(), strict=True):
+            for record in of:
+                for name, (x, y) in over_updates(record).items():
+                    look = _look(names.index(name)) | {"markevery": max(1, len(y) // 5), "linewidth": 1.2}
+                    (drawn[name],) = ax.plot(x, np.where(y > 0, y, np.nan), **look)
+            ax.set(yscale="log", xlim=(0, None), xlabel="update")
+            ax.set_title(f"step {step}" if any(r.get("losses") for r in of) else f"step {step}: no update", fontsize=9)
+            ax.yaxis.set_minor_formatter(NullFormatter())
+            ax.tick_params(labelleft=True, labelbottom=True)
+        low, high = np.log10(line[0].get_ylim())
+        line[0].set(ylabel=what, ylim=(10.0 ** np.floor(low), 10.0 ** np.ceil(high)))  # whole decades: ticks for each
+    shown = [n for n in names if n in drawn]
+    figure.legend([drawn[n] for n in shown], [_term(n, runs) for n in shown], loc="outside right upper")
+    figure.suptitle(f"{method}, {title(runs[0].cell[:4])}", fontsize=9)
+    return figure
+
+
+def _watched(runs: Sequence[Scored]) -> bool:
+    return any(r.get("gradient_norms") for s in runs for r in s.run.records)
+
+
+def _losses_over_updates(record: Record) -> Lines:
+    """The mean over each window of updates, at its middle."""
+    updates = record["cost"].get("updates", 0)
+    found = {n: np.array(v, dtype=float) for n, v in record.get("losses", {}).items()}
+    return {n: ((np.arange(len(v)) + 0.5) * updates / max(1, len(v)), v) for n, v in found.items()}
+
+
+def _norms_over_updates(record: Record) -> Lines:
+    found = record.get("gradient_norms") or {"updates": [], "norms": {}}
+    return {n: (np.array(found["updates"]), np.array(v, dtype=float)) for n, v in found["norms"].items()}
+
+
+def _term(name: str, runs: Sequence[Scored]) -> str:
+    """The name of a term with its weight, if the records say it."""
+    weights = [r["gradient_norms"]["weights"] for s in runs for r in s.run.records if r.get("gradient_norms")]
+    known = next((w[name] for w in reversed(weights) if name in w), 1.0)
+    return name if known == 1 else f"{known:g} {name}"
 
 
 FIGURES: dict[str, Callable[[Leaderboard, Contest, Rows], Figure | None]] = {

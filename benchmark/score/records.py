@@ -26,6 +26,7 @@ OFFLINE = "offline"
 
 Labels: TypeAlias = list[int]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Size: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**15)]  # of an image, in pixels
 Rows: TypeAlias = list[list[Count]]
 
@@ -81,6 +82,16 @@ class _Test(msgspec.Struct, frozen=True):
     trained_on: Count
 
 
+class _GradientNorms(msgspec.Struct, frozen=True):
+    updates: list[Count]
+    weights: dict[str, float]
+    norms: dict[str, list[Size]]
+
+    def __post_init__(self) -> None:
+        if {n: len(v) for n, v in self.norms.items()} != dict.fromkeys(self.weights, len(self.updates)):
+            raise ValueError("Expected a norm of each of `weights` at each of `updates`")
+
+
 class _Record(msgspec.Struct, frozen=True):
     key: str
     run: str
@@ -108,6 +119,8 @@ class _Record(msgspec.Struct, frozen=True):
     domains: list[list[str]] = []  # by step, of a scenario by domain
     background: bool = True
     test: _Test | None = None
+    losses: dict[str, list[float | None]] = {}
+    gradient_norms: _GradientNorms | None = None
 
 
 def fault(record: Any) -> str | None:

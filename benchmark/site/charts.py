@@ -1,15 +1,15 @@
-"""Charts of the site alone: old against new with its Pareto line, losses, a confusion matrix. Inline SVG."""
+"""Charts of the site alone: old against new with its Pareto line, losses, gradients, a confusion matrix. Inline SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from contseg.benchmark.report.svg import MARKERS, N_COLOURS, legend
+from contseg.benchmark.report.svg import DASHES, MARKERS, N_COLOURS, legend
 
 WIDTH, HEIGHT = 460, 320
 LEFT, TOP, RIGHT, BOTTOM = 46, 12, 14, 40
@@ -105,17 +105,53 @@ def loss_chart(name: str, steps: Sequence[Sequence[float]]) -> str:
     if not known:
         return ""
     y = _Axis.over([0.0, *known], HEIGHT - BOTTOM, TOP)
-    wide = (WIDTH - LEFT - RIGHT) / len(steps)
-    parts = [_open(WIDTH, HEIGHT, f"loss {name} over the run"), *_ticks(y, vertical=True)]
-    for t, values in enumerate(steps):
-        start = LEFT + t * wide
-        parts.append(f'<line class="grid" x1="{start:.1f}" x2="{start:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        middle = start + wide / 2
-        parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{t}</text>')
+    parts = [_open(WIDTH, HEIGHT, f"loss {name} over the run"), *_ticks(y, vertical=True), *_steps(len(steps))]
+    for values, (start, wide) in zip(steps, _columns(len(steps)), strict=True):
         places = [start + wide * (i + 0.5) / len(values) for i in range(len(values))]
         line = " ".join(f"{px:.1f},{y(v):.1f}" for px, v in zip(places, values, strict=True) if np.isfinite(v))
         parts.append(f'<polyline fill="none" stroke="var(--c0)" stroke-width="2" points="{line}"/>')
     return "".join([*parts, *_titles("step", "mean over some updates"), "</svg>"])
+
+
+def norm_chart(names: Sequence[str], steps: Sequence[Mapping[str, Sequence[float]]]) -> str:
+    """The gradient norm of every term over a run, on a logarithmic axis: steps side by side.
+
+    ``steps``: by term, its norms at updates that are evenly spaced. A norm of 0 is not drawn.
+    """
+    known = [v for step in steps for values in step.values() for v in values if v > 0]
+    if not known:
+        return ""
+    y = _Axis.decades(known, HEIGHT - BOTTOM, TOP)
+    parts = [_open(WIDTH, HEIGHT, "gradient norm of every term over the run")]
+    parts += [*_ticks(y, vertical=True, text=lambda power: f"{10.0**power:g}"), *_steps(len(steps))]
+    for step, (start, wide) in zip(steps, _columns(len(steps)), strict=True):
+        for name, values in step.items():
+            k = names.index(name)
+            colour, dash = f"var(--c{k % N_COLOURS})", DASHES[k % len(DASHES)]
+            places = [(start + wide * (i + 0.5) / len(values), v) for i, v in enumerate(values)]
+            points = [(x, y(float(np.log10(v)))) for x, v in places if v > 0]
+            if points:
+                line = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
+                stroke = f'stroke="{colour}" stroke-width="1.5" stroke-dasharray="{dash}"'
+                parts.append(f'<polyline fill="none" {stroke} points="{line}"><title>{escape(name)}</title></polyline>')
+                at, shape = "{:.1f} {:.1f}".format(*points[-1]), MARKERS[k % len(MARKERS)]
+                parts.append(f'<path transform="translate({at})" fill="{colour}" d="{shape}"/>')
+    return "".join([*parts, *_titles("step", "gradient norm"), "</svg>", legend(names)])
+
+
+def _columns(n: int) -> Iterator[tuple[float, float]]:
+    """Where each of n steps begins, and its width."""
+    wide = (WIDTH - LEFT - RIGHT) / n
+    return ((LEFT + t * wide, wide) for t in range(n))
+
+
+def _steps(n: int) -> list[str]:
+    """A line where a step begins, and its number."""
+    parts = []
+    for t, (start, wide) in enumerate(_columns(n)):
+        parts.append(f'<line class="grid" x1="{start:.1f}" x2="{start:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<text x="{start + wide / 2:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{t}</text>')
+    return parts
 
 
 def confusion(shares: Any, names: Sequence[str]) -> str:
@@ -173,6 +209,13 @@ class _Axis:
         step = float(next(m * unit for m in (1, 2, 5, 10) if m * unit >= rough * 0.999))
         return cls(float(np.floor(low / step) * step), float(np.ceil(high / step) * step), step, start, end)
 
+    @classmethod
+    def decades(cls, values: Sequence[float], start: float, end: float) -> _Axis:
+        """Of the powers of ten: whole ones around the values, at most eight ticks."""
+        low, high = float(np.floor(np.log10(min(values)))), float(np.ceil(np.log10(max(values))))
+        step = float(max(1, np.ceil((high - low) / 7)))
+        return cls(low, low + step * max(1, np.ceil((high - low) / step)), step, start, end)
+
     def __call__(self, value: float) -> float:
         width = self.high - self.low or 1.0
         return self.start + (self.end - self.start) * (value - self.low) / width
@@ -189,16 +232,16 @@ def _grid(x: _Axis, y: _Axis) -> list[str]:
     return [*_ticks(x, vertical=False), *_ticks(y, vertical=True)]
 
 
-def _ticks(axis: _Axis, vertical: bool) -> list[str]:
+def _ticks(axis: _Axis, vertical: bool, text: Callable[[float], str] = lambda v: f"{v + 0.0:.6g}") -> list[str]:
     parts = []
     for tick in axis.ticks():
-        at, text = axis(tick), f"{tick + 0.0:.6g}"
+        at, label = axis(tick), text(tick)
         if vertical:
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 5}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
+            parts.append(f'<text x="{LEFT - 5}" y="{at + 4:.1f}" text-anchor="end">{label}</text>')
         else:
             parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-            parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
+            parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label}</text>')
     return parts
 
 

@@ -1,4 +1,4 @@
-"""What a run's page says: scores in every table, curves, losses, classes, confusion, cost, configuration, origin."""
+"""What a run's page says: scores in every table, curves, losses, gradients, classes, confusion, cost, origin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from contseg.benchmark.site.catalogue import (
     run_id,
     scenario_page,
 )
-from contseg.benchmark.site.charts import confusion, loss_chart
+from contseg.benchmark.site.charts import confusion, loss_chart, norm_chart
 
 CONFUSED = 12  # pairs of classes listed below a confusion matrix
 COSTS = {
@@ -60,6 +60,7 @@ def about(shown: Sequence[tuple[Row, Scored]]) -> dict[str, Any]:
         "siblings": [(s.run.seed, run_id(s.run)) for s in row.runs],
         "curves": Markup(line_chart(wholes, f"old, new and all mIoU of {run.method} over steps", 460, 320)),
         "losses": [(name, Markup(chart)) for name, chart in _losses(run)],
+        "norms": Markup(_norms(run)),
         "steps": [r["step"] for r in run.records],
         "classes": _classes(row, scored),
         "confusion": _confusion(row, scored),
@@ -88,6 +89,14 @@ def _losses(run: Run) -> list[tuple[str, str]]:
         for name in names
         if (chart := loss_chart(name, [_floats(r.get("losses", {}).get(name, ())) for r in run.records]))
     ]
+
+
+def _norms(run: Run) -> str:
+    """The gradient norms of all terms, named with their weights; "" if no record has some."""
+    found = [r.get("gradient_norms") or {"weights": {}, "norms": {}} for r in run.records]
+    weights = {name: weight for f in found for name, weight in f["weights"].items()}
+    shown = {name: name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items()}
+    return norm_chart(list(shown.values()), [{shown[n]: v for n, v in f["norms"].items()} for f in found])
 
 
 def _floats(values: Any) -> list[float]:

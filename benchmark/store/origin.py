@@ -26,7 +26,7 @@ BESIDE = {"contseg"} | {  # the package's own file holds the version
     for folder, names in {
         "benchmark.plan": "config build protocol",
         "benchmark.store": "origin files claims",
-        "benchmark.train": "checkpoint memory",
+        "benchmark.train": "checkpoint watch",
         "datasets": "atomic base errors index progress scenario view",
         "methods": "code faults identity ranges registry visible",
     }.items()

@@ -25,12 +25,14 @@ class StepProgress:
     """How far a step is: updates done, and what the record says of them.
 
     ``seconds`` by part of the step; "observer" is the time that shared observers took of it. ``losses`` are the means
-    that were displayed, by name. ``resumed`` counts how often the step was resumed.
+    that were displayed, by name. ``gradient_norms`` are those of ``watch.GradientNorms``: ``updates``, and by term its
+    ``weights`` and ``norms``. ``resumed`` counts how often the step was resumed.
     """
 
     update: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*PARTS, "observer"), 0.0))
     losses: dict[str, list[float]] = field(default_factory=dict)
+    gradient_norms: dict[str, Any] = field(default_factory=dict)
     resumed: int = 0
 
 

@@ -22,7 +22,7 @@ from contseg.benchmark.store.files import LostStateError, Store, read_sealed, wr
 from contseg.benchmark.train.distributed import InterruptedStepError, check_stop, gather
 from contseg.benchmark.train.step_record import make_record
 from contseg.benchmark.train.step_runner import Outcome, StepRunner
-from contseg.benchmark.train.trainer import NonFiniteLossError
+from contseg.benchmark.train.watch import NonFiniteLossError
 from contseg.datasets.errors import UserError
 from contseg.methods.faults import is_a_plugins
 from contseg.methods.registry import reason

@@ -14,6 +14,7 @@ from contseg.benchmark.plan.external import codes
 from contseg.benchmark.store.files import RECORD_FORMAT
 from contseg.benchmark.store.origin import Code
 from contseg.benchmark.store.provenance import provenance, versions
+from contseg.benchmark.train.checkpoint import StepProgress
 
 UNKNOWN = "unknown code"  # of files from before the code was noted
 
@@ -23,7 +24,7 @@ def describe_step(
     node: StepNode,
     *,
     cost: dict[str, Any],
-    losses: dict[str, list[float]],
+    progress: StepProgress,
     terms: bool,
     accelerator: Accelerator,
     code: Code,
@@ -46,7 +47,8 @@ def describe_step(
         ],
         "sees": _sees(node),
         "cost": cost,
-        "losses": losses,
+        "losses": progress.losses,
+        **({"gradient_norms": progress.gradient_norms} if progress.gradient_norms else {}),
         "versions": versions(),
         "code": code,
         "provenance": provenance(accelerator),
@@ -131,4 +133,5 @@ def make_record(plan: Plan, run: Run, t: int, score: dict[str, Any], meta: dict[
         },
         "cost": meta["cost"] | {"evaluation_seconds": score["seconds"]},
         "losses": meta["losses"],
+        **({"gradient_norms": meta["gradient_norms"]} if "gradient_norms" in meta else {}),
     }

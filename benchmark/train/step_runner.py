@@ -78,7 +78,7 @@ class StepRunner:
             self.plan,
             node,
             cost=cost,
-            losses=trainer.progress.losses,
+            progress=trainer.progress,
             terms=bool(terms),
             accelerator=self.accelerator,
             code=self.plan.origins.now(node.key, {}, self.store),

@@ -29,19 +29,15 @@ from contseg.benchmark.train.distributed import (
     gather,
     over_processes,
 )
-from contseg.benchmark.train.memory import peak_memory, watch_memory
 from contseg.benchmark.train.optimiser import make_optimiser, parameters, rate_factor
 from contseg.benchmark.train.rng import derive
+from contseg.benchmark.train.watch import GradientNorms, peak_memory, raise_if_bad, watch_memory
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.progress import progress
 from contseg.methods.base import Batch, Method, Progress, StepContext, Term
 from contseg.methods.network import OnDemand
 
 LOOK = 10  # updates between two reads from the device: losses shown, non-finite values noticed, signals handled
-
-
-class NonFiniteLossError(Exception):
-    """A loss is NaN or infinite; the message names its term and the update."""
 
 
 class Observer(NamedTuple):
@@ -168,6 +164,8 @@ class StepTrainer:
             return
         self.optimizer = make_optimiser(self.model, groups, self.train, self.device)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        points = self.config.run.gradient_norms
+        self.norms = GradientNorms(points, self.total, self.optimizer, self.scaler, self.progress)
         network = torch.compile(self.model) if self.config.run.compile else self.model
         self.prepared = self.accelerator.prepare_model(network)
 
@@ -248,7 +246,7 @@ class StepTrainer:
                 bar.update()
                 if p.update % LOOK and p.update < self.total:
                     continue
-                _raise_if_bad(dict(zip(names, bad.tolist(), strict=True)))
+                raise_if_bad(dict(zip(names, bad.tolist(), strict=True)))
                 shown = dict(zip(names, (window / (p.update % LOOK or LOOK)).tolist(), strict=True))
                 window.zero_()
                 self._show(bar, shown)
@@ -275,6 +273,7 @@ class StepTrainer:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
                 batch = self._batch(*shown)
                 losses = self.method.losses(batch)
+                self.norms.add(losses, parts)
                 with self._timed("observer"), torch.no_grad():
                     for term in self.shared.values():
                         term(batch)
@@ -283,6 +282,7 @@ class StepTrainer:
                 sums[name] = sums.get(name, 0) + value.detach() / parts
         self.scaler.unscale_(self.optimizer)
         self._after_backward()
+        self.norms.end(self.terms)
         if self.train.clip:
             nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.train.clip)
         self.scaler.step(self.optimizer)  # skips an update whose gradients overflowed in fp16
@@ -308,21 +308,22 @@ class StepTrainer:
 
     def _after_backward(self) -> None:
         """Call every term's ``after_backward``, observers first; not if gradients overflowed in fp16."""
-        mine = [t for t in self.terms.values() if _reads_gradients(t)]
+        mine = {n: t for n, t in self.terms.items() if _reads_gradients(t)}
         shared = [t for t in self.shared.values() if _reads_gradients(t)]
         if (mine or shared) and self.scaler.is_enabled():
             gradients = [p.grad for p in parameters(self.optimizer) if p.grad is not None]
             if not torch.stack([g.isfinite().all() for g in gradients]).all():
                 return
-        for term in mine:
+        for term in mine.values():
             if term.observes:
                 term.after_backward(self.model)
         with self._timed("observer"):
             for term in shared:
                 term.after_backward(self.model)
-        for term in mine:
+        for name, term in mine.items():
             if not term.observes:
-                term.after_backward(self.model)
+                with self.norms.adding(name):
+                    term.after_backward(self.model)
 
     def _set_rate(self, update: int) -> None:
         factor = rate_factor(self.train, update, self.total, self.warmup)
@@ -383,13 +384,3 @@ def _is_batch_norm(module: nn.Module) -> bool:
 def _is_fixed_norm(module: nn.Module) -> bool:
     """A batch normalisation with frozen or no affine parameters: it stays in evaluation mode."""
     return _is_batch_norm(module) and not any(p.requires_grad for p in module.parameters())
-
-
-def _raise_if_bad(first: dict[str, float]) -> None:
-    bad = {n: int(u) for n, u in first.items() if u}
-    if bad:
-        name = min(bad, key=lambda n: bad[n])
-        raise NonFiniteLossError(
-            f"the loss {name!r} is not finite at update {bad[name]} "
-            "(lower train.lr, or set train.clip=1); nothing earlier is lost"
-        )

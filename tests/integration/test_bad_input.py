@@ -164,6 +164,8 @@ OF_A_VALUE = [
     (shapes("run.eval_batch=0"), "run.eval_batch must be >= 1, not 0"),
     (shapes("run.checkpoint_minutes=0"), "run.checkpoint_minutes must be > 0, not 0"),
     (shapes("run.checkpoint_updates=-1"), "run.checkpoint_updates must be >= 0, not -1"),
+    (shapes("run.compile=true", "run.gradient_norms=9"),
+     "run.gradient_norms goes through a graph once a term, a compiled network once: leave one out"),
     (shapes("run.tracker=foo"), "unknown run.tracker 'foo': Known: aim, clearml, comet_ml, dvclive, mlflow, none, "
      "swanlab, tensorboard, trackio, wandb"),
     (shapes("run.compile=2"), "run.compile must be true or false, not 2"),

@@ -27,6 +27,7 @@ EXACT = (
     "model.norm=group",
     "train.updates=20,20",
     "train.batch=6",
+    "run.gradient_norms=4",
 )
 ADAMW = "DKD[train.optimizer=adamw,train.lr=0.001,train.layer_decay=0.8,train.warmup=0.05]"
 METHODS = ("FT", "LwF", "ILT", "MiB+SDR", "Joint", ADAMW)
@@ -57,6 +58,15 @@ def test_twenty_losses_agree(both: tuple[Path, Path]) -> None:
     for path in one:
         for name, values in one[path]["losses"].items():
             assert values == pytest.approx(two[path]["losses"][name], rel=1e-6), (path, name)
+
+
+def test_the_gradients_of_terms_are_those_of_the_one_global_batch(both: tuple[Path, Path]) -> None:
+    one, two = (records(f) for f in both)
+    for path in one:
+        mine, theirs = one[path]["gradient_norms"], two[path]["gradient_norms"]
+        assert mine["updates"] == theirs["updates"] == [0, 6, 12, 19]
+        for name, norms in mine["norms"].items():
+            assert norms == pytest.approx(theirs["norms"][name], rel=1e-5, abs=1e-12), (path, name)
 
 
 def test_every_pixel_that_is_not_in_doubt_is_counted_alike(both: tuple[Path, Path]) -> None:

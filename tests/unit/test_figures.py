@@ -6,13 +6,22 @@ import numpy as np
 import pytest
 
 from contseg.benchmark.plan.protocol import PROTOCOLS
-from contseg.benchmark.report.figures import classes, contest_rows, curves, file_name, published, write_figures
+from contseg.benchmark.report.figures import (
+    classes,
+    contest_rows,
+    curves,
+    file_name,
+    published,
+    terms,
+    unwatched,
+    write_figures,
+)
 from contseg.benchmark.report.latent import separation
 from contseg.benchmark.report.reporter import leaderboard
 from contseg.benchmark.score.networks import telling_images
 from contseg.benchmark.score.published import load_published, with_literature
 from contseg.datasets.palette import label_colours
-from contseg.tests.records import make_run
+from contseg.tests.records import Record, make_run
 from contseg.tests.unit.test_published import measured
 from contseg.tests.unit.test_reporter import grid
 
@@ -27,7 +36,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
 
 def test_every_figure_comes_as_png_and_pdf(drawn: tuple[Path, list[Path]]) -> None:
     folder, written = drawn
-    names = ["curves", "classes", "old-new", "cost", *(f"confusion-{m}" for m in ("FT", "MiB", "MiB+SDR", "Joint"))]
+    methods = ("FT", "MiB", "MiB+SDR", "Joint")
+    names = ["curves", "classes", "old-new", "cost", *(f"{of}-{m}" for m in methods for of in ("confusion", "terms"))]
     assert [p.name for p in written] == [f"{n}.{ending}" for n in names for ending in ("png", "pdf")]
     assert {p.parent for p in written} == {folder / "toy-2-1-overlapped-sdr"}
     assert all(p.read_bytes()[:4] == (b"\x89PNG" if p.suffix == ".png" else b"%PDF") for p in written)
@@ -68,6 +78,51 @@ def test_bars_stand_beside_the_published_number() -> None:
     heights = [round(bar.get_height(), 2) for bar in ax.patches]
     assert heights[2:] == [39.5, 77.58]
     assert published(leaderboard(grid(), SDR), key, rows) is None
+
+
+def watched_run() -> list[Record]:
+    """Step 0 without norms; step 1 of 40 updates with two terms, one of which has no gradient at first."""
+    first, later = make_run("MiB")
+    later |= {
+        "cost": later["cost"] | {"updates": 40},
+        "losses": {"unce": [4.0, 2.0, 1.0, 0.5], "unkd": [0.1, 0.0, 0.2, 0.3]},
+        "gradient_norms": {
+            "updates": [0, 20, 39],
+            "weights": {"unce": 1.0, "unkd": 10.0},
+            "norms": {"unce": [2.0, 1.0, 0.5], "unkd": [0.0, 0.01, 0.02]},
+        },
+    }
+    return [first, later]
+
+
+def test_a_column_a_step_shows_losses_at_their_windows_and_norms_at_their_updates() -> None:
+    ((_, [(method, runs)]),) = contest_rows(leaderboard(watched_run(), SDR))
+    figure = terms(method, runs)
+    first, later, none, norms = figure.axes
+    assert [len(ax.lines) for ax in figure.axes] == [1, 2, 0, 2]
+    assert {ax.get_yscale() for ax in figure.axes} == {"log"}
+    assert first.lines[0].get_xdata().tolist() == [25, 75]  # two windows of 100 updates
+    assert later.lines[0].get_xdata().tolist() == [5, 15, 25, 35]
+    assert norms.lines[0].get_xdata().tolist() == [0, 20, 39]
+    assert norms.lines[0].get_ydata().tolist() == [2.0, 1.0, 0.5]
+    assert np.isnan(norms.lines[1].get_ydata()).tolist() == [True, False, False]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["ce", "unce", "10 unkd"]
+    assert [ax.get_title() for ax in (none, norms)] == ["step 0", "step 1"]
+
+
+def test_without_norms_there_is_a_line_and_no_empty_panel() -> None:
+    board = leaderboard(watched_run() + make_run("FT"), SDR)
+    ((_, rows),) = contest_rows(board)
+    assert [len(terms(method, runs).axes) for method, runs in rows] == [2, 4]
+    assert unwatched(board) == [
+        "no gradient norms of FT: terms-*.png has losses alone (set run.gradient_norms=50 and train)"
+    ]
+    assert unwatched(leaderboard(watched_run(), SDR)) == []
+
+
+def test_a_step_without_an_update_says_so() -> None:
+    ((_, [(method, runs)]),) = contest_rows(leaderboard(make_run("Still", losses={}), SDR))
+    assert [ax.get_title() for ax in terms(method, runs).axes] == ["step 0: no update", "step 1: no update"]
 
 
 def test_file_names_are_safe() -> None:

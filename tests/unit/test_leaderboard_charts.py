@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from contseg.benchmark.site.charts import Point, confusion, loss_chart, pareto, scatter
+from contseg.benchmark.site.charts import Point, confusion, loss_chart, norm_chart, pareto, scatter
 from contseg.tests.material import ROOT
 
 
@@ -51,6 +51,27 @@ def test_losses_stand_side_by_side_and_a_gap_stays_a_gap() -> None:
     assert [len(p) for p in lines] == [2, 0, 2]
     assert float(lines[0][1].split(",")[0]) < float(lines[2][0].split(",")[0])
     assert loss_chart("none", [[float("nan")]]) == ""
+
+
+def test_a_tenth_of_a_norm_is_a_decade_lower_and_zero_is_not_drawn() -> None:
+    drawn = norm_chart(["ce", "10 kd"], [{"ce": [1.0, 0.1, 0.01]}, {"ce": [1.0, 1.0], "10 kd": [0.0, 0.001]}, {}])
+    lines = [
+        [tuple(map(float, p.split(","))) for p in found.split()] for found in re.findall(r'points="([^"]*)"', drawn)
+    ]
+    assert [len(line) for line in lines] == [3, 2, 1]
+    (_, a), (_, b), (_, c) = lines[0]
+    assert b - a == pytest.approx(c - b) and b > a
+    assert re.findall(r'text-anchor="end">([^<]+)<', drawn) == ["0.001", "0.01", "0.1", "1"]
+    assert lines[2][0][1] == pytest.approx(280) and lines[1][0][1] == pytest.approx(12)  # the ends of the axis
+    assert lines[0][-1][0] < lines[1][0][0]
+    assert drawn.count("<title>ce</title>") == 2 and drawn.endswith("10 kd</li></ul>")
+    assert norm_chart(["ce"], [{"ce": [0.0]}]) == norm_chart([], [{}]) == ""
+
+
+def test_wide_spans_of_norms_have_few_ticks() -> None:
+    drawn = norm_chart(["a"], [{"a": [1e-12, 3e4]}])
+    ticks = [float(t) for t in re.findall(r'text-anchor="end">([^<]+)<', drawn)]
+    assert len(ticks) <= 8 and ticks[0] <= 1e-12 and ticks[-1] >= 3e4
 
 
 # --- colours --------------------------------------------------------------------------------------------------------

@@ -184,6 +184,16 @@ def test_a_run_says_what_its_records_say(site: dict[str, Html], out: Path) -> No
     assert 'loss ce over the run"' in page and "confusion matrix of 4 classes" in page
 
 
+def test_a_run_shows_its_gradient_norms_or_says_that_it_has_none(site: dict[str, Html], tmp_path: Path) -> None:
+    watched = {"updates": [0, 9], "weights": {"ce": 1.0, "kd": 10.0}, "norms": {"ce": [1.0, 0.5], "kd": [0.01, 0.1]}}
+    records = make_run("MiB", gradient_norms=watched)
+    pages = build(tmp_path, records)
+    page = pages[catalogue.run_page(gather_runs(records)[0])].text
+    assert "gradient norm of every term over the run" in page and "10 kd" in page and "Not recorded" not in page
+    (run,) = (r for r in gather_runs(grid()) if r.method == "MiB" and r.seed == 0)
+    assert "Not recorded: this run was trained without" in site[catalogue.run_page(run)].text
+
+
 def test_records_are_copied_with_their_seals(site: dict[str, Html], out: Path) -> None:
     found, problems = read_records(out)
     assert problems == [] and len(found) == len({(r["key"], r["method"], r["task"]) for r in found}) > 20

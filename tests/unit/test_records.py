@@ -77,6 +77,18 @@ def damaged(change: Callable[[Record], object]) -> Record:
             lambda r: r["matrix"]["seen"].__setitem__(0, [-1, 0, 0, 0]),
             "not a valid record: Expected `int` >= 0 - at `$.matrix.seen[0][0]`",
         ),
+        (
+            lambda r: r.update(losses={"ce": ["x"]}),
+            "not a valid record: Expected `float | null`, got `str` - at `$.losses[...][0]`",
+        ),
+        (
+            lambda r: r.update(gradient_norms={"updates": [0, 9], "weights": {"ce": 1.0}, "norms": {"ce": [0.5]}}),
+            "not a valid record: Expected a norm of each of `weights` at each of `updates` - at `$.gradient_norms`",
+        ),
+        (
+            lambda r: r.update(gradient_norms={"updates": [9], "weights": {"ce": 1.0}, "norms": {"kd": [0.5]}}),
+            "not a valid record: Expected a norm of each of `weights` at each of `updates` - at `$.gradient_norms`",
+        ),
         (lambda r: r.update(sees=None), "not a valid record: Expected `object`, got `null` - at `$.sees`"),
         (
             lambda r: r["cost"].update(images="x"),

@@ -78,6 +78,11 @@ def test_a_written_record_is_valid_and_faults_are_found(tmp_path: Path) -> None:
     assert faults(RECORD, {**record, "matrix": {"seen": [[0.5]], "unseen": [[1]]}}) == [
         "$.matrix.seen[0][0]: 0.5 is not of type 'integer'"
     ]
+    watched = {"updates": [0, 9], "weights": {"ce": 1.0}, "norms": {"ce": [2.5, 0.1]}}
+    assert faults(RECORD, {**record, "gradient_norms": watched}) == []
+    assert faults(RECORD, {**record, "gradient_norms": {**watched, "norms": {"ce": [-1]}}}) == [
+        "$.gradient_norms.norms.ce[0]: -1 is less than the minimum of 0"
+    ]
     assert faults(RECORD, {k: v for k, v in record.items() if k != "sha256"}) == ["$: 'sha256' is a required property"]
 
 
@@ -91,7 +96,7 @@ def test_the_schemas_name_what_is_read_and_written() -> None:
     assert list(SCHEMAS["leaderboard"]["$defs"]["cell"]["properties"]) == COLUMNS
     fields = set(_Record.__struct_fields__)
     assert fields <= set(SCHEMAS["record"]["properties"])
-    optional = {"step_key", "split", "sees", "external", "domains", "background", "test"}
+    optional = {"step_key", "split", "sees", "external", "domains", "background", "test", "losses", "gradient_norms"}
     assert fields - optional <= set(SCHEMAS["record"]["required"])
     page = (ROOT / "docs/records.md").read_text("utf-8")
     assert [f for f in SCHEMAS["record"]["properties"] if f"`{f}`" not in page] == []

@@ -110,6 +110,7 @@ NOTHING = {"weights": [], "observers": [], "scores": []}
         ("run.checkpoint_updates=7", NOTHING),
         ("run.checkpoint_minutes=1", NOTHING),
         ("run.tracker=tensorboard", NOTHING),
+        ("run.gradient_norms=5", NOTHING),
         ("run.compile=true", NOTHING),
         ("run.deterministic=true", NOTHING),
         ("launch.workers=4", NOTHING),
