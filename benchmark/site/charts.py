@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 460, 320
 LEFT, TOP, RIGHT, BOTTOM = 46, 12, 14, 40
 LETTER = 7.4  # the width of a letter of a label, in the units of the drawing
 LEVELS = 8  # of grey in a confusion matrix
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 FAINT = 0.01  # shares below it stay white
 
 
@@ -123,7 +124,7 @@ def norm_chart(names: Sequence[str], steps: Sequence[Mapping[str, Sequence[float
         return ""
     y = _Axis.decades(known, HEIGHT - BOTTOM, TOP)
     parts = [_open(WIDTH, HEIGHT, "gradient norm of every term over the run")]
-    parts += [*_ticks(y, vertical=True, text=lambda power: f"{10.0**power:g}"), *_steps(len(steps))]
+    parts += [*_ticks(y, vertical=True, text=_power), *_steps(len(steps))]
     for step, (start, wide) in zip(steps, _columns(len(steps)), strict=True):
         for name, values in step.items():
             k = names.index(name)
@@ -137,6 +138,11 @@ def norm_chart(names: Sequence[str], steps: Sequence[Mapping[str, Sequence[float
                 at, shape = "{:.1f} {:.1f}".format(*points[-1]), MARKERS[k % len(MARKERS)]
                 parts.append(f'<path transform="translate({at})" fill="{colour}" d="{shape}"/>')
     return "".join([*parts, *_titles("step", "gradient norm"), "</svg>", legend(names)])
+
+
+def _power(exponent: float) -> str:
+    """10 to this whole number, as text."""
+    return "10" + f"{exponent:.0f}".translate(RAISED)
 
 
 def _columns(n: int) -> Iterator[tuple[float, float]]:

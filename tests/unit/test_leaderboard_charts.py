@@ -61,7 +61,7 @@ def test_a_tenth_of_a_norm_is_a_decade_lower_and_zero_is_not_drawn() -> None:
     assert [len(line) for line in lines] == [3, 2, 1]
     (_, a), (_, b), (_, c) = lines[0]
     assert b - a == pytest.approx(c - b, abs=0.2) and b > a
-    assert re.findall(r'text-anchor="end">([^<]+)<', drawn) == ["0.001", "0.01", "0.1", "1"]
+    assert re.findall(r'text-anchor="end">([^<]+)<', drawn) == ["10⁻³", "10⁻²", "10⁻¹", "10⁰"]
     assert lines[2][0][1] == pytest.approx(280) and lines[1][0][1] == pytest.approx(12)  # the ends of the axis
     assert lines[0][-1][0] < lines[1][0][0]
     assert drawn.count("<title>ce</title>") == 2 and drawn.endswith("10 kd</li></ul>")
@@ -70,8 +70,7 @@ def test_a_tenth_of_a_norm_is_a_decade_lower_and_zero_is_not_drawn() -> None:
 
 def test_wide_spans_of_norms_have_few_ticks() -> None:
     drawn = norm_chart(["a"], [{"a": [1e-12, 3e4]}])
-    ticks = [float(t) for t in re.findall(r'text-anchor="end">([^<]+)<', drawn)]
-    assert len(ticks) <= 8 and ticks[0] <= 1e-12 and ticks[-1] >= 3e4
+    assert re.findall(r'text-anchor="end">([^<]+)<', drawn) == ["10⁻¹²", "10⁻⁹", "10⁻⁶", "10⁻³", "10⁰", "10³", "10⁶"]
 
 
 # --- colours --------------------------------------------------------------------------------------------------------
