@@ -101,17 +101,24 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def loss_chart(name: str, steps: Sequence[Sequence[float]]) -> str:
-    """One term's value over a run: the recorded means of each step side by side, a line where a step begins."""
-    known = [v for values in steps for v in values if np.isfinite(v)]
-    if not known:
+    """One term's value over a run: the recorded means of each step side by side, a line where a step begins.
+
+    Small and large values are in units of a power of ten, which stands beside the axis.
+    """
+    size = max((abs(v) for values in steps for v in values if np.isfinite(v)), default=None)
+    if size is None:
         return ""
+    power = 0 if size == 0 or 0.1 <= size < 10_000 else int(np.floor(np.log10(size)))
+    steps = [[v / 10.0**power for v in values] for values in steps]
+    known = [v for values in steps for v in values if np.isfinite(v)]
+    unit = f" ({_power(power)})" if power else ""
     y = _Axis.over([0.0, *known], HEIGHT - BOTTOM, TOP)
     parts = [_open(WIDTH, HEIGHT, f"loss {name} over the run"), *_ticks(y, vertical=True), *_steps(len(steps))]
     for values, (start, wide) in zip(steps, _columns(len(steps)), strict=True):
         places = [start + wide * (i + 0.5) / len(values) for i in range(len(values))]
         line = " ".join(f"{px:.1f},{y(v):.1f}" for px, v in zip(places, values, strict=True) if np.isfinite(v))
         parts.append(f'<polyline fill="none" stroke="var(--c0)" stroke-width="2" points="{line}"/>')
-    return "".join([*parts, *_titles("step", "mean over some updates"), "</svg>"])
+    return "".join([*parts, *_titles("step", f"mean over some updates{unit}"), "</svg>"])
 
 
 def norm_chart(names: Sequence[str], steps: Sequence[Mapping[str, Sequence[float]]]) -> str:

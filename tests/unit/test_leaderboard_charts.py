@@ -53,6 +53,23 @@ def test_losses_stand_side_by_side_and_a_gap_stays_a_gap() -> None:
     assert loss_chart("none", [[float("nan")]]) == ""
 
 
+@pytest.mark.parametrize(
+    ("values", "ticks", "title"),
+    [
+        ([0.4, 0.1], ["0", "0.1", "0.2", "0.3", "0.4"], "mean over some updates"),
+        ([0.0004, 0.0001], ["0", "1", "2", "3", "4"], "mean over some updates (10⁻⁴)"),
+        ([40_000.0], ["0", "1", "2", "3", "4"], "mean over some updates (10⁴)"),
+        ([0.0, 0.0], ["0"], "mean over some updates"),
+    ],
+)
+def test_small_and_large_losses_are_in_units_of_a_power_of_ten(
+    values: list[float], ticks: list[str], title: str
+) -> None:
+    drawn = loss_chart("ce", [values])
+    assert re.findall(r'text-anchor="end">([^<]+)<', drawn) == ticks
+    assert f">{title}</text>" in drawn
+
+
 def test_a_tenth_of_a_norm_is_a_decade_lower_and_zero_is_not_drawn() -> None:
     drawn = norm_chart(["ce", "10 kd"], [{"ce": [1.0, 0.1, 0.01]}, {"ce": [1.0, 1.0], "10 kd": [0.0, 0.001]}, {}])
     lines = [
