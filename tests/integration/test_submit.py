@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml  # type: ignore[import-untyped]
 
@@ -256,19 +258,26 @@ def test_code_is_run_only_after_a_maintainer_consents(
     assert "their_method" in sys.modules
 
 
-def test_records_without_networks_wait_and_their_version_says_so(
+def test_a_run_without_networks_waits_and_its_version_and_pages_say_so(
     place: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare = renamed(place / "packed/our-lab", repository.folder / "bare")
-    shutil.rmtree(bare / "cache")
+    (key,) = (r["step_key"] for r in records(bare).values() if (r["method"], r["step"]) == ("MiB", 1))
+    shutil.rmtree(bare / "cache" / key[:2] / key)
     result, said = check(repository.request("bare", bare), monkeypatch)
-    assert result == 1 and "consistent, not re-scored: shapes/3-3/overlapped FT seed 0" in said
+    assert result == 1 and "consistent, not re-scored: shapes/3-3/overlapped MiB seed 0" in said
+    assert "2 runs, 1 of them scored again" in said
     repository.merge("bare")
     assert publish(repository.main, monkeypatch) == [0, 0]
-    assert read_board(repository.main / "submissions").versions[0].verdict == "consistent, not scored again"
+    board = read_board(repository.main / "submissions")
+    (version,) = board.versions
+    assert version.verdict == "consistent, not scored again"
     assert "<td>consistent, not scored again</td>" in (repository.main / "pages/index.html").read_text()
-    runs = [p.read_text() for p in (repository.main / "pages/leaderboard/run").iterdir()]
-    assert len(runs) == 2 and all("<strong>Consistent, not scored again</strong>" in text for text in runs)
+    pages = {p.stem: p.read_text() for p in (repository.main / "pages/leaderboard/run").iterdir()}
+    marked = {name for name, text in pages.items() if "<strong>Consistent, not scored again</strong>" in text}
+    assert board.unscored() == marked < set(pages) and all("<h1>MiB, seed 0" in pages[name] for name in marked)
+    older = replace(board, versions=(msgspec.structs.replace(version, unscored=None),))
+    assert older.unscored() == set(pages)  # what nothing tells apart is not called scored
 
 
 def test_a_submission_changes_nothing_else_and_brings_no_other_file(
