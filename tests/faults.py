@@ -35,6 +35,7 @@ TESTS = {
     "confusion.py": "metrics",
     "evaluate.py": "evaluate",
     "metrics.py": "metrics",
+    "tracker.py": "tracker",
     "segmenter.py": "segmenter",
     "encoders.py": "segmenter",
     "batches.py": "batches run processes golden_runs",
@@ -149,6 +150,8 @@ FAULTS = [
     Fault("evaluate.py", "rows = void_last(labels, n_labels) + block[:, None, None] * (n_labels + 1)", "rows = void_last(labels, n_labels) + block[:, None, None] * n_labels"),
     Fault("metrics.py", "union = truth + counts.sum(0) - hits + eps", "union = truth + counts.sum(0) + eps"),
     Fault("metrics.py", "max(row[g] for row in a[g:-1]) - final[g]", "max(row[g] for row in a[g:]) - final[g]"),
+    Fault("tracker.py", "{**values, AXIS: step}, **kwargs", "{**values, AXIS: step}, step, **kwargs"),
+    Fault("tracker.py", "if not accelerator.trackers:", "if True:"),
     Fault("paired_test.py", "np.std(differences, ddof=1)", "np.std(differences, ddof=0)"),
     Fault("scores.py", "cells[f\"{name}_std\"] = grouped[name].std(ddof=1)", "cells[f\"{name}_std\"] = grouped[name].std(ddof=0)"),
 ]  # fmt: skip
