@@ -9,6 +9,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -95,7 +96,7 @@ class StepTrainer:
         if parent is None:
             model = fresh(self.config.model, self.node.scenario.steps[0], method, derive(self.node.seed, "init"))
         else:
-            model = self._previous()
+            model = _previous(self.node, method, self.config, self.store)
             old = copy.deepcopy(model) if method.uses_old(self.step) else None
             grow(model, self.step, method)
             method.hook("init", self.step)(model, self.step)
@@ -104,29 +105,24 @@ class StepTrainer:
             if state is not None:
                 term.load_state_dict({k: v.to(self.device) for k, v in state.items()})
         self.model = on_device(model.to(self.dtype), self.device)
-        self.old = None if old is None else self._frozen(old)
+        self.old = None if old is None else on_device(old.eval().requires_grad_(False), self.device)
         self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, self.step.index, "terms"))
         self.context = self._context()
 
-    def _previous(self) -> Any:
-        """The network of the previous step, with its weights."""
-        assert self.node.parent is not None
-        steps, seed = self.node.scenario.steps[: self.step.index], derive(self.node.seed, "init")
-        return trained(self.config.model, steps, self.method, seed, self.store.read_model(self.node.parent.key)[0])
-
-    def _frozen(self, model: Any) -> Any:
-        return on_device(model.eval().requires_grad_(False), self.device)
-
     def _context(self) -> StepContext:
-        """What terms and hooks may use; the previous network is made anew for them if no term keeps it in use."""
+        """What terms and hooks may use; the previous network is made anew for them if no term keeps it in use.
+
+        Nothing in it holds the trainer: a step's networks go with its last user, not when Python looks for cycles.
+        """
+        node, method, config, store, device = self.node, self.method, self.config, self.store, self.device
 
         def read() -> Any:
             with torch.random.fork_rng(devices=[]):
-                return self._frozen(self._previous())
+                return on_device(_previous(node, method, config, store).eval().requires_grad_(False), device)
 
-        previous = OnDemand(read) if self.old is None and self.node.parent is not None else self.old
-        passes, seed, lr = self._whole_pass, self.node.seed, self.train.lr[0]
-        return StepContext(self.step, self.model, previous, passes, over_processes, seed, lr)
+        previous = OnDemand(read) if self.old is None and node.parent is not None else self.old
+        passes = partial(_whole_pass, self.step_batches, self.stop)
+        return StepContext(self.step, self.model, previous, passes, over_processes, node.seed, self.train.lr[0])
 
     def _begin(self) -> None:
         """Call every term's ``begin_step`` and the method's ``warm_up``, and make the optimiser."""
@@ -335,13 +331,6 @@ class StepTrainer:
         for module in self.fixed:
             module.eval()
 
-    def _whole_pass(self, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """A pass outside the loop; signals stop it too."""
-        for i, batch in enumerate(self.step_batches.whole_pass(number), 1):
-            yield batch
-            if i % LOOK == 0:
-                check_stop(self.stop)
-
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:
         began = time.perf_counter()
@@ -371,6 +360,21 @@ class StepTrainer:
             "trained_parameters": sum(x.numel() for x in self.model.parameters() if x.requires_grad),
             "resumed": p.resumed,
         }
+
+
+def _previous(node: StepNode, method: Method, config: Config, store: Store) -> Any:
+    """The network of the previous step, with its weights."""
+    assert node.parent is not None
+    steps, seed = node.scenario.steps[: node.index], derive(node.seed, "init")
+    return trained(config.model, steps, method, seed, store.read_model(node.parent.key)[0])
+
+
+def _whole_pass(batches: Any, stop: Callable[[], bool], number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """A pass outside the loop; signals stop it too."""
+    for i, batch in enumerate(batches.whole_pass(number), 1):
+        yield batch
+        if i % LOOK == 0:
+            check_stop(stop)
 
 
 def _reads_gradients(term: Term) -> bool:

@@ -1,8 +1,10 @@
 """Training one step: fp16's loss scale, float64, interruption, checkpoints, what it cost."""
 
 import copy
+import gc
 import signal
 import time
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from contseg.benchmark.contract.toy_run import ToyRun, ToyStep
 from contseg.benchmark.store.files import read_tensors
 from contseg.benchmark.train import checkpoint, trainer
 from contseg.benchmark.train.distributed import InterruptedStepError
@@ -201,6 +204,20 @@ def test_a_checkpoint_of_another_layout_is_not_resumed(tmp_path: Path, monkeypat
     again = grid.trainer()
     again.load_checkpoint()
     assert again.progress.update == 0 and again.progress.resumed == 0
+
+
+@pytest.mark.parametrize("name", ["FT", "MiB+SDR"])  # without and with a previous network in the loop
+def test_nothing_keeps_the_networks_of_a_step_that_is_over(name: str) -> None:
+    gc.disable()
+    try:
+        first = ToyStep.begin(ToyRun(), lambda: registry.build_method(name), 0).updates(range(2))
+        second = ToyStep.begin(ToyRun(), lambda: registry.build_method(name), 1, first.end()).updates(range(2))
+        second.end()
+        networks = [weakref.ref(n) for n in (first.model, second.model, second.context.old_model)]
+        del first, second
+        assert [network() for network in networks] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_the_batches_leave_the_global_random_numbers_alone(tmp_path: Path) -> None:
