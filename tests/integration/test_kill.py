@@ -19,12 +19,13 @@ from contseg.tests.integration.grid import numbers, records, small, weights
 
 METHODS = ("MiB+SDR", "EWC[weight=1]")  # two steps and observers of both, one step shared
 SETS = ("train.updates=20,20", "run.checkpoint_updates=10", "model.norm=batch")
-OF_TIMM = {  # its smallest of each kind; updates of a step, so many that a kill is in time
-    "dilated, norms that activate": ("test_efficientnet", 60),
-    "plain": ("test_vit", 60),
-    "pyramid": ("pvt_v2_b0", 40),
-    "pyramid, Swin": ("swin_tiny_patch4_window7_224", 20),
-}
+OF_TIMM = [  # network, updates of a step: so many that a kill is in time. The first two are the smallest of their kind
+    pytest.param("test_vit", 40, id="plain"),
+    pytest.param("test_mambaout", 40, id="pyramid"),
+    pytest.param("test_efficientnet", 60, id="dilated, norms that activate", marks=pytest.mark.slow),
+    pytest.param("pvt_v2_b0", 40, id="pyramid, PVT", marks=pytest.mark.slow),
+    pytest.param("swin_tiny_patch4_window7_224", 20, id="pyramid, Swin", marks=pytest.mark.slow),
+]
 
 
 class Grid:
@@ -139,8 +140,7 @@ def test_sigterm_writes_a_checkpoint_and_leaves_cleanly(grid: Grid, tmp_path: Pa
     assert max(r["cost"]["resumed"] for r in records(out).values()) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("network", "updates"), OF_TIMM.values(), ids=OF_TIMM)
+@pytest.mark.parametrize(("network", "updates"), OF_TIMM)
 def test_a_network_of_timm(network: str, updates: int, tmp_path: Path) -> None:
     sets = (*SETS, f"model.backbone=timm:{network}", "model.weights=none", "train.batch=2", "train.crop=32")
     grid = Grid(1, tmp_path, ("MiB",), (*sets, f"train.updates={updates},{updates}"))
