@@ -45,8 +45,11 @@ def as_json(plan: Plan, store: Store) -> dict[str, Any]:
     }
 
 
-def totals(plan: Plan, store: Store) -> dict[str, Any]:
-    """The sums under a plan: cells, steps, images, updates, and an estimate of time from what was recorded."""
+def totals(plan: Plan, store: Store, made: dict[str, list[str]] | None = None) -> dict[str, Any]:
+    """The sums under a plan: cells, steps, images, updates, and an estimate of time from what was recorded.
+
+    ``made``: what ``made_by_other_code`` said, where it is known.
+    """
     todo = plan.to_train(store)
     replays = [n for n in todo if plan.trained(store, n.key)]
     alone, shared = plan.alone(), plan.shared()
@@ -56,7 +59,7 @@ def totals(plan: Plan, store: Store) -> dict[str, Any]:
         "distinct_steps": len(plan.nodes),
         "to_train": len(todo),
         "replays": len(replays),
-        "made_otherwise": len(plan.made_by_other_code(store)),
+        "made_otherwise": len(plan.made_by_other_code(store) if made is None else made),
         "branches": sum(n.branch for n in plan.nodes.values()),
         "to_score": len(plan.missing_scores(store)),
         "images_alone": alone,
@@ -70,6 +73,8 @@ def totals(plan: Plan, store: Store) -> dict[str, Any]:
 
 def as_table(plan: Plan, store: Store) -> str:
     """A line for each run, then the totals."""
+    made = plan.made_by_other_code(store)
+    t = totals(plan, store, made)
     todo = {n.key for n in plan.to_train(store)}
     rows = []
     for run in plan.runs:
@@ -87,7 +92,6 @@ def as_table(plan: Plan, store: Store) -> str:
             ]
         )
     heads = ["scenario", "method", "seed", "steps", "done", "shared with a run above", "images to train"]
-    t = totals(plan, store)
     hours = (
         "no recorded cost to estimate from" if t["hours_estimated"] is None else f"about {t['hours_estimated']:.2f} h"
     )
@@ -103,7 +107,7 @@ def as_table(plan: Plan, store: Store) -> str:
         f"time: {hours}",
         *stored_images(plan),
         *tested_on_trained(plan),
-        *([told] if (told := other_code(plan, store)) else []),
+        *([told] if (told := _told_of(made)) else []),
     ]
     return "\n".join(lines)
 
@@ -136,7 +140,10 @@ def tested_on_trained(plan: Plan) -> list[str]:
 
 def other_code(plan: Plan, store: Store) -> str:
     """One line about stored steps that other code made and that are trained again; "" if there are none."""
-    made = plan.made_by_other_code(store)
+    return _told_of(plan.made_by_other_code(store))
+
+
+def _told_of(made: dict[str, list[str]]) -> str:
     if not made:
         return ""
     files = _some(sorted({f for names in made.values() for f in names}), ", ")

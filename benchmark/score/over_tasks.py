@@ -58,7 +58,7 @@ class OverTasks:
     @property
     def cells(self) -> Values:
         """(methods, blocks): means over seeds."""
-        return self.values.mean(1)
+        return self.values.mean(1) if self.methods else self.values.sum(1)
 
 
 def over_tasks(board: Leaderboard) -> list[OverTasks]:

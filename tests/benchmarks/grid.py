@@ -3,10 +3,12 @@
 Images lie ready in memory, at the size of training: what is timed is the suite, not the reading of files.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from contseg.benchmark.plan.build import Plan, StepNode, make_plan
@@ -15,6 +17,7 @@ from contseg.benchmark.plan.run_config import RunConfig
 from contseg.benchmark.store.files import Store
 from contseg.benchmark.train.runner import Runner, make_accelerator
 from contseg.benchmark.train.trainer import StepTrainer
+from contseg.datasets.scenario import VOID
 from contseg.methods.registry import build_method
 from contseg.tests.told import Told
 
@@ -81,3 +84,21 @@ def train(trainer: StepTrainer, updates: int) -> None:
     """So many updates by the trainer's own loop, with all that it does between them."""
     trainer.total = trainer.progress.update + updates
     trainer._loop()
+
+
+def bare(trainer: StepTrainer, updates: int, distils: bool) -> Callable[[], None]:
+    """The same modules and optimiser on one batch that stays on the device."""
+    images, labels = next(trainer.step_batches.updates(0, 1))
+
+    def run() -> None:
+        for _ in range(updates):
+            if distils:
+                with torch.no_grad():
+                    trainer.old(images)
+            logits: Tensor = trainer.prepared(images).logits.float()
+            logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+            F.cross_entropy(logits, labels, ignore_index=VOID).backward()
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad()
+
+    return run

@@ -1,16 +1,15 @@
 """How the suite's cost grows, as a figure: ``python -m contseg.tests.benchmarks.growth docs/figures/growth.png``.
 
 Processor seconds and peak memory of the loss terms over classes and over pixels; of a step over its index; of a plan
-over its cells. One thread.
+over its cells; of an update of every method with 150 classes in 11 steps. One thread, some minutes.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +19,10 @@ from contseg.benchmark.plan.config import Config
 from contseg.datasets.scenario import Step
 from contseg.methods.base import Batch, SegOutput
 from contseg.methods.registry import build_method
+from contseg.tests.benchmarks.ade import Costs
+from contseg.tests.benchmarks.ade import sweep as many_classes
 from contseg.tests.benchmarks.grid import Resident
-from contseg.tests.benchmarks.ratios import peak
+from contseg.tests.benchmarks.ratios import peak, seconds
 
 CLASSES = (6, 11, 21, 51, 101, 151)
 SIDES = (64, 128, 256, 384)
@@ -35,17 +36,6 @@ class Cost(NamedTuple):
 
     seconds: float
     memory: int = 0
-
-
-def seconds(run: Callable[[], Any], rounds: int = 3) -> float:
-    """The fastest round's, after one that does not count."""
-    run()
-    times = []
-    for _ in range(rounds):
-        began = time.process_time()
-        run()
-        times.append(time.process_time() - began)
-    return min(times)
 
 
 def losses(method: str, classes: int, side: int, index: int = 1, channels: int = 256) -> Cost:
@@ -102,14 +92,19 @@ def sweep() -> dict[str, dict[str, tuple[Sequence[int], list[Cost]]]]:
     }
 
 
-def draw(found: dict[str, dict[str, tuple[Sequence[int], list[Cost]]]], path: str) -> None:
-    """Milliseconds above, MiB below (a plan has none); both axes linear from 0, so that linear is straight."""
+def draw(found: dict[str, dict[str, tuple[Sequence[int], list[Cost]]]], many: dict[str, Costs], path: str) -> None:
+    """Milliseconds above, MiB below (a plan has none); axes are linear from 0, so that linear is straight.
+
+    ``many``: the methods where classes and steps are many, as bars; fine-tuning's is a line.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(found), figsize=(3.2 * len(found), 4.8), layout="constrained")
+    figure = pyplot.figure(figsize=(3.2 * len(found), 10), layout="constrained")
+    upper, lower = figure.subfigures(2, height_ratios=(1, 1))
+    axes = upper.subplots(2, len(found))
     for column, (title, curves) in enumerate(found.items()):
         time_axis, memory_axis = axes[:, column]
         for name, (x, costs) in curves.items():
@@ -121,6 +116,20 @@ def draw(found: dict[str, dict[str, tuple[Sequence[int], list[Cost]]]], path: st
             memory_axis.set_visible(False)
             time_axis.set_xlabel(title)
         time_axis.legend(fontsize=7, frameon=False)
+    names = sorted(many, key=lambda name: many[name].update)
+    lower.suptitle(
+        "150 classes in 11 steps: an update of the last step, 2 images of 128 x 128, tiny network", fontsize=10
+    )
+    shown = {
+        "processor ms": [many[name].update * 1e3 for name in names],
+        "peak MiB": [many[name].memory / 2**20 for name in names],
+        "plan, ms": [many[name].plan * 1e3 for name in names],
+    }
+    for axis, (unit, values) in zip(lower.subplots(len(shown), sharex=True), shown.items(), strict=True):
+        axis.bar(names, values)
+        axis.axhline(values[names.index("FT")], color="0.5", lw=0.8)
+        axis.set(ylabel=unit, xlim=(-0.6, len(names) - 0.4))
+        axis.tick_params(axis="x", rotation=90, labelsize=8)
     figure.savefig(path, dpi=80)
 
 
@@ -131,4 +140,4 @@ if __name__ == "__main__":
             print(f"{title}, {name}:")
             for at, cost in zip(x, costs, strict=True):
                 print(f"  {at:7}  {cost.seconds * 1e3:8.1f} ms  {cost.memory / 2**20:6.1f} MiB")
-    draw(found, sys.argv[1])
+    draw(found, many_classes(), sys.argv[1])

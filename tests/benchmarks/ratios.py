@@ -6,6 +6,7 @@ the fastest round's, by the clock on the wall: an otherwise idle machine is want
 
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -75,13 +76,25 @@ class Against:
         return value
 
 
-def peak(run: Callable[[], object]) -> int:
-    """Bytes that are held beyond what was there before, at most."""
+def allocated(run: Callable[[], object]) -> list[int]:
+    """The bytes of every allocation of a tensor, and minus the bytes of every release, in their order."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
-    held = most = 0
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
+    return [event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())]
+
+
+def peak(run: Callable[[], object]) -> int:
+    """Bytes that are held beyond what was there before, at most."""
+    return max(accumulate(allocated(run), initial=0))
+
+
+def seconds(run: Callable[[], Any], rounds: int = 3) -> float:
+    """Seconds of the processor in the fastest round, after one that does not count."""
+    run()
+    times = []
+    for _ in range(rounds):
+        began = time.process_time()
+        run()
+        times.append(time.process_time() - began)
+    return min(times)

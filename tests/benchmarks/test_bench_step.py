@@ -10,35 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from contseg.benchmark.train.trainer import StepTrainer
-from contseg.datasets.scenario import VOID
-from contseg.tests.benchmarks.grid import Grid, train
+from contseg.tests.benchmarks.grid import Grid, bare, train
 from contseg.tests.benchmarks.ratios import Against
 
 pytest.importorskip("pytest_benchmark")
 
 TARGETS = {"FT": "1.05", "LwF": "1.05", "MiB+SDR": "1.10", "PLOP": "1.15"}
-
-
-def bare(trainer: StepTrainer, updates: int, distils: bool) -> Callable[[], None]:
-    """The same modules and optimiser on one batch that stays on the device."""
-    images, labels = next(trainer.step_batches.updates(0, 1))
-
-    def run() -> None:
-        for _ in range(updates):
-            if distils:
-                with torch.no_grad():
-                    trainer.old(images)
-            logits: Tensor = trainer.prepared(images).logits.float()
-            logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-            F.cross_entropy(logits, labels, ignore_index=VOID).backward()
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad()
-
-    return run
 
 
 @pytest.fixture(scope="module")

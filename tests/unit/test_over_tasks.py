@@ -1,5 +1,6 @@
 """Methods over tasks: the normalised score, and what a number of tasks or seeds cannot carry."""
 
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def test_without_ft_it_is_the_share_of_joint_and_without_joint_nothing() -> None
     assert (over.score, over.values.ravel().tolist()) == ("all / Joint", pytest.approx([0.5, 46 / 90]))
     (none,) = over_tasks(leaderboard([r for r in records if r["method"] != "Joint"], MIB))
     assert none.methods == ()
+    with warnings.catch_warnings(action="error"):
+        assert none.cells.shape == (0, 2)
     assert said(none) == [
         "no score over tasks: no run of Joint has seed and configuration of another method in toy/2-1@0/overlapped, "
         "toy/2-1@1/overlapped"

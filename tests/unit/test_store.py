@@ -162,3 +162,23 @@ def test_a_finished_step_leaves_no_half_written_file(tmp_path: Path) -> None:
         path.write_text("x")
     store.drop_checkpoint("ab" * 32)
     assert [p.name for p in folder.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"empty": [[], {}, [[]]], "é": 'ü\n\\"/\u2028', "numbers": [1e-7, -0.0, 1e300, 2**70, True, None]},
+        {"a file's name that is not UTF-8": os.fsdecode(b"\xff")},
+        SCORE,
+        [],
+    ],
+)
+def test_json_has_the_bytes_of_pythons_own_encoder(value: object, tmp_path: Path) -> None:
+    write_json(tmp_path / "file.json", value)
+    assert (tmp_path / "file.json").read_text() == json.dumps(value, indent=1) + "\n"
+
+
+def test_json_holds_no_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "file.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())

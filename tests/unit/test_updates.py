@@ -1,4 +1,5 @@
-"""What an update holds and waits for: the previous network where a term reads it, no value in fp16; torch.compile."""
+"""What an update holds, makes and waits for: the previous network where a term reads it, large tensors, no value in
+fp16; torch.compile."""
 
 import gc
 import weakref
@@ -14,6 +15,9 @@ from contseg.benchmark.contract.toy_run import ToyRun, second_step
 from contseg.benchmark.contract.waits import WaitError, no_waits
 from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term
 from contseg.methods.registry import addons, build_method, methods
+from contseg.tests.benchmarks.grid import Grid as WideGrid
+from contseg.tests.benchmarks.grid import bare
+from contseg.tests.benchmarks.ratios import allocated
 from contseg.tests.unit.steps import Grid
 
 EVERY = [*methods(), *(f"{'PLOP' if name == 'UCB' else 'MiB'}+{name}" for name in addons())]
@@ -110,6 +114,35 @@ def test_an_update_in_fp16_reads_no_value_unless_a_term_sees_gradients(
     else:  # it must not see gradients that overflowed, so the suite reads whether they did
         with pytest.raises(WaitError, match="reading a value"), no_waits():
             step._update(iter([second]))
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+# allocations of 1 MiB and more beyond those of the bare network, and their bytes as a share of its own; a map of logits
+# is 4.5 MiB here, one of features 0.75 to 1.5
+BEYOND = {"FT": (0, 0.0), "LwF": (9, 0.13), "MiB": (2, 0.0), "MiB+SDR": (11, 0.06), "PLOP": (37, 0.29)}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> WideGrid:
+    return WideGrid(tmp_path_factory.mktemp("wide"), tuple(BEYOND), "tiny")
+
+
+@pytest.mark.parametrize("method", BEYOND)
+def test_an_update_makes_no_more_large_tensors_than_it_did(method: str, wide: WideGrid) -> None:
+    """Beside the network alone, with cross entropy, optimiser, and the previous network if the method reads it."""
+    step = wide.trainer(method)
+    step._train_mode()
+    step._set_rate(0)
+    (shown,) = step.step_batches.updates(0, 1)
+    sides = [lambda: step._update(iter([shown])), bare(step, 1, distils=step.method.uses_old(step.step))]
+    for run in sides:
+        run()  # the optimiser makes its state once
+    ours, alone = ([n for n in allocated(run) if n >= 2**20] for run in sides)
+    count, share = BEYOND[method]
+    assert len(alone) > 50
+    assert len(ours) - len(alone) <= count
+    assert sum(ours) <= (1 + share) * sum(alone)
 
 
 # --- torch.compile -------------------------------------------------------------------------------------------------
