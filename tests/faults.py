@@ -45,6 +45,8 @@ TESTS = {
     "paired_test.py": "paired_test",
     "scores.py": "reporter",
     "build.py": "plan step_keys shared_steps",
+    "cache.py": "growth",
+    "records.py": "growth records",
     "protocol.py": "protocol metrics",
     "watch.py": "watch",
     "trainer.py": "trainer warm_up golden_runs run processes",
@@ -154,4 +156,7 @@ FAULTS = [
     Fault("tracker.py", "if not accelerator.trackers:", "if True:"),
     Fault("paired_test.py", "np.std(differences, ddof=1)", "np.std(differences, ddof=0)"),
     Fault("scores.py", "cells[f\"{name}_std\"] = grouped[name].std(ddof=1)", "cells[f\"{name}_std\"] = grouped[name].std(ddof=0)"),
+    # work that is done again and again
+    Fault("cache.py", "        size = _size(store.step(key))\n", "        size = sum(_size(store.step(k)) for k in store.steps() if k == key)\n"),
+    Fault("records.py", "why = fault(record) or _broken_seal(record)", "why = fault(record) or fault(record) or _broken_seal(record)"),
 ]  # fmt: skip
