@@ -14,7 +14,7 @@ labels of candidates by the previous model; in those of DKD, STAR and CISS_parti
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from contseg.datasets.base import SegmentationDataset
-from contseg.datasets.scenario import BACKGROUND, VOID, Step
+from contseg.datasets.scenario import VOID, Step
 from contseg.datasets.view import StepView, Stored
 
 T = TypeVar("T")
@@ -53,38 +53,41 @@ def next_memory(
     ``before``: the memory at the start of step t - 1. ``views``: those of the steps before t. ``channels``: those of
     the previous model, background included (O of step t).
     """
-    known, t = {kept.image_id for kept in before}, len(views)
-    fresh = [Kept(i, t - 1, BACKGROUND) for i in views[-1].ids if i not in known]
+    t = len(views)
+    step_of = {kept.image_id: kept.step for kept in before}
+    fresh = [i for i in views[-1].ids if i not in step_of]
+    place = _places(choice.seed, t).__getitem__
 
-    def shuffled(what: str, items: Iterable[Kept]) -> list[Kept]:
-        return sorted(items, key=lambda kept: _place(choice.seed, t, what, kept.image_id))
+    def kept(image_id: str, channel: int) -> Kept:
+        return Kept(image_id, step_of.get(image_id, t - 1), channel)
 
     if choice.policy == "greedy":
-        candidates = shuffled("image", fresh)
-        slots: list[list[Kept]] = [[] for _ in range(channels - 1)]
-        for kept in before:
-            slots[kept.channel - 1].append(kept)
-        held = shown_classes(dataset, views, candidates, channels)
+        candidates = sorted(fresh, key=place)
+        slots: list[list[str]] = [[] for _ in range(channels - 1)]
+        for one in before:
+            slots[one.channel - 1].append(one.image_id)
+        held = shown_classes(dataset, views, candidates, [t - 1] * len(candidates), channels)
         drops = iter(range(len(candidates)))
         greedy(slots, candidates, held, choice.size, lambda n: _draw(choice.seed, t, "drop", next(drops)) % n)
-        chosen = [kept._replace(channel=c + 1) for c, slot in enumerate(slots) for kept in slot]
+        chosen = [kept(image_id, c + 1) for c, slot in enumerate(slots) for image_id in slot]
     else:
-        candidates = shuffled("image", [*before, *fresh])
+        candidates = sorted([*step_of, *fresh], key=place)
         classes = sorted(range(1, channels), key=lambda c: _draw(choice.seed, t, "class", c))
-        held = shown_classes(dataset, views, candidates, channels)[:, np.array(classes, int) - 1]
+        steps = [step_of.get(i, t - 1) for i in candidates]
+        held = shown_classes(dataset, views, candidates, steps, channels)[:, np.array(classes, int) - 1]
         taken = round_robin(held, choice.size)
-        chosen = [candidates[i]._replace(channel=classes[c]) for i, c in taken]
+        chosen = [kept(candidates[i], classes[c]) for i, c in taken]
     return tuple(sorted(chosen))
 
 
 def shown_classes(
-    dataset: SegmentationDataset, views: Sequence[StepView], candidates: Sequence[Kept], channels: int
+    dataset: SegmentationDataset, views: Sequence[StepView], ids: Sequence[str], of: Sequence[int], channels: int
 ) -> np.ndarray:
-    """(n, channels - 1) bool: whether channel c + 1 is a label of candidate i in its own step."""
+    """(n, channels - 1) bool: whether channel c + 1 is a label of image i in its own step, ``of[i]``."""
     row = _rows(tuple(dataset.ids("train")))
-    present = dataset.presence("train")[[row[kept.image_id] for kept in candidates]]
-    steps = np.array([kept.step for kept in candidates], int)
-    held = np.zeros((len(candidates), channels - 1), bool)
+    present = dataset.presence("train")[[row[i] for i in ids]]
+    steps = np.array(of, int)
+    held = np.zeros((len(ids), channels - 1), bool)
     for t in np.unique(steps):
         own = steps == t
         to_channel = views[t].table[:, None] == np.arange(1, channels)  # (256, channels - 1)
@@ -120,10 +123,10 @@ def greedy(
     goes, at the position that ``draw(number)`` gives.
     """
     share, full = size // max(len(slots), 1), sum(map(len, slots))
-    shown: list[list[int]] = [[] for _ in candidates]
-    for i, c in np.argwhere(held).tolist():
-        shown[i].append(c)
-    for candidate, classes in zip(candidates, shown, strict=True):
+    shown = np.nonzero(held)[1].tolist()  # the classes of all candidates, one after the other
+    ends = np.cumsum(held.sum(1)).tolist()
+    for candidate, begin, end in zip(candidates, [0, *ends], ends, strict=False):
+        classes = shown[begin:end]
         if not classes:
             continue
         slot = min((slots[c] for c in classes), key=len)
@@ -178,10 +181,17 @@ def _rows(ids: tuple[str, ...]) -> dict[str, int]:
     return {image_id: i for i, image_id in enumerate(ids)}
 
 
-@lru_cache(2**18)
-def _place(seed: int, step: int, what: str, image_id: str) -> int:
-    """An image's place in an order, which all scenarios and policies share."""
-    return _draw(seed, step, what, image_id)
+class _Places(dict[str, int]):
+    """An image's place in the order of a seed and a step, which all scenarios and policies share."""
+
+    def __init__(self, seed: int, step: int) -> None:
+        self.seed, self.step = seed, step
+
+    def __missing__(self, image_id: str) -> int:
+        return self.setdefault(image_id, _draw(self.seed, self.step, "image", image_id))
+
+
+_places = lru_cache(24)(_Places)
 
 
 def _draw(seed: int, step: int, *purpose: object) -> int:
