@@ -19,7 +19,7 @@ from contseg.benchmark.models.load import load_step, skeleton
 from contseg.benchmark.models.segmenter import sliding_mean
 from contseg.benchmark.models.timm_encoder import TimmEncoder
 from contseg.benchmark.plan.config import identity
-from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.plan.model_config import ModelConfig, check
 from contseg.benchmark.store.files import Store, cell_path, write_sealed, write_tensors
 from contseg.datasets.errors import UserError
 from contseg.methods.registry import build_method
@@ -248,6 +248,17 @@ def test_a_program_has_what_a_methods_hooks_made(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "cache")
     assert run_benchmark.main([*words, str(tmp_path / "y.pt2")]) == 2
     assert not (tmp_path / "y.pt2").exists()
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_mambaout"])  # plain, pyramid: images are enlarged
+def test_a_program_of_a_network_of_timm(name: str, tmp_path: Path) -> None:
+    keep(tmp_path, check(ModelConfig(f"timm:{name}", weights="none", norm="batch")), "MiB", "e" * 64)
+    assert run_benchmark.main(["export", "ee", "--results", str(tmp_path), "--out", str(tmp_path / "x.pt2")]) == 0
+    program = torch.export.load(tmp_path / "x.pt2").module()
+    _, predict = load_step(tmp_path, "ee")
+    for size in ((77, 53), (64, 96)):
+        x = torch.randint(256, (3, 3, *size), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
+        assert (program(x) != torch.tensor([0, 3, 1, 2])[predict(x)]).float().mean() < 1e-3
 
 
 def test_a_step_that_cannot_be_followed_is_refused(out: Path) -> None:
