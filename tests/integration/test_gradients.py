@@ -33,7 +33,7 @@ IMAGES = 6  # a batch that 2 and 3 processes can share
 TINY = replace(toy_run.NETWORK, norm="frozen")
 OF_TIMM = {  # with BatchNorm that activates; with LayerNorm
     "smallest": ("test_efficientnet", "test_mambaout", "test_vit"),
-    "usual": ("tf_efficientnet_lite0", "convnext_tiny", "swin_tiny_patch4_window7_224", "vit_small_patch16_224"),
+    "usual": ("tf_efficientnet_lite0", "swin_tiny_patch4_window7_224"),
 }
 
 
