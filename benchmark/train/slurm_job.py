@@ -29,13 +29,14 @@ class RunStep:
 
         environment = submitit.JobEnvironment()
         if environment.num_tasks > 1:
-            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         call = [*PROGRAM, *self.words, "--launcher", "inline", "--only", self.key]
         # Slurm signals every process of the job; this process handles USR2, and tells the step by SIGTERM
         self.child = subprocess.Popen(call, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))
         code: int = self.child.wait()
-        if code:
-            raise RuntimeError(f"exit code {code}: {' '.join(call)}")
+        interrupted = code in (128 + signal.SIGTERM, -signal.SIGTERM)
+        if code and not (interrupted and environment.global_rank):  # the first process requeues an interrupted job
+            raise SystemExit(f"exit code {code}: {' '.join(call)}")  # submitit would print other exceptions at length
         return code
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:

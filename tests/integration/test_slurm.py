@@ -19,6 +19,7 @@ from contseg.tests.slurm.controller import Slurm, missing
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing()), reason=f"NO SLURM: {missing()}")]
 
 JOBS = ("launch.gpus=false", "launch.cpus=1", "launch.minutes=10")
+CPU = {"ACCELERATE_USE_CPU": "true"}
 COST = ["seconds", "peak_memory_mb"]
 LONG = (*JOBS, "train.updates=240,3", "run.checkpoint_updates=10")
 
@@ -54,14 +55,47 @@ def test_the_same_table_as_inline(slurm: Slurm, tmp_path: Path) -> None:
     assert mine[f"contseg-{keys[1]}"]["StartTime"] >= mine[f"contseg-{keys[0]}"]["EndTime"]
 
 
-def test_two_processes_a_job(slurm: Slurm, tmp_path: Path) -> None:
-    words = small(tmp_path, "Joint", sets=(*JOBS, "launch.processes=2", "model.norm=group"))
-    environment = {**slurm.environment, "ACCELERATE_USE_CPU": "true"}
-    code, said = call(tmp_path / "log", "run", *words, "--launcher", "slurm", **environment)
-    assert code == 0, said[-3000:]
-    (record,) = records(tmp_path).values()
-    assert record["provenance"]["processes"] == 2
-    assert sum(map(sum, record["matrix"]["seen"] + record["matrix"]["unseen"])) == 200 * 48 * 48
+def test_two_nodes_train_what_two_processes_of_one_node_train(slurm: Slurm, tmp_path: Path) -> None:
+    environment = {**CPU, **slurm.environment, "MASTER_ADDR": "elsewhere"}  # left in a user's shell by other programs
+    places = {"processes": ["0(1)", "0(1)"], "nodes": ["0(2)", "1(2)"]}  # the node of each process, of how many
+    for name, nodes in places.items():
+        out = tmp_path / name
+        words = small(out, "Joint", sets=(*JOBS, f"launch.{name}=2", "model.norm=group"))
+        code, said = call(tmp_path / "log", "run", *words, "--launcher", "slurm", **environment)
+        assert code == 0, said[-3000:]
+        logs = [path.read_text() for path in sorted((out / "logs/slurm").glob("*_log.out"))]
+        assert [re.findall(r"node=(\d\(\d\))", log) for log in logs] == [[node] for node in nodes]
+        (record,) = records(out).values()
+        assert record["provenance"]["processes"] == 2
+        assert sum(map(sum, record["matrix"]["seen"] + record["matrix"]["unseen"])) == 200 * 48 * 48
+    assert numbers(tmp_path / "nodes") == numbers(tmp_path / "processes")
+    assert weights(tmp_path / "nodes") == weights(tmp_path / "processes")
+
+
+FAILS = """\
+import os
+
+from contseg.methods.base import Method
+from contseg.methods.registry import register_method
+
+if os.environ.get("SLURM_PROCID") == "1":
+    os._exit(3)
+
+
+@register_method("Mine")
+def mine() -> Method:
+    return Method("Mine", {})
+"""
+
+
+def test_a_process_that_fails_ends_the_job_of_all(slurm: Slurm, tmp_path: Path) -> None:
+    """Before it meets the others, which would wait for it until their time is over."""
+    plugin = tmp_path / "fails.py"
+    plugin.write_text(FAILS)
+    words = (*small(tmp_path, "Joint", sets=(*JOBS, "launch.nodes=2", "model.norm=group")), "--plugin", plugin)
+    code, said = call(tmp_path / "log", "run", *words, "--launcher", "slurm", **CPU, **slurm.environment)
+    assert code == 1 and re.search(r"srun: error: \S+-2: task 1: Exited with exit code 1", said), said[-3000:]
+    assert "Traceback" not in said
 
 
 def is_requeued(slurm: Slurm, job: str, out: Path) -> None:
@@ -118,17 +152,21 @@ def test_a_job_that_is_signalled_is_requeued_and_one_that_is_cancelled_is_contin
 
 
 @pytest.mark.slow
-def test_the_time_limit_requeues(slurm: Slurm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_time_limit_requeues(slurm: Slurm, tmp_path: Path, nodes: int) -> None:
     """One minute is the least that Slurm can limit; the step would take far longer."""
-    sets = (*JOBS[:2], "launch.minutes=1", "launch.signal_seconds=15", "train.updates=100000,3")
+    sets = (*JOBS[:2], "launch.minutes=1", "launch.signal_seconds=15", f"launch.nodes={nodes}")
     out, log = tmp_path / "slurm", tmp_path / "log"
-    launcher = start(log, "run", *small(out, "Joint", sets=sets), "--launcher", "slurm", **slurm.environment)
+    words = small(out, "Joint", sets=(*sets, "train.updates=100000,3", "model.norm=group"))
+    launcher = start(log, "run", *words, "--launcher", "slurm", **CPU, **slurm.environment)
     try:
         wait_for("the job", lambda: log.exists() and " jobs: " in log.read_text())
         (job,) = re.findall(r"1 jobs: (\d+)", log.read_text())
         is_requeued(slurm, job, out)
         goes_on(slurm, job, out)  # to the checkpoint of the second time limit
         wait_for("the second requeue", lambda: slurm.jobs()[job]["Restarts"] == "2")
+        logs = [path.read_text() for path in (out / "logs/slurm").glob("*_log.out")]
+        assert len(logs) == nodes and not any("\nexit code" in log for log in logs)
     finally:
         kill(launcher)
         slurm("scancel", "--me")

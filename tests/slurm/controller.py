@@ -1,6 +1,7 @@
-"""A real Slurm for the tests: munged, slurmctld and slurmd on loopback, one node, everything in one folder.
+"""A real Slurm for the tests: munged, slurmctld and two nodes on loopback, everything in one folder.
 
-The folder's files are the whole installation; ``environment`` is what makes Slurm's commands find it.
+The nodes are two slurmd of this machine. The first has the machine's name, which the processes of a job look up. The
+folder's files are the whole installation; ``environment`` is what makes Slurm's commands find it.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket
 SlurmctldPort={ctld}
-SlurmdPort={d}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 AccountingStorageType=accounting_storage/none
@@ -46,8 +46,10 @@ JobRequeue=1
 KillWait=10
 MinJobAge=600
 ReturnToService=2
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000 State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=60 State=UP
+NodeName=DEFAULT CPUs={cpus} RealMemory=1000 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 Port={first}
+NodeName={host}-2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second}
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
 """
 
 
@@ -74,9 +76,10 @@ class Slurm:
 
     def __enter__(self) -> Slurm:
         host = socket.gethostname().partition(".")[0]
-        for name in ("state", "spool"):
+        nodes = (host, f"{host}-2")
+        for name in ("state", *(f"spool-{node}" for node in nodes)):
             (self.folder / name).mkdir(parents=True)
-        ports = {"ctld": _free_port(), "d": _free_port()}
+        ports = {name: _free_port() for name in ("ctld", "first", "second")}
         config = CONFIG.format(host=host, folder=self.folder, cpus=self.cpus, **ports)
         (self.folder / "slurm.conf").write_text(config)
         key = self.folder / "munge.key"
@@ -89,7 +92,8 @@ class Slurm:
             self._start("munged", "--foreground", "--force", *(f"--{k}={self.folder / v}" for k, v in files.items()))
             self._wait("munged", lambda: (self.folder / "munge.socket").exists())
             self._start("slurmctld", "-D")
-            self._start("slurmd", "-D")
+            for node in nodes:
+                self._start("slurmd", "-D", "-N", node)
             self._wait("slurmctld and slurmd", lambda: self("sinfo", "-h", "-o", "%T").stdout.strip() == "idle")
         except BaseException:
             self.__exit__()
@@ -119,7 +123,7 @@ class Slurm:
 
     def _start(self, *words: str) -> None:
         env = {**os.environ, **self.environment}
-        log = (self.folder / f"{words[0]}.out").open("wb")
+        log = (self.folder / f"{words[0]}.out").open("ab")
         self.daemons.append(subprocess.Popen(words, env=env, stdout=log, stderr=log))
 
     def _wait(self, what: str, ready: object, seconds: float = 60) -> None:
@@ -127,7 +131,8 @@ class Slurm:
         while not ready():  # type: ignore[operator]
             dead = [d.args[0] for d in self.daemons if d.poll() is not None]  # type: ignore[index]
             if dead or time.monotonic() > deadline:
-                logs = "\n".join(f"{p.name}: {p.read_text()[-800:]}" for p in sorted(self.folder.glob("*.*[tg]")))
+                files = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
+                logs = "\n".join(f"{file.name}: {file.read_text()[-800:]}" for file in files)
                 raise RuntimeError(f"{what} did not start ({dead or 'no answer'})\n{logs}")
             time.sleep(0.1)
 
