@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from contseg.datasets.errors import UserError
-from contseg.datasets.images import decode_image, decode_label, read_bytes, same_size
+from contseg.datasets.images import decode_image, decode_label, looked_up, read_bytes, same_size
 from contseg.datasets.index import Index, gather, read_index, row
 from contseg.datasets.scenario import VOID
 
@@ -75,7 +75,7 @@ class SegmentationDataset(ABC):
         image, label = (decode(read_bytes(f), f) for decode, f in zip((decode_image, decode_label), files, strict=True))
         same_size(image.shape[:2], label.shape, *files)
         if self.value_to_label is not None:
-            label = self.value_to_label[label]
+            label = looked_up(self.value_to_label, label)
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(label)
 
     def domain_of(self, image_id: str) -> str:

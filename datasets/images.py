@@ -33,17 +33,26 @@ def _at_once(path: str, flags: int) -> int:
 
 def decode_image(data: bytes, path: Path) -> np.ndarray:
     """(H, W, 3) uint8, RGB."""
-    return np.array(_decode(data, path).convert("RGB"))
+    return np.array(_rgb(_decode(data, path)))
 
 
 def decode_upright(data: bytes, path: Path) -> np.ndarray:
     """(H, W, 3) uint8, RGB, turned as the camera noted it (EXIF)."""
-    return np.array(ImageOps.exif_transpose(_decode(data, path)).convert("RGB"))
+    return np.array(_rgb(ImageOps.exif_transpose(_decode(data, path))))
 
 
 def decode_label(data: bytes, path: Path) -> np.ndarray:
     """(H, W) uint8: the raw labels."""
     return np.array(_label(data, path))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB already
+
+
+def looked_up(table: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """``table[raw]``, both uint8, ``table`` (256,): an index array of NumPy would be eight times as large as ``raw``."""
+    return np.frombuffer(bytearray(raw).translate(table.tobytes()), np.uint8).reshape(raw.shape)
 
 
 def inspect(image: Path, label: Path, image_data: bytes, label_data: bytes) -> tuple[list[int], tuple[int, int]]:

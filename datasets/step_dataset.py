@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.images import looked_up
 from contseg.datasets.view import StepView
 
 Transform = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
@@ -50,7 +51,7 @@ class StepImages(Dataset[tuple[Tensor, Tensor]]):
         stored = self.view.stored[i - current] if i >= current else None
         image_id, table = (stored.image_id, stored.table) if stored else (self.view.ids[i], self.view.table)
         image, raw = self._decoded(i, image_id)
-        label = torch.from_numpy(table.take(raw.numpy()))
+        label = torch.from_numpy(looked_up(table, raw.numpy()))
         return self.transform(image, label, generator(self.seed, self.step, epoch, image_id))
 
     def _decoded(self, i: int, image_id: str) -> tuple[Tensor, Tensor]:
@@ -70,9 +71,9 @@ def generator(seed: int, step: int, epoch: int, image_id: str) -> np.random.Gene
 
 
 def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """(B, 3, H, W), channels last in memory, and (B, H, W)."""
-    images = torch.stack([image.permute(1, 2, 0) for image, _ in samples]).permute(0, 3, 1, 2)
-    return images, torch.stack([label for _, label in samples])
+    """(B, 3, H, W), channels last in memory, and (B, H, W); of a loader process in shared memory, in one copy."""
+    images, labels = default_collate([(image.permute(1, 2, 0), label) for image, label in samples])
+    return images.permute(0, 3, 1, 2), labels
 
 
 class _Kept:
