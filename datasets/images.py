@@ -51,7 +51,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def looked_up(table: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """``table[raw]``, both uint8, ``table`` (256,): an index array of NumPy would be eight times as large as ``raw``."""
+    """``table[raw]``, both uint8, ``table`` (256,): an index array of NumPy would be eight times as large."""
     return np.frombuffer(bytearray(raw).translate(table.tobytes()), np.uint8).reshape(raw.shape)
 
 

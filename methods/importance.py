@@ -201,7 +201,7 @@ class QuadraticPenalty(Term):
         self.parameters = list(shared.values())
         self.reference = [p.detach().clone() for p in self.parameters]
         nu = min_max if self.normalise else torch.clone
-        self.factors = [torch.stack([nu(m[name]) for m in measured]).sum(0) for name in shared]
+        self.factors = [_as(p, torch.stack([nu(m[name]) for m in measured]).sum(0)) for name, p in shared.items()]
 
     def __call__(self, batch: Batch) -> Tensor:
         way = self._way()
@@ -239,7 +239,12 @@ def _gradients(model: Any) -> ByName:
 def _grown(fisher: ByName, ctx: StepContext) -> ByName:
     """Fisher information for the tensors of this step's model, 1 in new ones. A copy: it is updated in place."""
     old = _names(ctx.old_model)
-    return {n: fisher[n].clone() if n in old else torch.ones_like(p) for n, p in _weights(ctx.model).items()}
+    return {n: _as(p, fisher[n]) if n in old else torch.ones_like(p) for n, p in _weights(ctx.model).items()}
+
+
+def _as(p: Tensor, values: Tensor) -> Tensor:
+    """A copy in the layout of a parameter."""
+    return torch.empty_like(p).copy_(values)
 
 
 def _observe_gradients(fisher: ByName, model: Any, alpha: float) -> None:

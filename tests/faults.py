@@ -119,7 +119,7 @@ FAULTS = [
     Fault("importance.py", "closes = self._updates > 0 and self._updates % self.every == 0", "closes = self._updates % self.every == 1"),
     Fault("baselines.py", "new = F.normalize(ctx.reduce(torch.as_tensor(sums))[ctx.step.n_old :], dim=1)", "new = F.normalize(ctx.reduce(torch.as_tensor(sums))[ctx.step.n_old :], dim=0)"),
     # the way through a step
-    Fault("trainer.py", "on_device(old.eval().requires_grad_(False), self.device)", "on_device(old.train().requires_grad_(False), self.device)"),
+    Fault("trainer.py", "for_batches(old.eval().requires_grad_(False), self.device)", "for_batches(old.train().requires_grad_(False), self.device)"),
     Fault("optimiser.py", "decay = (1 - update / total) ** train.power", "decay = (1 - (update + 1) / total) ** train.power"),
     Fault("optimiser.py", "decay ** (n - layers[name])", "decay ** (n - 1 - layers[name])"),
     Fault("optimiser.py", "if p.ndim < 2}", "if p.ndim < 1}"),

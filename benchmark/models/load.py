@@ -76,6 +76,20 @@ def on_device(model: M, device: torch.device) -> M:
     return model.to(device).to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
+def for_batches(model: M, device: torch.device) -> M:
+    """The network on the device, its weights in the layout of a training batch: channels last in memory.
+
+    A convolution would otherwise copy its weights in every pass, forward and back, and their gradient once more.
+    Kernels of one place or of one channel lie alike in both layouts. On a CPU they keep their strides, by which torch
+    chooses an algorithm: with others the last bits change.
+    """
+    model = on_device(model, device)
+    for p in model.parameters():
+        if p.ndim == 4 and p.shape[1] > 1 and p.shape[2:].numel() > 1:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
 def load_terms(terms: dict[str, Term], flat: dict[str, Tensor], device: torch.device) -> None:
     """Give terms their state back from ``term-name:attribute`` entries."""
     for name, term in terms.items():

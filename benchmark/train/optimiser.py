@@ -123,12 +123,14 @@ def state_tensors(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[st
 
 
 def load_state(optimiser: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put ``state_tensors`` back; the groups stay as they are."""
-    names = {id(p): name for name, p in model.named_parameters()}
+    """Put ``state_tensors`` back, in the layout of their parameters; the groups stay as they are."""
+    named = dict(model.named_parameters())
+    names = {id(p): name for name, p in named.items()}
     order = [names[id(p)] for group in optimiser.param_groups for p in group["params"]]
     numbers = {name: i for i, name in enumerate(order)}
     states: dict[int, dict[str, Tensor]] = {}
     for place, tensor in tensors.items():
         kind, _, name = place.partition("/")
-        states.setdefault(numbers[name], {})[kind] = tensor
+        found = tensor if kind == "step" else torch.empty_like(named[name]).copy_(tensor)
+        states.setdefault(numbers[name], {})[kind] = found
     optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})

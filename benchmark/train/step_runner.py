@@ -88,9 +88,10 @@ class StepRunner:
         self.accelerator.wait_for_everyone()
         self.outcome.trained += 1
         self.trained.add(node.key)
+        model = on_device(trainer.model, self.accelerator.device)
         for cell in self._unscored(node):
             own = self._run_of[cell.score].method == node.method
-            self._score(cell, trainer.model, method if own else self._method_of(cell))
+            self._score(cell, model, method if own else self._method_of(cell))
 
     def trainer(self, node: StepNode, method: Method) -> StepTrainer:
         """What trains a step of the plan, with every observer that needs this training."""

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from contseg.benchmark.models.load import fresh, grow, half, load_terms, on_device, trained
+from contseg.benchmark.models.load import for_batches, fresh, grow, half, load_terms, trained
 from contseg.benchmark.plan.build import StepNode
 from contseg.benchmark.plan.config import Config
 from contseg.benchmark.store.files import Store
@@ -104,8 +104,8 @@ class StepTrainer:
         for term, state in observers.values():
             if state is not None:
                 term.load_state_dict({k: v.to(self.device) for k, v in state.items()})
-        self.model = on_device(model.to(self.dtype), self.device)
-        self.old = None if old is None else on_device(old.eval().requires_grad_(False), self.device)
+        self.model = for_batches(model.to(self.dtype), self.device)
+        self.old = None if old is None else for_batches(old.eval().requires_grad_(False), self.device)
         self.generator = torch.Generator(self.device).manual_seed(derive(self.node.seed, self.step.index, "terms"))
         self.context = self._context()
 
@@ -118,7 +118,7 @@ class StepTrainer:
 
         def read() -> Any:
             with torch.random.fork_rng(devices=[]):
-                return on_device(_previous(node, method, config, store).eval().requires_grad_(False), device)
+                return for_batches(_previous(node, method, config, store).eval().requires_grad_(False), device)
 
         previous = OnDemand(read) if self.old is None and node.parent is not None else self.old
         passes = partial(_whole_pass, self.step_batches, self.stop)
