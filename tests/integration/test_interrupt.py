@@ -102,7 +102,7 @@ from types import SimpleNamespace
 from contseg.benchmark.train import launch
 from contseg.benchmark.plan.run_config import LaunchConfig
 launch.PROGRAM = (sys.executable, sys.argv[1])
-plan = SimpleNamespace(config=SimpleNamespace(launch=LaunchConfig(workers=2)), nodes={})
+plan = SimpleNamespace(config=SimpleNamespace(launch=LaunchConfig(workers=2)), nodes={}, shared=int)
 told = pathlib.Path(sys.argv[2])
 code, lines = launch.local(plan, SimpleNamespace(out=told), (str(told),))
 print(*lines, sep="\\n", flush=True)
