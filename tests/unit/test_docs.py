@@ -156,11 +156,20 @@ def test_the_drawing_of_the_tree_is_complete() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 def test_the_table_of_the_demo_is_that_of_its_records(page: str) -> None:
-    def rows(path: str) -> dict[str, list[str]]:
-        text = (ROOT / path).read_text(encoding="utf-8").partition("## shapes · 3-3")[0]
-        cells = [[cell.strip("* ") for cell in line.strip("|").split("|")] for line in text.splitlines() if "±" in line]
-        return {row[0]: [cell for cell in row[1:] if "±" in cell] for row in cells if len(row) > 3}
-
-    printed, made = rows(page), rows("results/demo/leaderboard.md")
+    printed = rows((ROOT / page).read_text(encoding="utf-8").partition("On photographs")[0])
+    made = rows((ROOT / "results/demo/leaderboard.md").read_text(encoding="utf-8").partition("## shapes · 3-3")[0])
     assert len(printed) >= 3
     assert {name: cells[:3] for name, cells in printed.items()} == {name: made[name][:3] for name in printed}
+
+
+def test_the_table_of_photographs_is_that_of_its_records() -> None:
+    printed = rows((ROOT / "README.md").read_text(encoding="utf-8").partition("On photographs")[2])
+    made = rows((ROOT / "results/photos/leaderboard.md").read_text(encoding="utf-8"))
+    assert len(printed) == 8
+    assert {name: cells[:3] for name, cells in printed.items()} == {name: cells[:3] for name, cells in made.items()}
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """By method, the cells of a table that have a spread."""
+    cells = [[cell.strip("* ") for cell in line.strip("|").split("|")] for line in text.splitlines() if "±" in line]
+    return {row[0]: [cell for cell in row[1:] if "±" in cell] for row in cells if len(row) > 3}
