@@ -127,7 +127,7 @@ def _try_networks(plan: Plan) -> None:
 
         from contseg.benchmark.models.load import fresh
 
-        with contextlib.suppress(RuntimeError, TypeError, ValueError, NotImplementedError), torch.device("meta"):
+        with contextlib.suppress(RuntimeError, TypeError, ValueError), torch.device("meta"):
             try:
                 fresh(replace(plan.config.model, weights="none"), first[name], method, 0)
             except UserError as refused:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from contseg.benchmark.report.tables import short_names, title
+from contseg.benchmark.report.tables import short_names, term_name, title
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
 from contseg.benchmark.score.metrics import mean, part_name, scored_counts
 from contseg.benchmark.score.records import Record
@@ -264,8 +264,7 @@ def _norms_over_updates(record: Record) -> Lines:
 def _term(name: str, runs: Sequence[Scored]) -> str:
     """The name of a term with its weight, if the records say it."""
     weights = [r["gradient_norms"]["weights"] for s in runs for r in s.run.records if r.get("gradient_norms")]
-    known = next((w[name] for w in reversed(weights) if name in w), 1.0)
-    return name if known == 1 else f"{known:g} {name}"
+    return term_name(name, next((w[name] for w in reversed(weights) if name in w), 1.0))
 
 
 FIGURES: dict[str, Callable[[Leaderboard, Contest, Rows], Figure | None]] = {

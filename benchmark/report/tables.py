@@ -80,6 +80,11 @@ def cell_text(row: Any, column: str) -> str:
     return str(value)
 
 
+def term_name(name: str, weight: float) -> str:
+    """A loss term as figures name it: with its weight, if that is not 1."""
+    return name if weight == 1 else f"{weight:g} {name}"
+
+
 def title(key: Sequence[str]) -> str:
     """The heading of a table: ``voc · 15-1 · overlapped · sdr``."""
     return " · ".join(str(k) for k in key)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from contseg.benchmark.report.html import config_text, curve, none_of
 from contseg.benchmark.report.svg import line_chart
-from contseg.benchmark.report.tables import cost, number
+from contseg.benchmark.report.tables import cost, number, term_name
 from contseg.benchmark.score.metrics import scored_counts
 from contseg.benchmark.score.records import Record, Run
 from contseg.benchmark.score.scores import COST, Scored
@@ -95,7 +95,7 @@ def _norms(run: Run) -> str:
     """The gradient norms of all terms, named with their weights; "" if no record has some."""
     found = [r.get("gradient_norms") or {"weights": {}, "norms": {}} for r in run.records]
     weights = {name: weight for f in found for name, weight in f["weights"].items()}
-    shown = {name: name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items()}
+    shown = {name: term_name(name, weight) for name, weight in weights.items()}
     return norm_chart(list(shown.values()), [{shown[n]: v for n, v in f["norms"].items()} for f in found])
 
 

@@ -9,11 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from contseg.benchmark.models.weights import load_weights
-from contseg.datasets.errors import UserError
 from contseg.run_benchmark import main
 
 SMALL = ["--set", "model.backbone=tiny", "train.updates=2", "train.batch=4", "train.crop=48", "train.scale="]
@@ -313,26 +310,6 @@ def test_a_grid_of_which_every_cell_fails(
     )
     assert "failed: shapes/3-3/overlapped step 0 FT seed 0: RuntimeError: out of memory" in told.err
     assert "no records" not in told.err
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "what"),
-    [
-        ("text.pth", lambda path: path.write_text("hello"), "it is damaged"),
-        ("cut.safetensors", lambda path: path.write_bytes(b"12345678901"), "it is damaged"),
-        ("model.pth", lambda path: torch.save(torch.nn.Linear(1, 1), path), "it holds Python objects"),
-    ],
-)  # fmt: skip
-def test_a_file_that_holds_no_weights(
-    fails: Callable[..., str], name: str, write: Callable[[Path], object], what: str, tmp_path: Path
-) -> None:
-    write(tmp_path / name)
-    with pytest.raises(UserError) as found:
-        load_weights(torch.nn.Linear(1, 1), tmp_path / name)
-    assert str(found.value) == (
-        f"model.weights={tmp_path / name} cannot be read, {what}: it has to be a state dict of torch.save, or "
-        ".safetensors"
-    )
 
 
 @pytest.mark.parametrize(

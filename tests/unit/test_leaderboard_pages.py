@@ -18,12 +18,9 @@ from contseg.benchmark.score.leaderboard import leaderboard
 from contseg.benchmark.score.published import load_published, with_literature
 from contseg.benchmark.score.records import gather_runs, read_records
 from contseg.benchmark.score.submissions import CONSISTENT
-from contseg.benchmark.site import catalogue, methods
+from contseg.benchmark.site import catalogue
 from contseg.benchmark.site.build import MANIFEST, boards_of, write_site
 from contseg.datasets.errors import UserError
-from contseg.methods.registry import addons
-from contseg.methods.registry import methods as registered
-from contseg.tests.material import ROOT
 from contseg.tests.records import Record, joint_run, make_run, write_records
 from contseg.tests.unit.test_over_tasks import tasks
 from contseg.tests.unit.test_published import measured
@@ -316,26 +313,6 @@ def test_without_a_whole_run_nothing_is_written(tmp_path: Path) -> None:
 
 
 # --- methods --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [*registered(), *(f"FT+{name}" for name in addons())])
-def test_every_method_has_paper_formula_parameters_and_code(name: str) -> None:
-    (*_, part) = methods.about(name, [])
-    assert part["summary"] and part["paper"] and part["formula"], part
-    assert part["formulas"] or not re.search(r"F-[A-Z]", part["formula"])
-    named = set(re.findall(r"F-[A-Z-]+[A-Z]", part["formula"]))
-    assert {f[0].removesuffix("±") for f in part["formulas"]} == named
-    assert (ROOT / part["file"]).is_file() and part["code"].startswith("code/")
-    assert all(p["default"] and p["source"] for p in part["parameters"])
-
-
-def test_a_formula_is_drawn() -> None:
-    pytest.importorskip("latex2mathml", reason="no latex2mathml: pip install 'contseg[docs]'")
-    formula, over, remarks = methods.formulas()["F-UNCE"]
-    assert formula.count("<math") == formula.count("</math>") == 4 and "$" not in formula + remarks
-    assert over == "valid pixels"
-    assert methods.formulas()["F-INIT"][1:] == ("", "keeps the old probabilities exactly")
-    assert methods.drawn("a `b` <c> [d](e.md)") == "a <code>b</code> &lt;c&gt; d"
 
 
 def test_a_method_from_elsewhere_is_said_to_be_one(site: dict[str, Html]) -> None:

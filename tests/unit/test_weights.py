@@ -2,6 +2,7 @@
 
 import re
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,21 @@ def test_weights_once_downloaded_need_no_network(tmp_path: Path, monkeypatch: py
     assert fetch_weights(ModelConfig("resnet18")) == file
     model = build_model(ModelConfig("resnet18"), [3])
     assert torch.equal(model.encoder.conv1.weight, state["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "what"),
+    [
+        ("text.pth", lambda path: path.write_text("hello"), "it is damaged"),
+        ("cut.safetensors", lambda path: path.write_bytes(b"12345678901"), "it is damaged"),
+        ("model.pth", lambda path: torch.save(torch.nn.Linear(1, 1), path), "it holds Python objects"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_weights(name: str, write: Callable[[Path], object], what: str, tmp_path: Path) -> None:
+    write(tmp_path / name)
+    with pytest.raises(UserError) as found:
+        load_weights(torch.nn.Linear(1, 1), tmp_path / name)
+    assert str(found.value) == (
+        f"model.weights={tmp_path / name} cannot be read, {what}: it has to be a state dict of torch.save, or "
+        ".safetensors"
+    )
