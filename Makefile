@@ -23,9 +23,9 @@ test: lint  ## lint, types and the whole test suite
 	$(BIN)/python $(TESTS)
 
 # `make test` itself: the machine's own instructions and one thread (tests/conftest.py)
-numeric: $(INSTALLED)  ## tests of numbers, without AVX-512 and plain kernels; then in two threads
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python $(TESTS) -q -m "numeric and not slow"
-	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(BIN)/python $(TESTS) -q -m "numeric and not slow"
+numeric: $(INSTALLED)  ## tests of numbers, without AVX-512, in plain kernels and two threads
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+	  $(BIN)/python $(TESTS) -q -m "numeric and not slow"
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

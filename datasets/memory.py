@@ -85,13 +85,14 @@ def shown_classes(
 ) -> np.ndarray:
     """(n, channels - 1) bool: whether channel c + 1 is a label of image i in its own step, ``of[i]``."""
     row = _rows(tuple(dataset.ids("train")))
-    present = dataset.presence("train")[[row[i] for i in ids]]
-    steps = np.array(of, int)
+    rows, steps = np.array([row[i] for i in ids], int), np.array(of, int)
     held = np.zeros((len(ids), channels - 1), bool)
     for t in np.unique(steps):
-        own = steps == t
+        own = np.flatnonzero(steps == t)
         to_channel = views[t].table[:, None] == np.arange(1, channels)  # (256, channels - 1)
-        held[own] = present[own].astype(np.float32) @ to_channel.astype(np.float32) > 0  # sums of at most 256 ones
+        labels = np.flatnonzero(to_channel.any(1))
+        present = dataset.presence("train")[rows[own][:, None], labels].astype(np.float32)
+        held[own] = present @ to_channel[labels].astype(np.float32) > 0  # sums of at most 256 ones
     return held
 
 

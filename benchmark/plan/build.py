@@ -167,6 +167,12 @@ class Plan:
 
     def to_train(self, store: Store) -> list[StepNode]:
         """The trainings that the missing cells need, parents first, without those whose results are stored."""
+        return self._trainings_for(self._to_score(store), store)
+
+    def _to_score(self, store: Store) -> list[Cell]:
+        return [c for c in self.missing_scores(store) if not self.scored(store, c)]
+
+    def _trainings_for(self, cells: Iterable[Cell], store: Store) -> list[StepNode]:
         wanted: dict[str, set[str]] = {}
 
         def need(node: StepNode, observers: Iterable[str]) -> None:
@@ -177,19 +183,16 @@ class Plan:
             if node.parent is not None and not self.trained(store, node.key, asked):
                 need(node.parent, node.parent.observers)
 
-        for cell in self.missing_scores(store):
-            if not self.scored(store, cell):
-                need(cell.node, cell.reads.values())
+        for cell in cells:
+            need(cell.node, cell.reads.values())
         missing = {k for k, observers in wanted.items() if not self.trained(store, k, observers)}
         return [node for key, node in self.nodes.items() if key in missing]
 
     def to_score_or_train(self, store: Store) -> list[StepNode]:
         """``to_train``, then the steps that are trained but not scored."""
-        todo = {n.key: n for n in self.to_train(store)}
-        for cell in self.missing_scores(store):
-            if not self.scored(store, cell):
-                todo.setdefault(cell.node.key, cell.node)
-        return list(todo.values())
+        cells = self._to_score(store)
+        nodes = [*self._trainings_for(cells, store), *(c.node for c in cells)]
+        return list({n.key: n for n in nodes}.values())
 
     def images(self, scenario: Scenario) -> SegmentationDataset:
         """The data set of a scenario; for a scenario by domain, both of its splits as one."""

@@ -1,14 +1,25 @@
 """The whole program, from the start of its process to its end: what it takes, as a row of the table."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any, NamedTuple
 
 from contseg.tests.benchmarks.ratios import ROWS, Row
 from contseg.tests.material import ROOT
+
+# A process of its own between pytest's and the program's: on Linux the most memory that a program held counts from that
+# of the process that started it.
+MEASURE = """
+import json, resource, subprocess, sys, time
+began = time.perf_counter()
+status = subprocess.call(sys.argv[2:])
+clock, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+json.dump([clock, used.ru_utime + used.ru_stime, used.ru_maxrss], open(sys.argv[1], "w"))  # Linux counts KiB
+sys.exit(status)
+"""
 
 
 class Ran(NamedTuple):
@@ -23,16 +34,13 @@ class Ran(NamedTuple):
 def run(*words: object) -> Ran:
     """``contseg`` with these arguments, in one thread. Raises ``CalledProcessError``."""
     line = [sys.executable, str(ROOT / "run_benchmark.py"), *map(str, words)]
-    with tempfile.TemporaryFile("w+") as out:
-        began = time.perf_counter()
-        process = subprocess.Popen(line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=out)
-        _, status, used = os.wait4(process.pid, 0)
-        clock = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, line)
-        out.seek(0)
-        return Ran(out.read(), clock, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)  # Linux counts KiB
+    with tempfile.NamedTemporaryFile("r") as took:
+        measure = [sys.executable, "-c", MEASURE, took.name, *line]
+        done = subprocess.run(
+            measure, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=True
+        )
+        clock, processor, kib = json.load(took)
+    return Ran(done.stdout, clock, processor, kib * 1024)
 
 
 def whole_program(benchmark: Any, what: str, *words: object, target: str, rounds: int = 3) -> str:
