@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,4 +54,5 @@ def prune(store: Store, plan: Plan | None, really: bool) -> str:
 
 
 def _size(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    with os.scandir(folder) as files:
+        return sum(f.stat().st_size for f in files if f.is_file())

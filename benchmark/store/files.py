@@ -199,7 +199,8 @@ class Store:
 
     def steps(self) -> list[str]:
         """The keys of all steps that have a folder, finished or not."""
-        return sorted(f.name for f in self.cache.glob("??/*") if f.is_dir() and len(f.name) == 64)
+        folders = (e for two in self.cache.glob("??") for e in os.scandir(two) if e.is_dir())
+        return sorted(e.name for e in folders if len(e.name) == 64)
 
     def model(self, key: str) -> Path:
         return self.step(key, "model.safetensors")
@@ -227,6 +228,17 @@ class Store:
     def begun(self, key: str) -> Path:
         """The file that says which code began the training of the checkpoint."""
         return self.step(key, "begun.json")
+
+    def say_updates(self, key: str, n: int) -> None:
+        """Tell other processes, for their bars, how many updates of a step are done."""
+        with contextlib.suppress(OSError):
+            self.step(key, "updates.txt").write_text(str(n))
+
+    def updates_said(self, key: str) -> int:
+        """How many updates of a step are done, as far as anybody said."""
+        with contextlib.suppress(OSError, ValueError):
+            return int(self.step(key, "updates.txt").read_text())
+        return 0
 
     def trained(self, key: str, observers: tuple[str, ...] = ()) -> bool:
         """Whether a step's model and the states of these observers are stored."""
@@ -318,7 +330,12 @@ class Store:
 
         Only for the holder of the step's claim: nobody else writes into its folder.
         """
-        for path in (self.checkpoint(key), self.begun(key), *self.step(key).glob(".*.tmp")):
+        for path in (
+            self.checkpoint(key),
+            self.begun(key),
+            self.step(key, "updates.txt"),
+            *self.step(key).glob(".*.tmp"),
+        ):
             path.unlink(missing_ok=True)
 
     def remove(self, key: str) -> None:

@@ -213,20 +213,25 @@ def _known_jobs(folder: Path) -> dict[str, str]:
 
 
 def _watch(plan: Plan, store: Store, alive: Callable[[], bool], pause: float) -> None:
-    """Show a bar of trained steps, by their images, while somebody trains; looks at most every ``pause`` seconds."""
+    """Show a bar of images trained on, of steps under way too; looks at most every ``pause`` seconds while one works."""
     left, total = [k for k in plan.nodes if not plan.trained(store, k)], plan.shared()
-    trained = total - sum(plan.nodes[k].images for k in left)
+    trained = total - sum(plan.nodes[k].images - _images_done(plan.nodes[k], store) for k in left)
     with progress(None, unit="image", total=total, initial=trained) as bar:
         while True:
             working = alive()
             left = [k for k in left if not plan.trained(store, k)]
-            bar.n = total - sum(plan.nodes[k].images for k in left)
+            bar.n = total - sum(plan.nodes[k].images - _images_done(plan.nodes[k], store) for k in left)
             bar.set_description_str(f"{len(plan.nodes) - len(left)} of {len(plan.nodes)} steps", refresh=False)
             at_work = [plan.nodes[k].title for k in left if Claim(store.step(k)).path.exists()]
             bar.set_postfix_str("; ".join(at_work[:2]) + (f" and {n} more" if (n := len(at_work) - 2) > 0 else ""))
             if not working:
                 return
             time.sleep(min(pause, max(1.0, bar.format_dict["elapsed"] / 20)))
+
+
+def _images_done(node: StepNode, store: Store) -> int:
+    """Training images of a step under way, as its process said last."""
+    return node.images * min(store.updates_said(node.key), node.updates) // max(1, node.updates)
 
 
 def _tail(log: Path) -> str:

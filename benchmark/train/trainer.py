@@ -246,6 +246,8 @@ class StepTrainer:
                 shown = dict(zip(names, (window / (p.update % LOOK or LOOK)).tolist(), strict=True))
                 window.zero_()
                 self._show(bar, shown)
+                if not silent:
+                    self.store.say_updates(self.node.key, p.update)
                 now = time.perf_counter()
                 p.seconds["loop"] += now - began
                 began = now

@@ -1,6 +1,7 @@
-"""A grid in memory whose second steps can be trained update by update, for timing.
+"""A grid whose second steps can be trained update by update, for timing.
 
-Images lie ready in memory, at the size of training: what is timed is the suite, not the reading of files.
+Images lie ready in memory, at the size of training: what is timed is the suite, not the reading of files, unless files
+are given.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from contseg.benchmark.plan.run_config import RunConfig
 from contseg.benchmark.store.files import Store
 from contseg.benchmark.train.runner import Runner, make_accelerator
 from contseg.benchmark.train.trainer import StepTrainer
+from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.scenario import VOID
 from contseg.methods.registry import build_method
 from contseg.tests.told import Told
@@ -53,18 +55,21 @@ class Grid:
         batch: int = 8,
         precision: str = "no",
         compile_: bool = False,
+        files: SegmentationDataset | None = None,
     ) -> None:
+        """``files``: Pascal VOC, read while training and scaled at random; without it images lie ready."""
+        scale = (0.5, 2.0) if files else ()
         train = TrainConfig(
-            updates=(1, 1000), lr=(0.01, 0.001), batch=(batch,), crop=size, scale=(), precision=precision
+            updates=(1, 1000), lr=(0.01, 0.001), batch=(batch,), crop=size, scale=scale, precision=precision
         )  # type: ignore[arg-type]
         config = Config(
-            scenarios=("resident/6-5/overlapped",),
+            scenarios=("voc/15-5/overlapped" if files else "resident/6-5/overlapped",),
             methods=methods,
             model=ModelConfig(backbone=backbone, weights="none", norm="batch"),
             train=train,
             run=RunConfig(compile=compile_),
         )
-        data = Resident(2 * batch, *size)
+        data = files or Resident(2 * batch, *size)
         self.store = Store(out)
         self.plan: Plan = make_plan(config, lambda _: data)
         self.runner = Runner(self.plan, self.store, make_accelerator(config, self.store.out), lambda _: None)

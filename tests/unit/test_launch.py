@@ -75,4 +75,14 @@ def test_time_left_is_judged_by_images(
     monkeypatch.setattr(Plan, "trained", lambda self, store, key: key == first.key)
     monkeypatch.setattr(module, "SECONDS", 0.0)
     launch._watch(plan, Store(tmp_path), lambda: False, pause=1)
-    assert f"1 of 2 steps: image {first.images} of {first.images + second.images}, " in capsys.readouterr().err
+    total = first.images + second.images
+    assert f"1 of 2 steps: image {first.images} of {total}, " in capsys.readouterr().err
+    store = Store(tmp_path)
+    store.step(second.key).mkdir(parents=True)
+    store.say_updates(second.key, second.updates // 2)  # under way
+    launch._watch(plan, store, lambda: False, pause=1)
+    half = second.images * (second.updates // 2) // second.updates
+    assert f"1 of 2 steps: image {first.images + half} of {total}, " in capsys.readouterr().err
+    store.drop_checkpoint(second.key)
+    assert store.updates_said(second.key) == 0
+    assert not list(store.step(second.key).iterdir())
