@@ -213,7 +213,7 @@ def _known_jobs(folder: Path) -> dict[str, str]:
 
 
 def _watch(plan: Plan, store: Store, alive: Callable[[], bool], pause: float) -> None:
-    """Show a bar of images trained on, also in steps under way, while somebody trains; looks every ``pause`` seconds."""
+    """Show a bar of images trained on, in steps under way too, while somebody trains; looks every ``pause`` s."""
     left, total = [k for k in plan.nodes if not plan.trained(store, k)], plan.shared()
     trained = total - sum(plan.nodes[k].images - _images_done(plan.nodes[k], store) for k in left)
     with progress(None, unit="image", total=total, initial=trained) as bar:

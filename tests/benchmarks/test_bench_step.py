@@ -49,7 +49,7 @@ def test_step_on_a_gpu(against: Against, tmp_path: Path, method: str) -> None:
 
 @pytest.mark.gpu
 def test_step_on_a_gpu_with_input_from_files(against: Against, tmp_path: Path) -> None:
-    """Photographs as JPEG files, read by ``run.workers`` processes. The network works a share of 1 / ratio of the time."""
+    """Photographs as JPEG files, read by ``run.workers`` processes. The network works 1 / ratio of the time."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     files = open_dataset("voc", material("data", "voc_fullres_sample"), tmp_path / "presence")
