@@ -362,6 +362,15 @@ def test_a_term_of_weight_zero_is_the_users_wish() -> None:
     rules.terms_matter(lambda: Method("LwF[kd=0]", {"ce": CrossEntropy(), "kd": Distillation(weight=0)}))
 
 
+def test_a_loss_of_old_classes_may_need_labels_that_name_them() -> None:
+    """As matching with a previous network that predicts none of them: in the overlapped setup no label does."""
+
+    def of_old_classes(b: Batch) -> Tensor:
+        return (b.logits.square().mean(1) * ((b.labels > 0) & (b.labels < b.step.n_old))).mean()
+
+    rules.terms_matter(with_loss(of_old_classes))
+
+
 def test_a_term_that_does_not_split_is_not_asked_to() -> None:
     @dataclass(eq=False)
     class Pairs(Term):
