@@ -24,6 +24,7 @@ from contseg.datasets.scenario import VOID, Scenario, Step
 from contseg.methods.batch import Batch, Progress, Reduce, alone
 from contseg.methods.code import place
 from contseg.methods.faults import MethodError, not_a_loss
+from contseg.methods.fit import misfit
 from contseg.methods.identity import added_field, describe
 from contseg.methods.losses import full_precision, resize, shrink_labels
 from contseg.methods.memory import Memory
@@ -63,7 +64,8 @@ class StepContext(NamedTuple):
     augmentation. Each process gets its share of every batch, an empty one if there are fewer images than processes: use
     ``reduce`` for sums over all processes. ``old_model``, the previous network, is ``None`` at step 0; if no term has
     ``uses_old`` it is read from the store when asked for, and not held during updates. Both models are unwrapped, in
-    full precision. ``lr``: at the step's first update.
+    full precision. ``lr``: at the step's first update. ``epoch_updates``: optimiser updates of an epoch; stored images
+    that are appended to the step's count there, and are not in the passes of ``loader``.
     """
 
     step: Step
@@ -73,6 +75,7 @@ class StepContext(NamedTuple):
     reduce: Reduce = alone
     seed: int = 0
     lr: float = 1e-3
+    epoch_updates: int = 1
 
     @property
     def old_model(self) -> Any | None:
@@ -275,28 +278,22 @@ class Method:
     def plus(self, addon: Method) -> Method:
         """This method with the terms and hooks of an add-on.
 
-        Raises ``ValueError`` if both have a term of the same name, or both set the same hook, or the add-on weighs
-        pixels and no term here takes weights, or has a memory for which there is no use.
+        Raises ``ValueError`` if both have a term of the same name, or both set the same hook, or the add-on would
+        change nothing (``methods.fit``).
         """
-        if _any(addon, "weighs") and (_any(self, "weighs") or not _any(self, "weighable")):
-            why = "has weights already" if _any(self, "weighs") else "has no such loss, PLOP and SSUL have"
-            raise ValueError(f"{addon.name} weighs the pixels of a pseudo-labelled loss, and {self.name} {why}")
-        if addon.memory and (why := _no_use_of_memory(self)):
-            raise ValueError(f"{addon.name} stores images, and {self.name} {why}")
+        if why := misfit(self, addon):
+            raise ValueError(why)
         hooks: dict[str, Hook] = {}
         for name, default in HOOKS.items():
             mine, theirs = getattr(self, name), getattr(addon, name)
             if mine is not default and theirs is not default:
                 raise ValueError(f"{self.name} and {addon.name} both set the hook {name!r}")
             hooks[name] = theirs if mine is default else mine
-        warm_up = self.warm_up + addon.warm_up
-        if getattr(hooks["build"], "own_heads", False) and any(getattr(f, "writes_rows", False) for f in warm_up):
-            raise ValueError(f"{addon.name} writes rows of a 1x1 classifier, and {self.name} predicts by other heads")
         return Method(
             name=f"{self.name}+{addon.name}",
             terms=_union(self, addon, "terms"),
             first=_union(self, addon, "first"),
-            warm_up=warm_up,
+            warm_up=self.warm_up + addon.warm_up,
             end_step=self.end_step + addon.end_step,
             memory=self.memory or addon.memory,
             domains=self.domains and addon.domains,
@@ -366,19 +363,6 @@ def _check_terms(which: str, terms: Any) -> None:
             if not hasattr(term, attribute):
                 example = f"{attribute}: Tensor | None = field(default=None, init=False)"
                 raise TypeError(f"{type(term).__name__} has no attribute {attribute!r} of its state: declare {example}")
-
-
-def _no_use_of_memory(method: Method) -> str:
-    if method.memory:
-        return "has a memory already"
-    if method.scenario is not same_scenario:
-        return "has no earlier steps: it trains once, on all classes"
-    return "" if any(not t.observes for t in method.terms.values()) else "trains nothing after step 0"
-
-
-def _any(method: Method, declared: str) -> bool:
-    """Whether a term of later steps declares this."""
-    return any(getattr(term, declared) for term in method.terms.values())
 
 
 def _union(a: Method, b: Method, which: str) -> dict[str, Term]:

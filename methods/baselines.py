@@ -26,6 +26,7 @@ from contseg.methods.base import (
     resize,
     shrink_labels,
 )
+from contseg.methods.fit import EMBEDDING, ENCODER, freezes
 from contseg.methods.losses import class_sums, hot
 from contseg.methods.registry import register_method
 
@@ -68,6 +69,7 @@ def nearest_prototype() -> Method:
 
 
 @later
+@freezes(ENCODER)
 def train_head(model: Any, step: Step) -> list[dict[str, Any]]:
     """All parameters after the encoder."""
     encoder = {id(p) for p in model.encoder.parameters()}
@@ -75,6 +77,7 @@ def train_head(model: Any, step: Step) -> list[dict[str, Any]]:
 
 
 @later
+@freezes(ENCODER, EMBEDDING)
 def train_classifier(model: Any, step: Step) -> list[dict[str, Any]]:
     """The classifier alone."""
     return [{"params": list(model.classifier.parameters())}]

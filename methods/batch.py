@@ -32,12 +32,15 @@ class Progress(NamedTuple):
     """Where in a step a batch is: what ramps and averages of weights read.
 
     ``update`` runs from 0 to ``total`` - 1, also where training was interrupted. ``epoch`` is the number of passes over
-    the step's images so far, with its fraction: 1.5 in the middle of the second pass.
+    the step's images so far, with its fraction: 1.5 in the middle of the second pass. (With stored images in half of
+    each batch it counts as many updates, and a pass is two of them.) ``parts``: micro-batches of an update; their
+    losses are averaged.
     """
 
     update: int = 0
     total: int = 1
     epoch: float = 0.0
+    parts: int = 1
 
 
 class Reduce(Protocol):

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import VOID, Scenario, Step
 from contseg.methods.base import Batch, CrossEntropy, Method, Term, full_precision, later, resize
+from contseg.methods.fit import PARTS, freezes
 from contseg.methods.modules import beside, drawn_from
 from contseg.methods.ranges import Number
 from contseg.methods.registry import register_method
@@ -54,6 +55,7 @@ class EnoughRows:
     """The scenario as asked for. ``UserError`` if it has more classes after step 0 than rows are reserved."""
 
     external: ClassVar[tuple[str, ...]] = ("n_classes",)
+    same_steps: ClassVar[bool] = True
     reserve: int
 
     def __call__(self, scenario: Scenario) -> Scenario:
@@ -91,6 +93,7 @@ def start_from_reserve(model: Any, step: Step) -> None:
 
 
 @later
+@freezes(*PARTS)
 def train_rows_to_come(model: Any, step: Step) -> list[dict[str, Any]]:
     """The newest block, and the reserved rows if some are left."""
     modules = [model.classifier.blocks[-1]]

@@ -16,6 +16,7 @@ CONTRACT = (
     "base",
     "batch",
     "faults",
+    "fit",
     "grammar",
     "identity",
     "losses",

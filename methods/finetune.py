@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import Scenario
-from contseg.methods.base import HOOKS, CrossEntropy, Method
+from contseg.methods.base import CrossEntropy, Method
+from contseg.methods.fit import one_training
 from contseg.methods.grammar import recipe
 from contseg.methods.registry import build_method, register_method
 
@@ -29,7 +30,7 @@ def joint(like: str | None = None) -> Method:
         key, value = next(iter(given.items()))
         raise UserError(f"Joint[like={like}]: the recipe belongs to Joint, write train.{key}={value} beside like")
     whole = build_method(like)
-    if whole.scenario is not HOOKS["scenario"]:
+    if one_training(whole):
         raise UserError(f"Joint[like={like}]: {like} trains all classes at once itself; name another method")
     return replace(whole, name="Joint", scenario=all_at_once, memory=None)
 

@@ -39,6 +39,12 @@ def own_heads(build: F) -> F:
     return build
 
 
+def without_background(build: F) -> F:
+    """Mark a ``build`` hook whose network does not use row 0, background's: no row may be made of it."""
+    build.no_background = True  # type: ignore[attr-defined]
+    return build
+
+
 def refuse_other_heads(name: str, blocks: nn.ModuleList) -> None:
     """``UserError`` unless a classifier's blocks are rows of a 1x1 convolution, which the add-on ``name`` writes."""
     if not isinstance(getattr(blocks[0], "weight", None), Tensor):

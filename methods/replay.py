@@ -13,7 +13,7 @@ come from a network whose weights are not loaded), and not from random crops (DK
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from contseg.datasets.scenario import VOID
 from contseg.methods.base import Batch, Method, Term
 from contseg.methods.dkd import dkd, multi_bce
+from contseg.methods.fit import OLD_ROWS
 from contseg.methods.memory import Labels, Memory, Mix, Policy
 from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation, background_shares
 from contseg.methods.ranges import Count, Number, Search, Share, Weight
@@ -62,6 +63,7 @@ class OldRowsBCE(Term):
     """
 
     uses_setup = False
+    acts_through: ClassVar[str] = OLD_ROWS
 
     def __call__(self, batch: Batch) -> Tensor:
         labels = batch.stored_labels

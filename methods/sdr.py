@@ -11,7 +11,7 @@ c; ``K``: the classes of the batch. No term uses void. Sums and counts are those
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from contseg.datasets.scenario import Step
 from contseg.methods.base import Batch, CrossEntropy, Method, StepContext, Term
+from contseg.methods.fit import ENCODER
 from contseg.methods.losses import class_sums, hot, tiles
 from contseg.methods.mib import UnbiasedCrossEntropy, UnbiasedDistillation
 from contseg.methods.ranges import Search, Weight
@@ -99,6 +100,7 @@ class Matching(Term):
     """F-PM: mean over present old foreground classes of the mean squared distance from centroid to prototype."""
 
     uses_old = True
+    acts_through: ClassVar[str] = ENCODER
 
     prototypes: Prototypes
 
@@ -126,6 +128,8 @@ class Attraction(Term):
     to the origin.
     """
 
+    acts_through: ClassVar[str] = ENCODER
+
     prototypes: Prototypes
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -147,6 +151,7 @@ class Repulsion(Term):
     """
 
     uses_setup = False
+    acts_through: ClassVar[str] = ENCODER
 
     def __call__(self, batch: Batch) -> Tensor:
         present = batch.class_counts > 0
@@ -176,6 +181,7 @@ class Sparsity(Term):
     """
 
     uses_setup = False
+    acts_through: ClassVar[str] = ENCODER
     revision = 2  # features may be negative
 
     def __call__(self, batch: Batch) -> Tensor:

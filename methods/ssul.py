@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from contseg.datasets.scenario import BACKGROUND, VOID, Step
 from contseg.methods.base import Batch, Method, SegOutput, Term, full_precision, resize
+from contseg.methods.fit import PARTS, freezes
 from contseg.methods.lwf_mc import log_partition, own_logit
 from contseg.methods.modules import beside, drawn_from, norm_like, own_heads, without_norms
 from contseg.methods.ranges import Share, Weight
@@ -85,6 +86,7 @@ def start_from_unknown(model: Any, step: Step) -> None:
             mine.copy_(theirs.expand_as(mine))
 
 
+@freezes(*PARTS)
 @dataclass(frozen=True)
 class NewUnknownBackground:
     """Later steps train the new and the unknown head, and the background head very slowly; all norms are frozen."""

@@ -30,7 +30,7 @@ from contseg.methods.base import Batch, Method, StepContext, Term, full_precisio
 from contseg.methods.dkd import MultiBCE, above_half, multi_bce
 from contseg.methods.losses import class_sums, hot
 from contseg.methods.lwf_mc import log_partition
-from contseg.methods.modules import drawn_from, without_norms
+from contseg.methods.modules import drawn_from, without_background, without_norms
 from contseg.methods.ranges import Search, Share, Weight
 from contseg.methods.registry import register_method
 
@@ -40,6 +40,7 @@ TINY = 1e-12  # a norm below it has no direction
 # --- the network ---------------------------------------------------------------------------------------------------
 
 
+@without_background
 def kaiming_rows(model: Any, step: Step) -> None:
     """Draw the newest rows' weights as the release does: normal, variance 2 / E (models/model.py)."""
     with drawn_from(model.classifier.seed, f"STAR rows, step {step.index}"):
@@ -133,8 +134,11 @@ class Replay:
     shrink: float = 0.01
     known: float = 0.5
 
-    def __call__(self, counts: Tensor, predicted: Tensor, updates: Tensor | int, step: Step) -> Plan:
-        """counts (O,) as carried; predicted (O,) positions labelled 0 by the previous model's prediction."""
+    def __call__(self, counts: Tensor, predicted: Tensor, updates: int, step: Step) -> Plan:
+        """counts (O,) as carried; predicted (O,) positions labelled 0 by the previous model's prediction.
+
+        updates: those of an epoch.
+        """
         old, before, shown = counts[1:], counts[0], predicted[0].clamp(min=1)
         if step.setup != "overlapped":
             plan = torch.div(old, updates, rounding_mode="floor")
@@ -169,7 +173,6 @@ class ClassStatistics(Term):
             return
         assert self.counts is not None and ctx.old_model is not None, "statistics begin at step 0"
         predicted = torch.zeros_like(self.counts)
-        updates = predicted.new_zeros(())
         for images, labels in ctx.loader():
             with torch.no_grad():
                 out = ctx.old_model(images)
@@ -177,9 +180,7 @@ class ClassStatistics(Term):
             called = centre_labels(above_half(out, (labels.shape[1], labels.shape[2])), size)
             shown = torch.where(centre_labels(labels, size) == BACKGROUND, called, VOID)
             predicted = predicted + hot(shown, len(predicted), predicted.dtype).sum((0, 2))
-            updates = updates + 1
-        updates = ctx.reduce.max(updates).clamp(min=1)
-        plan = self.replay(self.counts, ctx.reduce(predicted), updates, ctx.step)
+        plan = self.replay(self.counts, ctx.reduce(predicted), ctx.epoch_updates, ctx.step)
         each = torch.where(self.known, plan.per_update, 0).long()
         self.owner = torch.arange(len(each), device=each.device).repeat_interleave(each)
         self.background, self.counts = plan.background, plan.counts
@@ -246,9 +247,13 @@ def together(image: Tensor, extra: tuple[tuple[Tensor, Tensor], ...]) -> Tensor:
 
 @dataclass(eq=False)
 class ReplayedBCE(Term):
-    """F-STAR-MBCE: F-MBCE of the new rows, with drawn features of old classes and more true background as negatives."""
+    """F-STAR-MBCE: F-MBCE of the new rows, with drawn features of old classes and more true background as negatives.
+
+    Each micro-batch of an update draws anew, and its features weigh as a part of the update's.
+    """
 
     uses_old = True
+    revision = 2  # with micro-batches, and with stored images among those of the step
 
     statistics: ClassStatistics
     positive_weight: float = 4.0
@@ -274,7 +279,8 @@ class ReplayedBCE(Term):
         synthetic = negatives(logits, torch.ones_like(drawn[:, 0], dtype=torch.bool), n)
         assert seen.background is not None
         ratio = seen.background.to(small.dtype)
-        return together(image, ((n / positions, synthetic), (ratio * m / positions, background)))
+        share = n / (positions * batch.progress.parts)
+        return together(image, ((share, synthetic), (ratio * m / positions, background)))
 
 
 @dataclass(eq=False)

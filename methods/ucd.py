@@ -22,7 +22,7 @@ Shapes: ``P`` positions of the batch (B h w), of which anchors and keys are chos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from contseg.datasets.scenario import BACKGROUND, VOID
 from contseg.methods.base import Batch, Method, Term, full_precision, shrink_labels
+from contseg.methods.fit import EMBEDDING
 from contseg.methods.ranges import Positive, Search, Weight
 from contseg.methods.registry import register_addon
 
@@ -136,6 +137,7 @@ class UncertaintyContrast(Term):
     uses_old = True
     uses_setup = False
     splits = False  # no pair across processes
+    acts_through: ClassVar[str] = EMBEDDING
 
     temperature: float = 0.07
 

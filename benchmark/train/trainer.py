@@ -77,6 +77,7 @@ class StepTrainer:
         self.precision: str = self.train.precision
         self.dtype = torch.float64 if self.train.precision == "double" else torch.float32
         self.step_batches = self.batches(node, config, dataset, accelerator, self.dtype)
+        self.epoch_updates = self.train.epoch_updates(node.epoch_images)
         self.terms = method.active(self.step)
         mine = {id(t) for t in self.terms.values()}
         self.observers = {k: o.term for k, o in observers.items()}
@@ -122,7 +123,8 @@ class StepTrainer:
 
         previous = OnDemand(read) if self.old is None and node.parent is not None else self.old
         passes = partial(_whole_pass, self.step_batches, self.stop)
-        return StepContext(self.step, self.model, previous, passes, over_processes, node.seed, self.train.lr[0])
+        settled = over_processes, node.seed, self.train.lr[0], self.epoch_updates
+        return StepContext(self.step, self.model, previous, passes, *settled)
 
     def _begin(self) -> None:
         """Call every term's ``begin_step`` and the method's ``warm_up``, and make the optimiser."""
@@ -153,7 +155,6 @@ class StepTrainer:
             p.requires_grad_(id(p) in trained)
         self.fixed = [m for m in self.model.modules() if _is_fixed_norm(m)]
         images = self.node.epoch_images
-        self.epoch_updates = self.train.epoch_updates(images)
         self.total = self.train.plan_updates(images) if groups else 0
         self.warmup = self.train.warmup_updates(images)
         if not groups:
@@ -295,7 +296,8 @@ class StepTrainer:
             out = self.prepared(images)
             with torch.no_grad():
                 old = None if self.old is None else self.old(images)
-        where = Progress(self.progress.update, max(1, self.total), self.progress.update / self.epoch_updates)
+        update, parts = self.progress.update, self.train.accumulate
+        where = Progress(update, max(1, self.total), update / self.epoch_updates, parts)
         return Batch(
             *(images, labels, out, old, self.step),
             reduce=over_processes,

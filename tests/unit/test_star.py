@@ -1,15 +1,18 @@
 """STAR: statistics and counts against loops over positions, what the losses see, and what trains."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from contseg.datasets.scenario import VOID
-from contseg.methods.base import Method, StepContext
+from contseg.methods.base import Batch, Method, Progress, SegOutput, StepContext
 from contseg.methods.modules import is_norm
 from contseg.methods.registry import build_method
 from contseg.methods.star import ClassStatistics, Replay, centre_labels, class_moments, statistics
 from contseg.tests.unit.networks import make_batch, make_images, make_labels, make_steps, student_of, taught
+from contseg.tests.unit.steps import Grid
 
 pytestmark = pytest.mark.numeric
 
@@ -106,6 +109,44 @@ def test_supervision_is_that_of_image_drawn_features_and_background_together() -
     weights = 3 / true.numel(), 1.7 * int(true.sum()) / true.numel()
     expected = (image + weights[0] * synthetic + weights[1] * background) / (1 + sum(weights))
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
+
+
+def test_micro_batches_weigh_drawn_features_as_the_whole_batch_does() -> None:
+    """Images that are all alike: a half of them is worth the whole."""
+    method = build_method("STAR")
+    term, _, old, model = led(method)
+    term.owner = torch.tensor([0, 2])
+    term.noise, term.norms[1] = torch.zeros_like(term.noise), 0  # every draw is the same
+    whole = make_batch(model, old, SECOND)
+    for x in (whole.images, whole.labels, *whole.out[:3], *whole.old[:3]):
+        x.data[1] = x.data[0]
+    halves = [
+        Batch(
+            *(whole.images[i], whole.labels[i], SegOutput(*(x[i] for x in whole.out[:3]))),
+            SegOutput(*(x[i] for x in whole.old[:3])),
+            step=SECOND,
+            progress=Progress(parts=2),
+        )
+        for i in (slice(0, 1), slice(1, 2))
+    ]
+    value = torch.stack([method.terms["mbce"](half) for half in halves]).mean()
+    torch.testing.assert_close(value, method.terms["mbce"](whole), rtol=1e-12, atol=0)
+
+
+def test_features_are_drawn_for_the_updates_of_an_epoch_stored_images_included(tmp_path: Path) -> None:
+    term, ctx, *_ = led(build_method("STAR"))
+    drawn = {}
+    for updates in (1, 3):
+        term.counts = torch.tensor([1e3, 99, 3e3, 42], dtype=torch.float64)
+        term.begin_step(ctx._replace(epoch_updates=updates, loader=lambda: []))
+        drawn[updates] = term.owner.bincount().tolist()
+    assert drawn == {1: [99, 3000, 42], 3: [33, 1000, 14]}
+
+    grid = Grid(tmp_path, ("STAR", "STAR+Memory[size=4,mix=append]"))
+    for name, node in ((n.method, n) for n in grid.plan.nodes.values() if n.index == 1):
+        images = len(node.view.ids) + len(node.view.stored)
+        assert grid.trainer(1, name).context.epoch_updates == images // 4, name
+    assert images // 4 > len(node.view.ids) // 4
 
 
 def test_drawn_features_have_the_statistics_they_are_drawn_from() -> None:

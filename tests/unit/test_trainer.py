@@ -191,7 +191,7 @@ def test_a_term_knows_where_it_is_in_every_micro_batch_and_after_an_interruption
         step.run()
     assert len(term.heard) == 20
     again.run()
-    assert term.heard == [Progress(update, 15, update / 2) for update in range(15) for _ in range(2)]
+    assert term.heard == [Progress(update, 15, update / 2, 2) for update in range(15) for _ in range(2)]
 
 
 def test_a_checkpoint_of_another_layout_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
