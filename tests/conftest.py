@@ -14,6 +14,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CONTSEG_CACHE", tempfile.mkdtemp(prefix="contseg-"))  # not the user's own
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests compute on the CPU on every machine, as equal bits are asked for; only ``pytest -m gpu`` sees the GPU."""
+    wanted = config.option.markexpr
+    if "gpu" not in wanted or "not gpu" in wanted:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_report_header() -> str:
     found = "found" if SHARED.is_dir() else "MISSING: every test that needs it is skipped (set CONTSEG_SHARED)"
     return f"shared material: {SHARED} ({found})"
