@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from contseg.benchmark.models.load import load_trained
-from contseg.benchmark.plan.build import make_plan
+from contseg.benchmark.plan.build import Plan, make_plan
 from contseg.benchmark.plan.config import PER_STEP, Config, EvalConfig, TrainConfig
-from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.plan.external import codes
+from contseg.benchmark.plan.model_config import ModelConfig, model_identity
 from contseg.benchmark.plan.protocol import Protocol, parse_protocol
 from contseg.benchmark.plan.recipe import own_recipe
 from contseg.benchmark.score.networks import StoredNetworks, eval_crop, step_key
 from contseg.benchmark.score.records import Record, Run, scenario_in
-from contseg.benchmark.score.submissions import Matrix, disagreement, record_path, tuples
+from contseg.benchmark.score.submissions import Matrix, UntrueError, disagreement, record_path, tuples
 from contseg.benchmark.store.files import Store, digest, write_sealed
 from contseg.benchmark.train.evaluate import evaluate
 from contseg.benchmark.train.test_set import images_of
@@ -30,22 +31,49 @@ from contseg.datasets.scenario import Scenario
 from contseg.datasets.transforms import EvalTransform
 from contseg.datasets.view import scored_view
 from contseg.methods.grammar import with_recipe
+from contseg.methods.identity import describe
 
 
 def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:
     """The keys (training, evaluation) of a run's steps, as planned here with the local data and code.
 
-    Plugins that a record names are not loaded: a submitted record runs only code that ``--plugin`` names.
+    Plugins that a record names are not loaded: a submitted record runs only code that ``--plugin`` names. Raises
+    ``UntrueError`` where a record says what is in no key, and is otherwise in the plan.
     """
     first, config = run.records[0], config_of(run)
-    (planned,) = make_plan(config, stored.dataset).runs
+    plan = make_plan(config, stored.dataset)
+    (planned,) = plan.runs
     scenario, names = planned.scenario, stored.dataset(run.dataset).class_names
     here = (scenario.task, scenario.order, planned.method, scenario.domains or scenario.groups, list(names))
     written = (first["task"], first["order"], config.methods[0], run.parts, first["class_names"])
     if here != written:
         a, b = next(pair for pair in zip(written, here, strict=True) if pair[0] != pair[1])
         raise UserError(f"{a} is {b} here")
+    for t, record in enumerate(run.records):
+        _check_said(record, plan, t)
     return [(cell.node.key, cell.score) for cell in planned.cells]
+
+
+def _check_said(record: Record, plan: Plan, t: int) -> None:
+    """What tables and foot notes take from a record and no key holds: compared with the plan of its only run."""
+    (run,) = plan.runs
+    node, config = run.cells[t].node, record["config"]
+    said: dict[str, tuple[Any, Any]] = {"background": (record.get("background", True), run.scenario.background)}
+    if record.get("external") is not None:
+        said["external"] = record["external"], list(codes(plan.config.model, run.method))
+    if run.scenario.domains:
+        trained, images = plan.tested_on_trained(run, t)
+        said["test"] = record.get("test"), {"images": images, "trained_on": trained}
+    if "images" in record.get("sees", {}):
+        said["sees.images"] = record["sees"]["images"], len(node.view.ids)
+    if describe(TrainConfig(**tuples(config["train"]))) != describe(node.train):
+        said["config.train"] = "another", "that of step 0 and the name"
+    model = ModelConfig(**tuples(config["model"]))
+    if model != plan.config.model and model_identity(model) != model_identity(plan.config.model):
+        said["config.model"] = "another", "that of step 0"
+    for name, (there, here) in said.items():
+        if there != here:
+            raise UntrueError(f"step {t}: its {name} is {there}, not {here}")
 
 
 def config_of(run: Run) -> Config:

@@ -23,7 +23,7 @@ from contseg.datasets.errors import UserError
 Recompute: TypeAlias = Callable[[Run], list[tuple[str, str]]]
 # test pixels of each raw label, void last, under this record's evaluation; None if the data are not available
 Pixels: TypeAlias = Callable[[Record], Sequence[int] | None]
-Matrix: TypeAlias = dict[str, list[list[int]]]
+Matrix: TypeAlias = dict[str, Any]
 # a record's matrix, counted again with its network; None without a network; UserError if it cannot be scored
 Rescore: TypeAlias = Callable[[Record], Matrix | None]
 
@@ -33,6 +33,11 @@ CONSISTENT = "consistent, not scored again"
 # by precision: the share of a class's pixels whose prediction may differ on another machine; at least FEW pixels
 SAME = {"no": 0.001, "double": 0.001, "bf16": 0.01, "fp16": 0.01}
 FEW = 10
+OTHER_PIXELS = "its network was scored on other pixels than the record counts"
+
+
+class UntrueError(UserError):
+    """A record says of itself what is not so, though its keys are right."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,21 @@ def disagreement(record: Record, matrix: Matrix) -> str | None:
     """How a record's matrix differs from its network's, beyond what machines explain; ``None`` if it does not.
 
     A class may gain or lose the share ``SAME`` of its pixels (labelled or predicted, whichever are more), or ``FEW``
-    pixels. Its IoU then moves by at most twice that share.
+    pixels. Its IoU then moves by at most twice that share. By domain this holds in each domain's matrix.
     """
-    here, there = (
-        np.stack([np.asarray(m[part], dtype=np.int64) for part in PARTS]) for m in (record["matrix"], matrix)
-    )
+    mine, theirs = (m.get("domains", {}) for m in (record["matrix"], matrix))
+    if mine.keys() != theirs.keys():
+        return OTHER_PIXELS
+    for domain in mine:
+        if fault := _disagreement(record, {**matrix, "seen": mine[domain]}, {**matrix, "seen": theirs[domain]}):
+            return f"{domain}: {fault}"
+    return _disagreement(record, record["matrix"], matrix)
+
+
+def _disagreement(record: Record, mine: Matrix, matrix: Matrix) -> str | None:
+    here, there = (np.stack([np.asarray(m[part], dtype=np.int64) for part in PARTS]) for m in (mine, matrix))
     if here.shape != there.shape or (here.sum(2) != there.sum(2)).any():
-        return "its network was scored on other pixels than the record counts"
+        return OTHER_PIXELS
     moved = np.abs(here - there).sum((0, 1))
     given = np.maximum(here.sum((0, 1)), there.sum((0, 1)))
     size = np.maximum(given, here.sum((0, 2))[record["channels"]])
@@ -122,6 +135,8 @@ def _faults(run: Run, totals: dict[Any, tuple[int, ...]], pixels: Pixels, recomp
         faults.append("the steps do not agree in their classes")
     if any(r["protocol"] != run.last["protocol"] for r in run.records):
         faults.append("the steps do not agree in their protocol")
+    if run.last["protocol"]["eval_view"] == "crop" and len({crop_of(r) for r in run.records}) > 1:
+        faults.append("the steps do not agree in the size of their test images")
     if digest([r["key"] for r in run.records]) != run.last["run"]:
         faults.append("the run's key is not that of its steps")
     if recompute is not None and not faults:
@@ -195,6 +210,8 @@ def tuples(section: dict[str, Any]) -> dict[str, Any]:
 def _key_faults(run: Run, recompute: Recompute) -> list[str]:
     try:
         keys = recompute(run)
+    except UntrueError as error:
+        return [str(error)]
     except UserError as error:
         theirs = "; --plugin FILE.py runs their code" if run.last["config"].get("plugins") else ""
         return [f"its keys cannot be recomputed here: {error}{theirs}"]
