@@ -83,8 +83,9 @@ def on_nav(nav: Any, **_: Any) -> Any:
 @event_priority(-100)  # after the documentation's search has written what it finds
 def on_post_build(config: Any) -> None:
     """Write the leaderboard's pages, with the navigation of the documentation; each search finds the pages of both."""
-    from contseg.benchmark.report.reporter import load_records
+    from contseg.benchmark.report.reporter import load_records, load_rows
     from contseg.benchmark.score.published import load_published
+    from contseg.benchmark.score.records import results_folders
     from contseg.benchmark.site.build import Page, Section, boards_of, write_site
 
     index = Path(config.site_dir) / "search" / "search_index.json"
@@ -93,7 +94,9 @@ def on_post_build(config: Any) -> None:
     parts |= {item.title: item.children for item in navigation if item.is_section}
     docs = [Section(title, tuple((p.title, f"../{p.file.url}") for p in pages)) for title, pages in parts.items()]
     texts = [Page(f"../{entry['location']}", entry["title"], "documentation", "") for entry in found["docs"]]
-    boards = boards_of(load_records(ROOT / "results"), (), load_published())
+    results = ROOT / "results"
+    tuned = load_rows(results_folders(results))
+    boards = boards_of(load_records(results), (), load_published(), tuned=tuned)
     pages = write_site(boards, Path(config.site_dir) / LEADERBOARD, docs, texts)
     found["docs"] += [
         {"location": f"{LEADERBOARD}/{page.path}", "title": page.title, "text": page.text}

@@ -113,7 +113,7 @@ def main(args: argparse.Namespace) -> int:
         return 2  # nothing was accepted, and there are no earlier records
     records, unread = read(args.records or [args.out])
     problems += unread
-    tuned, unread = _rows(args.records or [args.out])
+    tuned, unread = read_searches(args.records or [args.out])
     problems += unread
     boards = []
     if args.re_evaluate:
@@ -215,6 +215,7 @@ def _verify(args: argparse.Namespace) -> list[str]:
 
     from contseg.benchmark.score.recompute import PixelCounter, Rescorer, keys
     from contseg.benchmark.score.records import read_records, results_folders
+    from contseg.benchmark.score.rows import carry_rows
     from contseg.benchmark.score.submissions import merge, verify
     from contseg.datasets.errors import UserError
 
@@ -228,6 +229,8 @@ def _verify(args: argparse.Namespace) -> list[str]:
     rescore = Rescorer(stored, results_folders(args.verify), foreign=True)
     for verdict in verify(submitted, known, PixelCounter(stored), partial(keys, stored), rescore):
         clash = merge(verdict.run, args.out / "records") if verdict.accepted else []
+        if verdict.accepted and not clash:
+            carry_rows(results_folders(args.verify), {verdict.run.last["run"]}, args.out)
         line = f"refused: {verdict.run}: {clash[0]}" if clash else str(verdict)
         print(line)
         problems += [line] if clash or not verdict.accepted else []
@@ -278,7 +281,7 @@ def read(folders: list[Path]) -> tuple[list[Record], list[str]]:
     return tested, problems
 
 
-def _rows(folders: list[Path]) -> tuple[Searches, list[str]]:
+def read_searches(folders: list[Path]) -> tuple[Searches, list[str]]:
     """Which rows a search chose, as the files beside the records say; stderr names each file that was left out."""
     from contseg.benchmark.score.records import results_folders
     from contseg.benchmark.score.rows import read_rows

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Write the site. The exit code: 0, or 2 if some records were left out."""
-    from contseg.benchmark.cli.report import read
+    from contseg.benchmark.cli.report import read, read_searches
     from contseg.benchmark.plan.protocol import parse_protocol
     from contseg.benchmark.score.published import load_published
     from contseg.benchmark.site.build import boards_of, write_site
@@ -43,6 +43,7 @@ def main(args: argparse.Namespace) -> int:
     published = load_published(args.published_csv)
     load_plugins(*args.plugin)
     records, problems = read(args.records)
-    pages = write_site(boards_of(records, protocols, published, args.published_source), args.out)
+    tuned, unread = read_searches(args.records)
+    pages = write_site(boards_of(records, protocols, published, args.published_source, tuned=tuned), args.out)
     print(f"written: {len(pages)} pages; open {args.out / 'index.html'}")
-    return 2 if problems else 0
+    return 2 if problems or unread else 0

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from contseg.benchmark.plan.recipe import own_recipe
 from contseg.benchmark.plan.toml import toml_value
@@ -41,7 +42,7 @@ class Search(msgspec.Struct, frozen=True):
     scenario: str
     trials: Annotated[int, msgspec.Meta(ge=1)]
     draw: int = 0
-    record: str = ""
+    record: Annotated[str, msgspec.Meta(pattern=r"^([\w-]+\.csv)?$")] = ""
 
     def __str__(self) -> str:
         where = "" if self.on.partition(":")[2] == self.scenario else f" ({self.scenario})"
@@ -95,16 +96,40 @@ def write_rows(out: Path, config: Config, runs: Iterable[Run], grid: Path | None
     if not keys:
         return None
     record = _copy_trials(out / FOLDER, tuned.record, grid)
-    lines = [HEAD, "", "[search]"]
-    fields = {"on": tuned.on, "scenario": tuned.scenario, "trials": tuned.trials, "draw": tuned.draw, "record": record}
-    lines += [f"{key} = {toml_value(value)}" for key, value in fields.items()]
-    for method, its in keys.items():
-        row = {"method": method, "trial": names[method], "runs": tuple(dict.fromkeys(its))}
-        lines += ["", "[[row]]", *(f"{key} = {toml_value(value)}" for key, value in row.items())]
+    search = Search(tuned.on, tuned.scenario, tuned.trials, tuned.draw, record)
+    return _write_file(
+        out, _File(search, tuple(Row(m, names[m], tuple(dict.fromkeys(its))) for m, its in keys.items()))
+    )
+
+
+def carry_rows(folders: Iterable[Path], runs: Collection[str], out: Path) -> None:
+    """Note in the results folder ``out`` what those of ``folders`` say of these runs, by key, and of no others.
+
+    The trials that a search names are copied where they are what their name says.
+    """
+    for path, file, _ in _files(folders):
+        rows = [replace(row, runs=tuple(k for k in row.runs if k in runs)) for row in file.row] if file else []
+        kept = tuple(row for row in rows if row.runs)
+        if file and kept:
+            trials, record = path.parent / file.search.record, ""
+            if file.search.record and trials.is_file() and _hash(content := trials.read_bytes()) == trials.stem:
+                record = trials.name
+                _write(out / FOLDER / record, content)
+            _write_file(out, _File(replace(file.search, record=record), kept))
+
+
+def _write_file(out: Path, file: _File) -> Path:
+    lines = [HEAD, "", "[search]", *_values(file.search)]
+    for row in file.row:
+        lines += ["", "[[row]]", *_values(row)]
     text = "\n".join(lines) + "\n"
     path = out / FOLDER / f"{_hash(text.encode())}.toml"
     _write(path, text.encode())
     return path
+
+
+def _values(part: Search | Row) -> list[str]:
+    return [f"{name} = {toml_value(getattr(part, name))}" for name in part.__struct_fields__]
 
 
 def _copy_trials(folder: Path, record: str, grid: Path | None) -> str:
@@ -136,11 +161,9 @@ def read_rows(folders: Iterable[Path]) -> tuple[dict[str, list[Tuned]], list[str
     """
     found: dict[str, list[Tuned]] = {}
     problems = []
-    for path in (p for folder in folders for p in sorted((folder / FOLDER).glob("*.toml"))):
-        try:
-            file = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-            problems.append(f"left out {path}: not a table of tuned rows ({' '.join(str(error).split())})")
+    for path, file, why in _files(folders):
+        if file is None:
+            problems.append(why)
             continue
         search = file.search
         if search.record and not (path.parent / search.record).is_file():
@@ -151,6 +174,17 @@ def read_rows(folders: Iterable[Path]) -> tuple[dict[str, list[Tuned]], list[str
                 if one not in found.setdefault(key, []):
                     found[key].append(one)
     return found, problems
+
+
+def _files(folders: Iterable[Path]) -> Iterator[tuple[Path, _File | None, str]]:
+    """Every file below ``tuned``; ``None`` and a line for one that cannot be read."""
+    for path in (p for folder in folders for p in sorted((folder / FOLDER).glob("*.toml"))):
+        try:
+            file = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+            yield path, None, f"left out {path}: not a table of tuned rows ({' '.join(str(error).split())})"
+        else:
+            yield path, file, ""
 
 
 def note(search: Search) -> str:

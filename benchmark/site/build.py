@@ -20,6 +20,7 @@ from contseg.benchmark.report.tables import as_csv, write_text
 from contseg.benchmark.score.leaderboard import Leaderboard, leaderboard
 from contseg.benchmark.score.published import with_literature
 from contseg.benchmark.score.records import Record
+from contseg.benchmark.score.rows import Searches
 from contseg.benchmark.score.submissions import CONSISTENT
 from contseg.benchmark.site import methods, over, runs, scenarios
 from contseg.benchmark.site.catalogue import (
@@ -55,11 +56,19 @@ class Section:
 
 
 def boards_of(
-    records: Sequence[Record], protocols: Sequence[Protocol], published: pd.DataFrame, source: str = ""
+    records: Sequence[Record],
+    protocols: Sequence[Protocol],
+    published: pd.DataFrame,
+    source: str = "",
+    *,
+    tuned: Searches | None = None,
 ) -> list[Leaderboard]:
-    """A leaderboard for each protocol (none given: each of the records), beside published numbers."""
+    """A leaderboard for each protocol (none given: each of the records), beside published numbers.
+
+    ``tuned``: the searches that chose rows (``rows.read_rows``).
+    """
     own = map(parse_protocol, dict.fromkeys(r["protocol"]["name"] for r in records))
-    boards = (leaderboard(records, protocol) for protocol in protocols or own)
+    boards = (leaderboard(records, protocol, tuned=tuned) for protocol in protocols or own)
     return [with_literature(board, published, records, source) for board in boards]
 
 

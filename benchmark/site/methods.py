@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from contseg.benchmark.score.scores import unmarked
 from contseg.benchmark.site.catalogue import Row, slug
 from contseg.datasets.errors import UserError
 from contseg.methods.grammar import parse, value_text
@@ -30,7 +31,7 @@ def about(plain: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _given(method: str) -> list[dict[str, str]]:
     try:
-        return [values for _, values in parse(re.sub(r" \(\d+\)$", "", method))]
+        return [values for _, values in parse(unmarked(method))]
     except UserError:
         return []
 

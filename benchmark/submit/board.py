@@ -11,7 +11,7 @@ import filecmp
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +23,7 @@ import msgspec
 from contseg.benchmark.score.networks import StoredNetworks
 from contseg.benchmark.score.recompute import PixelCounter, Rescorer, keys
 from contseg.benchmark.score.records import Record, Run
+from contseg.benchmark.score.rows import Searches, Tuned
 from contseg.benchmark.score.submissions import CONSISTENT, SCORED, Verdict, verify
 from contseg.benchmark.site.catalogue import run_id
 from contseg.benchmark.store.files import digest, write_sealed
@@ -93,6 +94,14 @@ class Board:
     def records(self, version: int | None = None) -> list[Record]:
         """The records of a version's runs."""
         return [record for _, run in self.runs(version) for record in run.records]
+
+    def searches(self, version: int | None = None) -> Searches:
+        """The searches that chose a version's runs, each as its own submission says."""
+        found: dict[str, Sequence[Tuned]] = {}
+        for name, run in self.runs(version):
+            said = self.submissions[name].searches.get(run.last["run"], ())
+            found[run.last["run"]] = list(dict.fromkeys([*found.get(run.last["run"], ()), *said]))
+        return found
 
     def unscored(self) -> set[str]:
         """The runs of the newest version that are consistent and were not scored again, as the site names them."""

@@ -1,8 +1,8 @@
 """A submission: the folder that a contributor adds to a leaderboard by a pull request.
 
 ``NAME/submission.json`` is sealed and has the checksum of every other file: ``records/``, ``code/*.py`` of methods that
-contseg does not have, and ``cache/`` with the networks of the records, or without it where they are too large for a
-repository and travel as ``NAME-networks.tar``.
+contseg does not have, ``tuned/`` with the searches that chose its runs, and ``cache/`` with the networks of the
+records, or without it where they are too large for a repository and travel as ``NAME-networks.tar``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import msgspec
 from contseg import __version__
 from contseg.benchmark.score.networks import step_key
 from contseg.benchmark.score.records import Record, Run, gather_runs, read_records, results_folders
+from contseg.benchmark.score.rows import Searches, carry_rows, read_rows
 from contseg.benchmark.score.submissions import Verdict, record_path
 from contseg.benchmark.store.files import Store, digest, write_sealed
 from contseg.datasets.atomic import replacing, writing
@@ -34,6 +35,7 @@ NETWORKS_IN_GIT = 50 * 2**20  # bytes of networks that may lie in a pull request
 NAME = r"[a-z0-9][a-z0-9-]{1,39}"
 # the files of a submission besides the manifest
 RECORD = re.compile(r"records/([^/]+/){3,}[^/]+\.json")
+SEARCH = re.compile(r"tuned/[0-9a-f]{8}\.(toml|csv)")
 CODE = re.compile(r"code/[A-Za-z_]\w*\.py")
 NETWORK = re.compile(r"cache/[0-9a-f]{2}/[0-9a-f]{64}/(model|terms|observer-[0-9a-f]+)\.safetensors")
 
@@ -79,6 +81,12 @@ class Submission:
     def runs(self) -> list[Run]:
         return gather_runs(self.records)
 
+    @property
+    def searches(self) -> Searches:
+        """The searches that chose its runs, as it says."""
+        own = {r["run"] for r in self.records}
+        return {key: found for key, found in read_rows([self.folder])[0].items() if key in own}
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -117,6 +125,7 @@ def pack(
         with writing(out):
             for record in (r for v in verdicts for r in v.run.records):
                 write_sealed(work / "records" / record_path(record), record)
+            carry_rows(results_folders(records), {v.run.last["run"] for v in verdicts}, work)
             for place, source in {**sources, **({} if archive else networks)}.items():
                 (work / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, work / place)
@@ -174,7 +183,10 @@ def read_submission(folder: Path) -> tuple[Submission | None, list[str]]:
     faults = [] if manifest.name == folder.name else [f"it is called {manifest.name}, its folder {folder.name}"]
     faults += _file_faults(folder, manifest)
     records, problems = read_records(folder / "records") if (folder / "records").is_dir() else ([], [])
-    faults += [f"{line.removeprefix('left out ').replace(f'{folder}/', '')}" for line in problems]
+    tuned, wrong = read_rows([folder])
+    faults += [line.removeprefix("left out ").replace(f"{folder}/", "") for line in (*problems, *wrong)]
+    if others := sorted(tuned.keys() - {r["run"] for r in records}):
+        faults.append(f"tuned/: names the run {others[0][:8]}, which is not in it")
     places = {f"records/{record_path(r)}" for r in records}
     if strange := sorted(p for p in manifest.files if p.startswith("records/") and p not in places):
         faults += [] if problems else [f"{strange[0]} is not where a record of its content belongs"]
@@ -190,7 +202,7 @@ def _file_faults(folder: Path, manifest: Manifest) -> list[str]:
         path = folder / place
         if path.is_symlink() or not path.is_file():
             faults.append(f"{place} is no regular file")
-        elif not any(form.fullmatch(place) for form in (RECORD, CODE, NETWORK)):
+        elif not any(form.fullmatch(place) for form in (RECORD, SEARCH, CODE, NETWORK)):
             faults.append(f"{place} is no file of a submission")
         elif place not in stated:
             faults.append(f"{place} is not in {MANIFEST}")

@@ -14,6 +14,7 @@ from contseg.benchmark.report.tables import number, write_text
 from contseg.benchmark.score.leaderboard import Leaderboard, leaderboard
 from contseg.benchmark.score.published import load_published
 from contseg.benchmark.score.records import Record
+from contseg.benchmark.score.rows import Searches
 from contseg.benchmark.score.scores import CELL
 from contseg.benchmark.score.submissions import CONSISTENT, SCORED
 from contseg.benchmark.site.build import boards_of, write_site
@@ -28,10 +29,10 @@ WORDS = {
 }
 
 
-def boards(records: Sequence[Record]) -> list[Leaderboard]:
-    """A leaderboard for each protocol of the records."""
+def boards(records: Sequence[Record], tuned: Searches) -> list[Leaderboard]:
+    """A leaderboard for each protocol of the records; ``tuned``: the searches that chose rows."""
     names = dict.fromkeys(r["protocol"]["name"] for r in records)
-    return [leaderboard(records, parse_protocol(name)) for name in names]
+    return [leaderboard(records, parse_protocol(name), tuned=tuned) for name in names]
 
 
 def comment(judged: Judged, board: Board, also: Sequence[str] = ()) -> str:
@@ -66,8 +67,9 @@ def difference(board: Board, judged: Judged) -> str:
     gone = {cell(run) for run in mine} if replaces else set()
     owner = replaces.submission if replaces else ""
     kept = [run for name, run in board.runs() if name != owner or cell(run) not in gone]
-    before = _rows(board.records())
-    after = _rows([record for run in (*kept, *mine) for record in run.records])
+    before = _rows(board.records(), board.searches())
+    searches = {**board.searches(), **judged.submission.searches}
+    after = _rows([record for run in (*kept, *mine) for record in run.records], searches)
     lines = []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
@@ -84,9 +86,9 @@ def difference(board: Board, judged: Judged) -> str:
     )
 
 
-def _rows(records: Sequence[Record]) -> dict[tuple[str, ...], tuple[str, ...]]:
+def _rows(records: Sequence[Record], tuned: Searches) -> dict[tuple[str, ...], tuple[str, ...]]:
     """The cell of every row of these records' tables -> n and ``SHOWN``, as printed."""
-    frames = [board.frame for board in boards(records)]
+    frames = [board.frame for board in boards(records, tuned)]
     rows = [row for frame in frames for row in frame.to_dict("records")]
     return {
         tuple(str(row[k]) for k in CELL): (str(row["seeds"]), *(number(row[c], row[f"{c}_std"]) for c in SHOWN))
@@ -99,14 +101,14 @@ def write_pages(board: Board, out: Path) -> list[Path]:
     CSV and JSON below ``versions/N/``."""
     written = []
     for entry in board.versions:
-        for i, part in enumerate(boards(board.records(entry.version))):
+        for i, part in enumerate(boards(board.records(entry.version), board.searches(entry.version))):
             for form in ("markdown", "csv", "json"):
                 name = Path(FORMATS[form][1])
                 file = f"{name.stem}-{part.protocol.name}{name.suffix}" if i else name.name
                 written.append(out / "versions" / str(entry.version) / file)
                 write_text(written[-1], render(part, form))
     if board.versions:
-        shown = boards_of(board.records(), (), load_published())
+        shown = boards_of(board.records(), (), load_published(), tuned=board.searches())
         pages = write_site(shown, out / "leaderboard", unscored=board.unscored())
         written += [out / "leaderboard" / page.path for page in pages]
     write_text(out / "index.html", index(board))
