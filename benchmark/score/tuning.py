@@ -14,7 +14,8 @@ COLUMNS = ["method", "trial", "name", "seeds", *SCORES, "best_so_far", "chosen",
 
 
 def trial_frame(trials: Mapping[str, Sequence[Trial]], board: Leaderboard) -> pd.DataFrame:
-    """One row a trial: mean scores over seeds, the best 'all' mIoU of the trials up to it, and whether it is chosen.
+    """One row a trial: mean scores over seeds, the 'all' mIoU of the trial that those up to it would have chosen, and
+    whether it is chosen.
 
     Of each method the trial with the highest 'all' mIoU is chosen, of equal ones the first. A trial that diverged is
     kept without numbers; one that diverged with some seeds is not chosen. ``runs``: the first digits of the keys of its
@@ -38,8 +39,9 @@ def trial_frame(trials: Mapping[str, Sequence[Trial]], board: Leaderboard) -> pd
                 }
             )
     frame = pd.DataFrame(rows)
-    frame["best_so_far"] = frame.groupby("method", sort=False)["all"].cummax()
     whole = frame[(frame["seeds"] > 0) & (frame["seeds"] == frame["seeds"].max())]
+    reached = whole.groupby("method", sort=False)["all"].cummax().reindex(frame.index)
+    frame["best_so_far"] = reached.groupby(frame["method"], sort=False).ffill()
     best = whole.groupby("method", sort=False)["all"].idxmax()
     frame["chosen"] = frame.index.isin(best)
     return frame[[*COLUMNS, *(c for c in frame if c not in COLUMNS)]]
