@@ -245,7 +245,7 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], b
     for scenario, seed in asked:
         for method in methods.values():
             run = builder.run(method.scenario(scenario), method, seed)
-            runs[run.scenario.name, run.method, seed] = run
+            runs[run.scenario, run.method, seed] = run  # Joint of some classes has the name of Joint of all
     return Plan(config, protocol, builder.datasets, tuple(runs.values()), builder.nodes, builder.origins)
 
 

@@ -105,5 +105,5 @@ def eval_results(board: Leaderboard, hub: Mapping[str, str]) -> dict[Path, str]:
 
 
 def _plain(text: str) -> str:
-    """A text as a file name."""
-    return re.sub(r"[^\w.+=@-]+", "_", text).strip("_")
+    """A text as a file name; the tasks [1,3|2] and [1|3|2] stay two."""
+    return re.sub(r"[^\w.+=@-]+", "_", text.replace("|", "+")).strip("_")

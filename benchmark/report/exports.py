@@ -92,7 +92,7 @@ def latex_number(text: str) -> str:
     """A printed cell: a leading sign in math mode, ``-`` alone as a dash."""
     if text == "-":
         return "--"
-    return f"${text}$" if text[:1] in "+-" else escape(text)
+    return f"${text.replace('±', chr(92) + 'pm')}$" if text[:1] in "+-" else escape(text)
 
 
 def _table(caption: str, head: list[str], rows: list[str], spans: str = "") -> str:

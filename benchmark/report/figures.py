@@ -75,8 +75,8 @@ def contest_rows(board: Leaderboard) -> Iterator[tuple[Contest, Rows]]:
 
 
 def file_name(text: str) -> str:
-    """The text with only characters that every file system accepts."""
-    return re.sub(r"[^\w.@=+-]+", "-", text)
+    """The text with only characters that every file system accepts; the tasks [1-2|3] and [1|2-3] stay two."""
+    return re.sub(r"[^\w.@=+-]+", "-", text.replace("|", "_"))
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

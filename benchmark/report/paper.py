@@ -11,11 +11,12 @@ import pandas as pd
 from contseg.benchmark.report.caption import caption
 from contseg.benchmark.report.exports import LATEX_COLUMNS, escape, latex_number
 from contseg.benchmark.report.tables import TITLES, cell_text, foot, short_names, title
-from contseg.benchmark.score.leaderboard import Contest, Leaderboard
+from contseg.benchmark.score.leaderboard import Contest, Leaderboard, ranked
 from contseg.benchmark.score.scores import CONTEST, COST, METRICS, plain_name
 from contseg.datasets.errors import UserError, unknown
 
 COLUMNS = ("old", "new", "all")
+QUOTED = r"\quad\textit"  # begins a row of published numbers
 PUBLISHED = ("old", "new", "all")  # what the literature's table has
 
 
@@ -124,7 +125,7 @@ def _published(board: Leaderboard, keys: Sequence[Contest], method: str, columns
     lines = []
     for source, rows in found.items():
         cells = [number(rows.get(key), c) for key in keys for c in columns]
-        lines += [_line(rf"\quad\textit{{{escape(source)}}}", cells)] if any(cells) else []
+        lines += [_line(f"{QUOTED}{{{escape(source)}}}", cells)] if any(cells) else []
     return lines
 
 
@@ -147,7 +148,7 @@ def _table(board: Leaderboard, keys: Sequence[Contest], choice: Choice, lines: l
             r"% \usepackage{booktabs}; \input{paper.tex}",
             rf"\begin{{table{star}}}[t]",
             rf"\centering{size}\setlength{{\belowcaptionskip}}{{4pt}}",
-            rf"\caption{{{_caption(board, keys, own, common)}}}",
+            rf"\caption{{{_caption(board, keys, (own, common), lines)}}}",
             rf"\label{{{choice.label}}}",
             rf"\begin{{tabular}}{{l{('r' * n) * len(keys)}}}",
             r"\toprule",
@@ -157,7 +158,7 @@ def _table(board: Leaderboard, keys: Sequence[Contest], choice: Choice, lines: l
             *lines,
             r"\bottomrule",
             r"\end{tabular}",
-            *_citations(board),
+            *_citations(board, lines),
             rf"\end{{table{star}}}",
             *said,
             "",
@@ -165,9 +166,11 @@ def _table(board: Leaderboard, keys: Sequence[Contest], choice: Choice, lines: l
     )
 
 
-def _citations(board: Leaderboard) -> list[str]:
-    """The sources of the published numbers, in small print below the table."""
-    cited = [escape(note) for note in board.notes if note.startswith("[")]
+def _citations(board: Leaderboard, rows: Sequence[str]) -> list[str]:
+    """The sources of the published numbers in these rows, in small print below the table."""
+    heads = [row.partition(" & ")[0] for row in rows if row.startswith(QUOTED)]
+    notes = [note for note in board.notes if note.startswith("[")]
+    cited = [escape(note) for note in notes if any(f" {note.partition('] ')[0]}]" in head for head in heads)]
     lines = [r"\par\smallskip{\raggedright\scriptsize", *(f"{note}\\par" for note in cited), "}"]
     return lines if cited else []
 
@@ -180,8 +183,14 @@ def _parts(keys: Sequence[Contest]) -> tuple[list[list[str]], list[str]]:
     return own, [part for part, differs in zip(keys[0][:3], varies[:3], strict=True) if not differs]
 
 
-def _caption(board: Leaderboard, keys: Sequence[Contest], own: list[list[str]], common: list[str]) -> str:
-    """What the numbers are, the facts that all tasks share, and those of single tasks with their names."""
+def _caption(
+    board: Leaderboard, keys: Sequence[Contest], parts: tuple[list[list[str]], list[str]], lines: Sequence[str]
+) -> str:
+    """What the numbers are, the facts that all tasks share, and those of single tasks with their names.
+
+    ``parts``: as ``_parts`` gives them; ``lines``: the rows, which have bold numbers and published ones, or none.
+    """
+    own, common = parts
     facts = [caption(board, key).split("; ") for key in keys]
     shared = [fact for fact in facts[0] if all(fact in other for other in facts)]
     texts = ["; ".join(shared)]
@@ -192,9 +201,10 @@ def _caption(board: Leaderboard, keys: Sequence[Contest], own: list[list[str]], 
         if rest
     ]
     texts += ["mIoU in %, mean and sample standard deviation over seeds"]
-    inside = board.frame.index[[key in keys for key in zip(*(board.frame[c] for c in CONTEST), strict=True)]]
-    if any(i in set(inside) for i, _ in board.leaders):
-        texts += ["Bold: better than every other row by a paired 95 % confidence interval"]
-    if not board.literature.empty:
+    if any(r"\textbf{" in line for line in lines):
+        kinds = max(len(ranked(part)) for key, part in board.contests() if key in keys)
+        like = " that was tuned alike, saw the same external data and has the same configuration" if kinds > 1 else ""
+        texts += [f"Bold: better than every other row{like}, by a paired 95 % confidence interval"]
+    if any(line.startswith(QUOTED) for line in lines):
         texts += ["In italics: published numbers"]
     return ". ".join(map(escape, [title(common), *texts])) + "."

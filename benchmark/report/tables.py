@@ -50,7 +50,7 @@ def number(value: float, std: float = float("nan")) -> str:
     """``61.2 ± 0.4``; without ± if there is no standard deviation, ``-`` if there is no number."""
     if pd.isna(value):
         return "-"
-    return f"{value:.1f}" if pd.isna(std) else f"{value:.1f} ± {std:.1f}"
+    return f"{value:z.1f}" if pd.isna(std) else f"{value:z.1f} ± {std:.1f}"
 
 
 def cost(column: str, value: float) -> str:
@@ -74,7 +74,7 @@ def cell_text(row: Any, column: str) -> str:
     if column == "seeds":
         return f"{value:.0f}"
     if column in ("to_ft", "to_joint"):
-        return "-" if pd.isna(value) else f"{value + 0.0:+.1f}"
+        return "-" if pd.isna(value) else f"{value:+z.1f}"
     if column in METRICS:
         return number(value, row[f"{column}_std"] if column in WITH_STD else float("nan"))
     return str(value)
@@ -138,7 +138,7 @@ def literature_rows(board: Leaderboard, key: Contest) -> list[list[str]]:
             short[row["method"]],
             *(number(row[c]) for c in ("old", "new", "all")),
             *(number(row[f"published_{c}"]) for c in ("old", "new", "all")),
-            "-" if pd.isna(row["difference"]) else f"{row['difference']:+.1f}",
+            "-" if pd.isna(row["difference"]) else f"{row['difference']:+z.1f}",
             f"{row['source']}, {row['provenance']} [{row['foot']}]",
         ]
         for row in here.to_dict("records")
@@ -160,7 +160,7 @@ def domain_rows(board: Leaderboard, key: Contest, part: pd.DataFrame) -> tuple[l
         texts = [number(v) for v in final]
         if runs[0].score.incremental:
             learned = [mean([s.score.by_group[g][g] for s in runs]) for g in range(len(final) - 1)]
-            changes = [f" ({after - before:+.1f})" for before, after in zip(learned, final, strict=False)]
+            changes = [f" ({after - before:+z.1f})" for before, after in zip(learned, final, strict=False)]
             texts = [text + change for text, change in zip(texts, [*changes, ""], strict=True)]
         rows.append([short[method], *texts])
     return rows, head

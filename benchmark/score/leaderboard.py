@@ -24,6 +24,7 @@ from contseg.benchmark.score.scores import (
     RANKED,
     Scored,
     cell_frame,
+    configuration_of,
     plain_name,
     run_frame,
     score_runs,
@@ -68,20 +69,21 @@ class Leaderboard:
 
 
 NOT_TOGETHER = (
-    "rows that were tuned otherwise, or saw other data besides the task, are not ranked together: bold is the best of "
-    "the rows of one kind"
+    "rows that were tuned otherwise, saw other data besides the task, or have another configuration (marked) are not "
+    "ranked together: bold is the best of the rows of one kind"
 )
 
 
 def ranked(part: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
-    """The rows of a contest in groups that may be ranked together, those that are equal in ``ALIKE``; and what the rows
-    of a group are, to stand behind the contest's name: "" if they are all of its rows."""
-    varied = [column for column in ALIKE if part[column].nunique() > 1]
-    words = {"tuned_on": "tuned on {}", "external": "external data {}"}
+    """The rows of a contest in groups that may be ranked together, those of one configuration that are equal in
+    ``ALIKE``; and what the rows of a group are, to stand behind the contest's name: "" if they are all of its rows."""
+    kinds = part[ALIKE].assign(configuration=part["method"].map(configuration_of))
+    varied = [column for column in kinds if kinds[column].nunique() > 1]
+    words = {"tuned_on": "tuned on {}", "external": "external data {}", "configuration": "configuration {}"}
     groups = []
-    for kind, rows in part.groupby(ALIKE, sort=False):
-        said = {c: NO_SEARCH if v == NO_SEARCH else words[c].format(v) for c, v in zip(ALIKE, kind, strict=True)}
-        groups.append((rows, "".join(f", {said[column]}" for column in varied)))
+    for kind, index in kinds.groupby([*kinds], sort=False).groups.items():
+        said = {c: NO_SEARCH if v == NO_SEARCH else words[c].format(v) for c, v in zip(kinds, kind, strict=True)}
+        groups.append((part.loc[index], "".join(f", {said[column]}" for column in varied)))
     return groups
 
 
@@ -104,9 +106,9 @@ def leaderboard(
     frame = run_frame(scored)
     cells = cell_frame(frame, order)
     searches = dict.fromkeys(note(s.search) for s in scored if s.search)
-    notes = [*_incomplete(runs), *_mixed_versions(whole), *_seed_notes(cells, frame), *_configuration_notes(scored)]
-    notes += [*searches, *_external_notes(scored)]
-    notes += [NOT_TOGETHER] if len(cells[ALIKE].drop_duplicates()) > 1 else []
+    notes = [*_incomplete(runs), *_replaced(whole, scored), *_mixed_versions(whole), *_seed_notes(cells, frame)]
+    notes += [*_configuration_notes(scored), *searches, *_external_notes(scored)]
+    notes += [NOT_TOGETHER] if any(len(ranked(part)) > 1 for _, part in cells.groupby(CONTEST)) else []
     return Leaderboard(cells, frame, tuple(scored), protocol, tuple(notes), _leaders(cells, frame))
 
 
@@ -124,7 +126,7 @@ def _values(runs_of: Mapping[tuple[str, ...], pd.DataFrame], part: pd.DataFrame,
 
 def _leaders(cells: pd.DataFrame, frame: pd.DataFrame) -> frozenset[tuple[int, str]]:
     found, runs_of = set[tuple[int, str]](), _by_cell(frame)
-    for _, part in cells.groupby([*CONTEST, *ALIKE], sort=False):
+    for part in (rows for _, whole in cells.groupby(CONTEST, sort=False) for rows, _ in ranked(whole)):
         for column in RANKED:
             best = leader(_values(runs_of, part, column), higher=column not in LOWER_IS_BETTER)
             found |= {(int(i), column) for i in part.index[part["method"] == best]}
@@ -164,6 +166,14 @@ def _incomplete(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if not run.complete
     ]
+
+
+def _replaced(runs: Sequence[Run], scored: Sequence[Scored]) -> list[str]:
+    """Complete runs in no table: a later one has their row and seed, or Joint of the tasks' own setup their place."""
+    shown = {id(s.run) for s in scored}
+    lost = [f"{run} ({str(run.last['run'])[:8]})" for run in runs if id(run) not in shown]
+    more = f" and {len(lost) - 4} more" if len(lost) > 4 else ""
+    return [f"not in the table, where another run has their place: {'; '.join(lost[:4])}{more}"] if lost else []
 
 
 def _mixed_versions(runs: Sequence[Run]) -> list[str]:

@@ -100,28 +100,33 @@ def _over(runs: pd.DataFrame) -> OverTasks:
     if without:
         why = f"no score over tasks: no run of Joint has seed and configuration of another method in {_list(without)}"
         return _none(score, blocks, [*notes, why])
-    return _complete(score, scored, blocks, notes)
+    return _complete(score, runs, blocks, notes)
 
 
 def _complete(score: str, runs: pd.DataFrame, blocks: Sequence[tuple[str, ...]], notes: list[str]) -> OverTasks:
-    """The methods of all blocks and the seeds of all of these."""
-    by = {(m, b, s): v for m, b, s, v in runs[["method", "block", "seed", "score"]].itertuples(index=False)}
-    seeds_of: dict[str, dict[tuple[str, ...], set[int]]] = {}
+    """The methods of all blocks and the seeds of all of these. ``runs``: those without a score too."""
+    every_run = [*runs[["method", "block", "seed", "score"]].itertuples(index=False, name=None)]
+    by = {(m, b, s): v for m, b, s, v in every_run if not np.isnan(v)}
+    present = {(m, b) for m, b, _, _ in every_run}
+    seeds_of: dict[str, dict[tuple[str, ...], set[int]]] = {m: {} for m, *_ in every_run}
     for method, block, seed in by:
-        seeds_of.setdefault(method, {}).setdefault(block, set()).add(seed)
+        seeds_of[method].setdefault(block, set()).add(seed)
     methods = [m for m, found in seeds_of.items() if len(found) == len(blocks)]
+    ends = "FT and Joint" if score == TO_FT else "Joint"
     for m, found in seeds_of.items():
-        if m not in methods:
-            lacking = [_name(b) for b in blocks if b not in found]
-            notes.append(f"left out of the score over tasks: {marked_name(m)}: no run in {_list(lacking)}")
+        for why, there in (("no run in", False), (f"no {ends} of its seed and configuration in", True)):
+            lacking = [_name(b) for b in blocks if b not in found and ((m, b) in present) is there]
+            notes += [f"left out of the score over tasks: {marked_name(m)}: {why} {_list(lacking)}"] if lacking else []
     if not methods:
         return _none(score, blocks, [*notes, "no score over tasks: no method has a run in every task"])
     seeds = sorted(set.intersection(*(s for m in methods for s in seeds_of[m].values())))
     if not seeds:
         return _none(score, blocks, [*notes, "no score over tasks: no seed that all methods have in all tasks"])
-    every = {s for m in methods for found in seeds_of[m].values() for s in found}
+    every = {s for m, _, s, _ in every_run if m in methods}
     if len(every) > len(seeds):
-        notes.append(f"score over tasks: the seeds that all methods have in all tasks, {len(seeds)} of {len(every)}")
+        bare = f", with {ends}" if any(np.isnan(v) for m, _, _, v in every_run if m in methods) else ""
+        which = f"the seeds that all methods have in all tasks{bare}"
+        notes.append(f"score over tasks: {which}, {len(seeds)} of {len(every)}")
     values = np.array([[[by[m, b, s] for b in blocks] for s in seeds] for m in methods])
     return OverTasks(score, tuple(methods), tuple(seeds), tuple(blocks), values, tuple(notes))
 

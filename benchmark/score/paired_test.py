@@ -91,6 +91,7 @@ def all_pairs(methods: Mapping[str, Mapping[int, float]]) -> Pairs | None:
     With fewer than two such seeds: Student's t test of each pair over its own common seeds, with Holm's correction.
     """
     known = {m: {s: x for s, x in v.items() if not np.isnan(x)} for m, v in methods.items()}
+    single = [m for m, v in known.items() if len(v) == 1]
     known = {m: v for m, v in known.items() if len(v) > 1}
     pairs = list(combinations(known, 2))
     if not pairs:
@@ -113,7 +114,9 @@ def all_pairs(methods: Mapping[str, Mapping[int, float]]) -> Pairs | None:
         test, assumed = "Holm", ""
         said = f"paired t tests, Holm's correction for {len(tested)} of {number}"
     best_first = sorted(known, key=lambda m: -float(np.mean(list(known[m].values()))))
-    return Pairs(significant, test, f"{said}, family error 5 % {assumed}".rstrip(), _alike(best_first, significant))
+    said = f"{said}, family error 5 % {assumed}".rstrip()
+    said += f"; of one seed and not compared: {', '.join(single)}" if single else ""
+    return Pairs(significant, test, said, _alike(best_first, significant))
 
 
 def honest_difference(values: NDArray[np.float64]) -> float:

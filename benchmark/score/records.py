@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 import numpy as np
 
+from contseg.benchmark.plan.external import recorded
 from contseg.benchmark.plan.protocol import from_record
 from contseg.benchmark.store.files import RECORD_FORMAT, digest
 from contseg.datasets.errors import UserError
@@ -327,16 +328,19 @@ def recipe_of(method: str) -> dict[str, str]:
 def identity(run: Run) -> dict[str, Any]:
     """The settings that define the experiment, by step: model, train, eval; not workers, trackers or folders.
 
-    A recipe is left out too: the name of the method says it, and all rows of a grid are scored on one crop.
+    A recipe is left out too: the name of the method says it. ``eval.crop`` is the size that was tested, given or not.
+    What a method saw besides its task belongs to the method, and is the same for all of its seeds.
     """
-    said = {f"train.{key}" for key in recipe_of(run.method)}
-    said |= {"eval.crop"} if "train.crop" in said else set()
-    return {
+    said = {"eval.crop", *(f"train.{key}" for key in recipe_of(run.method))}
+    found = {
         f"step {r['step']} {name}": value
         for r in run.records
         for name, value in flat_config(r).items()
         if name.split(".")[0] in ("model", "train", "eval") and name not in said
     }
+    crops = {f"step {r['step']} eval.crop": crop_of(r) for r in run.records if r["protocol"]["eval_view"] == "crop"}
+    seen = {f"external data of {run.method}": " ".join(recorded(run.last)) or "none"}
+    return found | {name: list(crop) for name, crop in crops.items() if crop} | seen
 
 
 def configurations(runs: Sequence[Run]) -> list[int]:

@@ -2,7 +2,7 @@
 
 A *cell* is (data set, task, setup, protocol, method); its row has mean and standard deviation over seeds. Cells are
 compared only within one *contest*: the same data set, task, setup and protocol. Of these, rows are ranked together only
-if they were tuned alike and knew the same data besides the task's (``ALIKE``).
+if they have one configuration, were tuned alike and knew the same data besides the task's (``ALIKE``).
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def searches_of(run: Run, tuned: Searches) -> list[Search | None]:
 
 
 def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, Place, Groups]]:
-    """Every run with the tables that show it: its own task; for Joint, every task of its data set."""
-    tasks: dict[tuple[str, str], dict[Place, Groups]] = defaultdict(dict)  # by data set, and setup if it is by domain
+    """Every run with the tables that show it: its own task; for Joint, every task of its classes."""
+    tasks: dict[tuple[Any, ...], dict[Place, Groups]] = defaultdict(dict)
     for run in runs:
         if not run.is_joint:
             tasks[_kind(run)][run.task, run.setup] = run.parts
@@ -143,9 +143,11 @@ def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, Place, Groups]]:
             yield from ((run, place, groups) for run in own_setup)
 
 
-def _kind(run: Run) -> tuple[str, str]:
-    """Runs whose Joint may stand for another's: by domain each setup has its own test images."""
-    return run.dataset, run.setup if run.last.get("domains") else ""
+def _kind(run: Run) -> tuple[Any, ...]:
+    """Runs whose Joint may stand for another's: those of the same classes; by domain each setup has its own test
+    images."""
+    setup = run.setup if run.last.get("domains") else ""
+    return run.dataset, setup, tuple(sorted(part for group in run.parts for part in group))
 
 
 def run_frame(scored: Sequence[Scored]) -> pd.DataFrame:
@@ -201,6 +203,12 @@ def marked_name(method: str) -> str:
 def unmarked(method: str) -> str:
     """``MiB[kd=10]+SDR (2), tuned on ...`` -> ``MiB[kd=10]+SDR``: without the marks of configuration and search."""
     return re.sub(r" \(\d+\)$", "", method.partition(TUNED)[0])
+
+
+def configuration_of(method: str) -> int:
+    """``MiB[kd=10] (2), tuned on ...`` -> 2; without a mark 1."""
+    mark = re.search(r" \((\d+)\)$", method.partition(TUNED)[0])
+    return int(mark[1]) if mark else 1
 
 
 def plain_name(method: str) -> str:

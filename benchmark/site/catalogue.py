@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 from contseg.benchmark.report.tables import short_names
-from contseg.benchmark.score.leaderboard import Contest, Leaderboard
+from contseg.benchmark.score.leaderboard import Contest, Leaderboard, ranked
 from contseg.benchmark.score.metrics import part_name
 from contseg.benchmark.score.records import Run
 from contseg.benchmark.score.scores import Scored, plain_name
@@ -138,6 +138,13 @@ def _rows(boards: Sequence[Leaderboard], unscored: frozenset[str]) -> Iterator[R
                 seeds = frozenset(s.run.seed for s in runs if run_id(s.run) in unscored)
                 values = {str(k): v for k, v in cell.items()}
                 yield Row(board, key, int(index), values, short[cell["method"]], runs, seeds)
+
+
+def alike(rows: Sequence[Row]) -> list[tuple[list[Row], str]]:
+    """The rows of a table in groups that may be ranked together, and what those of a group are, as ``ranked`` says."""
+    by_index = {row.index: row for row in rows}
+    groups = ranked(rows[0].board.frame.loc[[*by_index]])
+    return [([by_index[i] for i in part.index], kind) for part, kind in groups]
 
 
 def groups_of(row: Row) -> tuple[tuple[Any, ...], ...]:

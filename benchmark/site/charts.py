@@ -23,7 +23,7 @@ FAINT = 0.01  # shares below it stay white
 class Point:
     """A method in the plane of old and new mIoU (%), with standard deviations (NaN: not known).
 
-    ``bound``: an upper bound (Joint), which is drawn and not ranked.
+    ``bound``: an upper bound (Joint), which is drawn and not ranked; ``kind``: only points of one are ranked together.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Point:
     old_std: float = float("nan")
     new_std: float = float("nan")
     bound: bool = False
+    kind: int = 0
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
@@ -45,15 +46,16 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 
 def scatter(points: Sequence[Point], label: str) -> str:
-    """Old against new mIoU; the line joins the methods that no other one beats in both."""
+    """Old against new mIoU; a line joins the methods that no other one of their kind beats in both."""
     shown = [p for p in points if not np.isnan(p.old + p.new)]
     if not shown:
         return ""
     x = _Axis.over([p.old for p in shown], LEFT, WIDTH - RIGHT)
     y = _Axis.over([p.new for p in shown], HEIGHT - BOTTOM, TOP)
     parts = [_open(WIDTH, HEIGHT, label), *_grid(x, y), *_titles("old mIoU (%)", "new mIoU (%)")]
-    front = pareto(shown)
-    if len(front) > 1:
+    for front in (pareto([p for p in shown if p.kind == kind]) for kind in sorted({p.kind for p in shown})):
+        if len(front) < 2:
+            continue
         line = " ".join(f"{x(p.old):.1f},{y(p.new):.1f}" for p in front)
         parts.append(f'<polyline class="pareto" points="{line}"><title>Pareto line</title></polyline>')
     for k, p in enumerate(shown):

@@ -48,19 +48,21 @@ def _foot(board: Leaderboard, place: Place, catalogue: Catalogue) -> list[str]:
     """The notes of a board without those that begin with another scenario or another data set."""
     others = {"/".join(other) for other in catalogue.scenarios if other != place}
     others |= {other[0] for other in catalogue.scenarios if other[0] != place[0]}
-    return [line for line in foot(board) if line.partition(":")[0] not in others]
+    starts = tuple(f"{other}{mark}" for other in others for mark in (":", ", "))  # ", tuned on ...": of some rows
+    return [line for line in foot(board) if not line.startswith(starts)]
 
 
 def _contest(rows: list[Row]) -> dict[str, Any]:
     board, key = rows[0].board, rows[0].key
     lines = [curve(row.short, row.runs, "all") for row in rows]
+    points = [_point(row, kind) for kind, (like, _) in enumerate(pages.alike(rows)) for row in like]
     return {
         "protocol": key[3],
         "caption": caption(board, key),
         "rows": [_line(row) for row in rows],
         "published": _published(rows),
         "curves": Markup(line_chart(lines, f"mIoU of all classes over steps, {' · '.join(key)}", 460, 320)),
-        "scatter": Markup(scatter([_point(row) for row in rows], f"old against new mIoU, {' · '.join(key)}")),
+        "scatter": Markup(scatter(points, f"old against new mIoU, {' · '.join(key)}")),
         "seeds": max(len(row.runs) for row in rows),
         "board": board.protocol.name,
     }
@@ -97,16 +99,16 @@ def _published(rows: list[Row]) -> list[dict[str, Any]]:
         {
             "name": short[p["method"]],
             **{c: number(p[f"published_{c}"]) for c in ("old", "new", "all")},
-            "difference": "-" if np.isnan(p["difference"]) else f"{p['difference']:+.1f}",
+            "difference": "-" if np.isnan(p["difference"]) else f"{p['difference']:+z.1f}",
             "citation": p["citation"],
         }
         for p in literature(rows[0].board, rows[0].key)
     ]
 
 
-def _point(row: Row) -> Point:
+def _point(row: Row, kind: int) -> Point:
     cell = row.cell
-    return Point(row.short, cell["old"], cell["new"], cell["old_std"], cell["new_std"], row.plain == "Joint")
+    return Point(row.short, cell["old"], cell["new"], cell["old_std"], cell["new_std"], row.plain == "Joint", kind)
 
 
 # --- class by class -------------------------------------------------------------------------------------------------
@@ -143,15 +145,8 @@ def front(catalogue: Catalogue) -> dict[str, Any]:
     questions, cells = [], dict[tuple[str, str], list[dict[str, Any]]]()
     for place, tables in catalogue.scenarios.items():
         entry: dict[str, Any] = {"page": pages.scenario_page(place), "title": " · ".join(place), "setup": place[2]}
-        ranked = [row for row in tables[0] if row.plain != "Joint" and not np.isnan(row.cell["all"])]
-        best = max(ranked, key=lambda row: row.cell["all"], default=None)
         entry |= {"methods": len({row.plain for row in tables[0]}), "seeds": max(len(row.runs) for row in tables[0])}
-        entry["best"] = best and {
-            "name": best.short,
-            "all": cell_text(best.cell, "all"),
-            "leads": best.leads("all"),
-            "unscored": bool(best.unscored),
-        }
+        entry["best"] = [best for rows, kind in pages.alike(tables[0]) for best in _best(rows, kind)]
         entry["protocol"] = tables[0][0].key[3]
         asked = pages.question(place, pages.groups_of(tables[0][0]))
         questions.append({**entry, "question": asked, "about": SETUPS.get(place[2], ""), "place": place})
@@ -169,6 +164,16 @@ def front(catalogue: Catalogue) -> dict[str, Any]:
         "latest": max((str(run.last["provenance"].get("time", "")) for run in runs), default="")[:10],
         "versions": sorted({str(run.last["versions"]["contseg"]) for run in runs}),
     }
+
+
+def _best(rows: Sequence[Row], kind: str) -> list[dict[str, Any]]:
+    """The highest 'all' of rows that may be ranked together, whose ``kind`` is said; none if no number is known."""
+    known = [row for row in rows if row.plain != "Joint" and not np.isnan(row.cell["all"])]
+    best = max(known, key=lambda row: row.cell["all"], default=None)
+    if best is None:
+        return []
+    said = {"name": best.short, "all": cell_text(best.cell, "all"), "kind": kind}
+    return [{**said, "leads": best.leads("all"), "unscored": bool(best.unscored)}]
 
 
 def results(rows: Sequence[Row]) -> list[dict[str, Any]]:

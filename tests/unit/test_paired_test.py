@@ -79,7 +79,8 @@ def test_pairs_and_the_groups_without_a_significant_difference() -> None:
     assert pairs.alike == (("far", "near"),)
     assert pairs.test == "Tukey"
     assert pairs.said == (
-        "analysis of variance over 3 seeds, Tukey's correction for 3 pairs, family error 5 % if spreads are equal"
+        "analysis of variance over 3 seeds, Tukey's correction for 3 pairs, family error 5 % if spreads are equal; "
+        "of one seed and not compared: once, gap"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from contseg.benchmark.plan.protocol import PROTOCOLS
 from contseg.benchmark.report.reporter import Leaderboard, leaderboard, render, write_leaderboard
-from contseg.benchmark.score.leaderboard import paired_differences
+from contseg.benchmark.score.leaderboard import NOT_TOGETHER, paired_differences
 from contseg.benchmark.score.scores import COST, METRICS
 from contseg.datasets.errors import UserError
 from contseg.tests.records import Record, joint_run, make_run
@@ -184,9 +184,10 @@ def test_two_configurations_are_two_rows_and_the_foot_says_what_differs() -> Non
     }
     board = leaderboard(make_run(seed=0) + make_run(seed=1, config=longer), SDR)
     assert methods(board) == ["FT", "FT (2)"]
-    assert board.notes[-1] == (
+    assert board.notes[-2:] == (
         "toy: rows marked (2) have another configuration than the others: "
-        "step 0 train.epochs [1.0] / [30.0]; step 1 train.epochs [1.0] / [30.0]"
+        "step 0 train.epochs [1.0] / [30.0]; step 1 train.epochs [1.0] / [30.0]",
+        NOT_TOGETHER,
     )
 
 
