@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["run", *arguments]
     try:
-        args = parser().parse_args(arguments)
+        args = _parse(parser(), arguments)
         run: Callable[[argparse.Namespace], int] = args.run
         return run(args)
     except UserError as error:
@@ -98,24 +98,39 @@ class _Version(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A mistake is one line, with the nearest option; without the list of all options."""
+    """A mistake is one line, without the list of all options."""
 
     def error(self, message: str) -> NoReturn:
-        import difflib
+        self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
 
-        unknown = message.removeprefix("unrecognized arguments: ")
-        near = difflib.get_close_matches(unknown.split()[0], sorted(_options(self)), 1) if unknown != message else []
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        self.exit(2, f"error: {message}{hint}; see `{self.prog} --help`\n")
+
+def _parse(top: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments; words that the command does not take are told with its nearest option, or whose option they are."""
+    args, left = top.parse_known_args(arguments)
+    if not left:
+        return args
+    import difflib
+
+    commands = _commands(top)
+    command, word = commands[args.command], left[0].partition("=")[0]
+    near = difflib.get_close_matches(word, sorted(_options(command)), 1)
+    others = [f"`{name}`" for name, other in commands.items() if word.startswith("--") and word in _options(other)]
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    if others and word not in _options(command):
+        hint = f" ({word} belongs to {', '.join(others)})"
+    command.error(f"unrecognized arguments: {' '.join(left)}{hint}")
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The subcommands of a parser by name."""
+    found = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return {name: command for choices in found for name, command in choices.items()}
 
 
 def _options(parser: argparse.ArgumentParser) -> set[str]:
     """The options of a parser and of its subcommands."""
-    found = set(parser._option_string_actions)
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            found |= {option for command in action.choices.values() for option in _options(command)}
-    return found
+    below = (_options(command) for command in _commands(parser).values())
+    return set(parser._option_string_actions).union(*below)
 
 
 def parser() -> argparse.ArgumentParser:

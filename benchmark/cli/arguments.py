@@ -45,13 +45,15 @@ def folder(option: str) -> Callable[[str], Path]:
     return read
 
 
-def number(option: str) -> Callable[[str], int]:
-    """The type of an option that is a whole number >= 0."""
+def number(option: str, least: int = 0, most: int | None = None) -> Callable[[str], int]:
+    """The type of an option that is a whole number from ``least`` to ``most``."""
 
     def read(text: str) -> int:
-        if not text.isdecimal():
-            raise UserError(f"{option} must be a whole number >= 0, not {text}")
-        return int(text)
+        n = int(text) if text.isdecimal() and len(text) < 20 else -1
+        if n < least or (most is not None and n > most):
+            bound = "" if most is None else f" and <= {most}"
+            raise UserError(f"{option} must be a whole number >= {least}{bound}, not {text}")
+        return n
 
     return read
 

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from contseg.benchmark.cli import run as run_cli
+from contseg.benchmark.cli.arguments import number
 from contseg.benchmark.cli.grid import open_data_of, plan_grid, read_grid
 from contseg.datasets.errors import UserError
 
@@ -14,11 +15,19 @@ if TYPE_CHECKING:
     from contseg.benchmark.plan.search import Tuning
     from contseg.benchmark.store.files import Store
 
+MOST = 4096  # trials of a method: a mistyped number would be planned for hours
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options beside those of ``run``."""
     add = parser.add_argument
-    add("--trials", type=int, default=16, metavar="N", help="of every method; the first is its default (default: 16)")
+    add(
+        "--trials",
+        type=number("--trials", 1, MOST),
+        default=16,
+        metavar="N",
+        help="of every method; the first is its default (default: 16)",
+    )
     add(
         "--on",
         default="first",
@@ -26,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where trials are compared: first (a stream inside step 0, the default), other:DATA/TASK/SETUP, stream "
         "(a held-out fifth of the training images), test (the test images: an oracle)",
     )
-    add("--draw", type=int, default=0, metavar="SEED", help="seed of the drawn values (default: 0)")
+    add("--draw", type=number("--draw"), default=0, metavar="SEED", help="seed of the drawn values (default: 0)")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -51,7 +51,10 @@ def test_the_rows_of_a_search_are_named_in_the_table(tmp_path: Path) -> None:
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for words, said in (
         (["--on", "frist"], "unknown selection 'frist': did you mean 'first'?"),
-        (["--trials", "0"], "a tuning has at least one trial"),
+        (["--trials", "0"], "--trials must be a whole number >= 1 and <= 4096, not 0"),
+        (["--trials", "2.5"], "--trials must be a whole number >= 1 and <= 4096, not 2.5"),
+        (["--trials", "100000000"], "--trials must be a whole number >= 1 and <= 4096, not 100000000"),
+        (["--draw", "-1"], "--draw must be a whole number >= 0, not -1"),
         (["--scenarios", "shapes/3-3/overlapped", "shapes/3-1/overlapped"], "tune what? Give one scenario"),
     ):
         done = call("tune", *small(tmp_path, "MiB"), *words)

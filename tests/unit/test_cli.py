@@ -81,8 +81,14 @@ def test_list_scenarios_warns_of_names_that_differ(capsys: pytest.CaptureFixture
     [
         (
             ["run", "--methds", "FT"],
-            "unrecognized arguments: --methds FT (did you mean --methods?); see `contseg --help`",
+            "unrecognized arguments: --methds FT (did you mean --methods?); see `contseg run --help`",
         ),
+        (
+            ["plan", "--trials", "3"],
+            "unrecognized arguments: --trials 3 (--trials belongs to `tune`); see `contseg plan --help`",
+        ),
+        (["cache", "list", "--methods", "FT", "--select=first"], "unrecognized arguments: --select=first (did you"),
+        (["run", "FT"], "unrecognized arguments: FT; see `contseg run --help`"),
         (["run", "--seeds", "x"], "argument --seeds: invalid int value: 'x'; see `contseg run --help`"),
         (["rn"], "argument COMMAND: invalid choice: 'rn' (choose from "),
     ],
