@@ -38,7 +38,7 @@ def _as_script() -> None:
 if __name__ == "__main__":
     _as_script()
 
-EXAMPLES = """\
+FIRST = """\
 examples:
   contseg run --config demo                                   the demo: drawn data, no download
   contseg plan --config sdr_paper --data voc=/data/VOCdevkit
@@ -137,19 +137,21 @@ def parser() -> argparse.ArgumentParser:
     """All subcommands and their options; imports nothing heavy."""
     from contseg.benchmark.cli import commands, data, grid, ports, report, site, submit, tune
     from contseg.benchmark.cli import run as run_cli
+    from contseg.benchmark.cli.examples import EXAMPLES
 
     top = _Parser(
         prog="contseg",
         description="Compare class-incremental continual semantic segmentation methods.",
-        epilog=EXAMPLES,
+        epilog=FIRST,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action=_Version, help="print the version and exit")
     subcommands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, does: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        below = f"examples:{EXAMPLES.get(name, '')}"
         command = subcommands.add_parser(
-            name, help=text, description=text, epilog=EXAMPLES, formatter_class=top.formatter_class
+            name, help=text, description=text, epilog=below, formatter_class=top.formatter_class
         )
         command.set_defaults(run=does)
         return command

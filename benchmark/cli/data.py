@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  data prepare voc --root /data                 VOC 2012 with SegmentationClassAug in /data/VOC2012
-  data verify voc --root /data                  compare with the papers' data set (exit code 1: it deviates)
-  data verify camvid/ --json                    a folder of your own
-  data init my_images/ --out my_data/           a data set from images and label maps
-  data show voc/15-1/overlapped --root /data --out voc.png
-  data export-splits voc/15-1/disjoint --root /data --out lists/
-  data import-splits MiB/data/voc/15-5s-ov --root /data --out mib.json
+  contseg data prepare voc --root /data                 VOC 2012 with SegmentationClassAug in /data/VOC2012
+  contseg data verify voc --root /data                  compare with the papers' data set (exit code 1: it deviates)
+  contseg data verify camvid/ --json                    a folder of your own
+  contseg data init my_images/ --out my_data/           a data set from images and label maps
+  contseg data show voc/15-1/overlapped --root /data --out voc.png
+  contseg data export-splits voc/15-1/disjoint --root /data --out lists/
+  contseg data import-splits MiB/data/voc/15-5s-ov --root /data --out mib.json
 """
 
 

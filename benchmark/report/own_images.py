@@ -28,7 +28,8 @@ SMALL, FONT = 480, 16  # pixels: an overlay is enlarged to at least this width; 
 def images_of(paths: Iterable[Path]) -> list[Path]:
     """The images that files and folders name; of a folder, those directly in it, by name.
 
-    Raises ``UserError`` for a path that is not there, a folder without images, or two images of one name.
+    Raises ``UserError`` for a path that is not there, a folder without images, a file that is no image (its header is
+    read), or two images of one name.
     """
     found: list[Path] = []
     for path in paths:
@@ -37,8 +38,10 @@ def images_of(paths: Iterable[Path]) -> list[Path]:
             if not inside:
                 raise UserError(f"{path} holds no image: files that end in {', '.join(IMAGES)} are read")
             found += inside
-        elif path.exists():
+        elif path.is_file():
             found.append(path)
+        elif path.exists():
+            raise UserError(f"cannot read {path}: it is not a regular file")
         else:
             raise UserError(f"there is no image {path}")
     by_name: dict[str, Path] = {}
@@ -46,7 +49,20 @@ def images_of(paths: Iterable[Path]) -> list[Path]:
         other = by_name.setdefault(path.stem, path)
         if other.resolve() != path.resolve():
             raise UserError(f"{other} and {path} would both be {path.stem}.png: predict them into two folders")
+    for path in by_name.values():
+        _check_header(path)
     return list(by_name.values())
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with Image.open(path):
+            pass
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"cannot read image {path}: it is of no format that Pillow knows") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UserError(f"cannot read image {path}: it has more than {most / 1e6:.0f} million pixels: reduce it") from error
 
 
 def predict_images(

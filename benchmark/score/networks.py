@@ -105,7 +105,9 @@ def _of_record(path: Path, method: str) -> FoundStep:
     record, why = read_record(path)
     if record is None:
         raise UserError(f"{path} is no record that can be used: {why}")
-    return FoundStep(folder, step_key(record), method or record["method"], tuple(record["class_names"]))
+    if method not in ("", record["method"]):
+        return find_step(step_key(record), folder, method)
+    return FoundStep(folder, step_key(record), record["method"], tuple(record["class_names"]))
 
 
 def step_key(record: Record) -> str:

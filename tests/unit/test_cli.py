@@ -66,6 +66,13 @@ def test_every_subcommand_names_its_function() -> None:
         assert callable(command.get_default("run"))
 
 
+@pytest.mark.parametrize("name", sorted(subcommands()))
+def test_the_help_of_a_subcommand_has_examples_of_it(name: str) -> None:
+    shown = subcommands()[name].format_help().partition("\nexamples:\n")[2].splitlines()
+    first = [line.split()[1] for line in shown if line.startswith("  contseg ")]
+    assert first[:1] == [name] and set(first) <= {name, "run"}
+
+
 def test_list_scenarios_warns_of_names_that_differ(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_benchmark.main(["list", "scenarios"]) == 0
     short = capsys.readouterr().out

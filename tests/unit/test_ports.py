@@ -154,7 +154,10 @@ def test_a_photograph_is_turned_as_the_camera_noted(out: Path, tmp_path: Path) -
     [
         (["predict", "aa", "none.jpg", "--out", "seen"], "there is no image none.jpg"),
         (["predict", "aa", "empty", "--out", "seen"], "empty holds no image: files that end in .jpg"),
-        (["predict", "aa", "broken.jpg", "--out", "seen"], "cannot read image broken.jpg"),
+        (["predict", "aa", "a.png", "broken.jpg", "--out", "seen"], "image broken.jpg: it is of no format that Pillow"),
+        (["predict", "aa", "huge.png", "--out", "seen"], "image huge.png: it has more than 179 million pixels: reduce"),
+        (["predict", "aa", "/dev/null", "--out", "seen"], "cannot read /dev/null: it is not a regular file"),
+        (["predict", "RECORD", "a.png", "--method", "PLOP", "--out", "s"], "unknown method of this step 'PLOP': Known: "),
         (["predict", "aa", "a.png", "other/a.png", "--out", "seen"], "would both be a.png"),
         (["predict", "aa", "a.png", "--out", "a.png"], "--out: cannot write into a.png, a file"),
         (["predict", "aa", "a.png", "--out", "s", "--longest", "x"], "--longest must be a whole number >= 0, not x"),
@@ -181,6 +184,9 @@ def test_mistakes_are_one_line(
     photo(Path("a.png"))
     photo(Path("other/a.png"))
     Path("broken.jpg").write_bytes(b"no image")
+    if "huge.png" in words:
+        Image.new("1", (20000, 10000)).save("huge.png")
+    words = [str(next(out.glob("records/**/*.json"))) if word == "RECORD" else word for word in words]
     before = sorted(tmp_path.rglob("*"))
     assert run_benchmark.main(words) == 2
     said = capsys.readouterr().err.splitlines()[-1]
