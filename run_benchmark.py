@@ -105,7 +105,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(top: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments; words that the command does not take are told with its nearest option, or whose option they are."""
+    """The arguments; of words that the command does not take: the nearest option, or whose option they are."""
     args, left = top.parse_known_args(arguments)
     if not left:
         return args

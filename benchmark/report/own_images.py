@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
 from contseg.datasets.atomic import replacing
@@ -58,11 +58,11 @@ def _check_header(path: Path) -> None:
     try:
         with Image.open(path):
             pass
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UserError(f"cannot read image {path}: it is of no format that Pillow knows") from error
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(f"cannot read image {path}: it has more than {most / 1e6:.0f} million pixels: reduce it") from error
+        raise UserError(f"cannot read image {path}: more than {most / 1e6:.0f} million pixels: reduce it") from error
 
 
 def predict_images(

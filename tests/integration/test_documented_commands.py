@@ -18,7 +18,8 @@ from contseg.tests.material import ROOT
 from contseg.tests.pages import PAGES, code, commands
 from contseg.tests.unit.trees import write_label
 
-SOURCES = [*PAGES, *sorted((ROOT / "benchmark/configs").glob("*.toml")), ROOT / "run_benchmark.py", ROOT / "benchmark/cli/examples.py"]
+CODE = (ROOT / "run_benchmark.py", ROOT / "benchmark/cli/examples.py")
+SOURCES = [*PAGES, *sorted((ROOT / "benchmark/configs").glob("*.toml")), *CODE]
 ONE_UPDATE = ["train.updates=1", "train.batch=4", "run.eval_batch=50"]
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
 
