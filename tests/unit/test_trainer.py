@@ -242,7 +242,7 @@ def test_a_signal_is_handled_between_two_looks_of_the_loop(split: str, number: i
     signal_at(grid.data, split, number)
     assert grid.run().interrupted == signal.SIGTERM
     first = grid.node(0).key
-    assert kept(grid, first) == {left}  # no score, no claim
+    assert kept(grid, first) - {"updates.txt"} == {left}  # no score, no claim; what a bar reads may stay
     assert not list(grid.store.records.rglob("*.json"))
     assert not grid.store.step(grid.node(1).key).exists()  # the next step was not begun
     grid.data.on_load = None
