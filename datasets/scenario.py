@@ -191,6 +191,8 @@ def _read_lists(path: Path, scenario: Scenario) -> tuple[tuple[str, ...], ...]:
     """Training ids by step, from a file that ``data import-splits`` wrote for these classes."""
     import json
 
+    if not path.exists():
+        raise UserError(f"there is no file {path}: behind the + of a setup stands a file of `data import-splits`")
     try:
         content = json.loads(path.read_text("utf-8"))
         groups, lists = content["groups"], content["train"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from contseg.benchmark.cli.arguments import user_cache
 from contseg.datasets.atomic import writing
-from contseg.datasets.errors import UserError
+from contseg.datasets.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from contseg.datasets.base import SegmentationDataset
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return tools.add_parser(name, help=text, description=text)
 
     prepare = tool("prepare", "download, check, unpack and build VOC 2012 (with SegmentationClassAug) or ADE20K")
-    prepare.add_argument("what", choices=("voc", "ade"))
+    prepare.add_argument("what", metavar="voc|ade")
     prepare.add_argument("--root", type=Path, required=True, metavar="DIR", help="gets VOC2012 or ADEChallengeData2016")
     prepare.add_argument(
         "--aug", type=Path, metavar="FILE", help="a ready-made SegmentationClassAug archive, in place of SBD (voc only)"
@@ -128,6 +128,14 @@ def _prepare(args: argparse.Namespace) -> int:
     from contseg.datasets.tools.download import no_space
     from contseg.datasets.tools.prepare import prepare_ade, prepare_voc
 
+    if args.what.startswith("cityscapes"):
+        raise UserError(
+            "data prepare: Cityscapes is given to registered users only: get leftImg8bit_trainvaltest.zip and "
+            "gtFine_trainvaltest.zip from www.cityscapes-dataset.com/downloads, unpack both into one folder, and "
+            "`data verify cityscapes --root DIR`"
+        )
+    if args.what not in ("voc", "ade"):
+        raise unknown("data set to prepare", args.what, ("voc", "ade"), "one of your own: `data init FOLDER`")
     if args.aug and args.what == "ade":
         raise UserError("--aug belongs to voc: ADE20K has no augmented labels")
     if args.aug and not args.aug.is_file():
@@ -142,7 +150,6 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from contseg.datasets.errors import unknown
     from contseg.datasets.registry import known_datasets, open_dataset, open_folder
     from contseg.datasets.tools.verify import verify
 

@@ -6,6 +6,7 @@ objects that were never segmented.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -75,7 +76,16 @@ class Report:
         lines.append("")
         for d in self.deviations:
             lines += [f"DEVIATION: {d.what}", f"    {d.effect}"]
-        return "\n".join(lines if self.deviations else [*lines, "no deviation"])
+        if not self.deviations:
+            lines.append("no deviation" if self.dataset in REFERENCES else _unpublished(self.dataset))
+        return "\n".join(lines)
+
+
+def _unpublished(dataset: str) -> str:
+    """The last line on data that were compared with nothing."""
+    near = difflib.get_close_matches(dataset.lower(), REFERENCES, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"no fault; {dataset!r} is not the name of a published data set{hint}: it was compared with none"
 
 
 def _versus(found: int, published: int | None) -> str:

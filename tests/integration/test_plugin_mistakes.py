@@ -136,6 +136,31 @@ def test_a_plugin_that_registers_nothing(tmp_path: Path, command: str, capsys: p
     assert f"plugin '{path}' registers nothing: put @register_method" in told.err
 
 
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        ("my_own", "plugin 'my_own' is no module that can be found: did you mean my_own.py?"),
+        (
+            "note.txt",
+            "plugin 'note.txt' is no Python file: give the path of a file FILE.py, or the name of an installed",
+        ),
+        ("a b", "plugin 'a b' is no module that can be found: give the path of a file"),
+        ("torch.nothere", "plugin 'torch.nothere' is no module that can be found: give the path"),
+        ("nothere.x", "plugin 'nothere.x' is no module that can be found: give the path"),
+        ("x..y", "plugin 'x..y' is no module that can be found: give the path"),
+    ],
+)
+def test_a_plugin_that_is_not_there(
+    spec: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_own.py", "note.txt"):
+        Path(name).touch()
+    assert main("list", "methods", "--plugin", spec) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"error: {line}")
+
+
 def test_plugins_named_one_after_the_other_are_all_loaded(
     plugin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,9 @@ class TestTargets:
             for what in ("voc", "ade"):
                 assert f"cannot write into {root}" in refused("prepare", what, "--root", root)
         assert "no such file" in refused("prepare", "voc", "--root", tmp_path / "new", "--aug", tmp_path / "aug.zip")
+        assert "did you mean 'voc'? Known: ade, voc; one of your own" in refused("prepare", "voc12", "--root", "new")
+        line = refused("prepare", "cityscapes", "--root", tmp_path / "new")
+        assert "gtFine_trainvaltest.zip" in line and "`data verify cityscapes --root DIR`" in line
         assert not (tmp_path / "new").exists()  # before anything is downloaded
 
     def test_init(self, refused: Refused, own: Path, tmp_path: Path) -> None:

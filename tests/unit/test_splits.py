@@ -214,3 +214,4 @@ def test_files_that_are_no_lists(data, tmp_path):
     write_scenario(tmp_path / "foreign.json", scenario(), {"train": dict.fromkeys(range(3), ("elsewhere",))})
     foreign = parse_scenario(f"own/2-1/overlapped+{tmp_path / 'foreign.json'}", 4)
     error_of(lambda: step_view(data, foreign, 0), "elsewhere", "not a training image")
+    error_of(lambda: parse_scenario("own/2-1/overlapped+gone.json", 4), "there is no file gone.json", "import-splits")

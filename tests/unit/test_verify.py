@@ -38,7 +38,8 @@ def deviations(root, n=1):
 def test_nothing_to_complain_about(root, capsys):
     r = report(root)
     assert r.deviations == []
-    assert "no deviation" in str(r)
+    said = f"no fault; {r.dataset!r} is not the name of a published data set: it was compared with none"
+    assert str(r).endswith(said)
     train = r.splits["train"]
     assert train["images"] == 4
     assert [c["images"] for c in train["classes"]] == [2, 2, 2, 1]
@@ -47,7 +48,9 @@ def test_nothing_to_complain_about(root, capsys):
     assert train["with_void"] == 1
     assert (train["smallest"], train["largest"]) == ([6, 8], [6, 8])
     assert main(["data", "verify", str(root)]) == 0
-    assert "no deviation" in capsys.readouterr().out
+    assert "compared with none" in capsys.readouterr().out
+    assert main(["data", "verify", "cityscape", "--root", str(root)]) == 0
+    assert "(did you mean cityscapes?): it was compared with none" in capsys.readouterr().out
 
 
 def test_counts_against_an_oracle(root):
