@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from contseg.datasets.errors import UserError
 
@@ -61,7 +61,7 @@ def inspect(image: Path, label: Path, image_data: bytes, label_data: bytes) -> t
         with Image.open(io.BytesIO(image_data)) as header:
             size, kind = header.size, header.format
     except _BROKEN as error:
-        raise UserError(f"cannot read image {image}: {error}") from error
+        raise _unreadable(image, error) from error
     if kind in ("JPEG", "MPO") and not _ends(image_data):
         raise UserError(f"cannot read image {image}: the file is truncated")
     map_ = _label(label_data, label)
@@ -98,5 +98,10 @@ def _decode(data: bytes, path: Path) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except _BROKEN as error:
-        raise UserError(f"cannot read image {path}: {error}") from error
+        raise _unreadable(path, error) from error
     return image
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    unknown = isinstance(error, UnidentifiedImageError)  # its message names a stream, not the file
+    return UserError(f"cannot read image {path}: {'not an image that Pillow knows' if unknown else error}")

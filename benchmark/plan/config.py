@@ -162,6 +162,9 @@ class EvalConfig:
     ] = ()
 
 
+SELECTIONS = ("first", "stream", "test", "other:SCENARIO")
+
+
 @dataclass(frozen=True)
 class TunedConfig:
     """The search that chose the methods of this grid. `contseg tune` writes it and tables print it; it is in no key."""
@@ -267,6 +270,8 @@ def checked(config: Config) -> Config:
     tuned = config.tuned
     if len(tuned.methods) != len(tuned.numbers) or (tuned.methods and not (tuned.on and tuned.trials)):
         raise UserError("[tuned] is not as `contseg tune` wrote it: it needs on, trials, and one of numbers a method")
+    if tuned.on and tuned.on.partition(":")[0] not in {s.partition(":")[0] for s in SELECTIONS}:
+        raise unknown("selection in tuned.on", tuned.on, SELECTIONS)
     if tracker != "none":
         need(tracker, f"run.tracker={tracker}")
     _check_jitter(config.train.jitter)

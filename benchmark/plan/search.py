@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 from scipy.stats import qmc
 
-from contseg.benchmark.plan.config import Config, TrainConfig, TunedConfig
+from contseg.benchmark.plan.config import SELECTIONS, Config, TrainConfig, TunedConfig
 from contseg.benchmark.plan.recipe import own_recipe
 from contseg.datasets.errors import UserError, unknown
 from contseg.datasets.scenario import Scenario
@@ -57,7 +57,6 @@ class Tuning:
 
 Split: TypeAlias = Literal["tune", "val"]
 SPLITS: dict[Split, str] = {"tune": "a held-out fifth of the training images", "val": "its test images: an oracle"}
-SELECTIONS = ("first", "stream", "test", "other:SCENARIO")
 
 
 def spaces(method: str) -> dict[tuple[int, str], Search]:

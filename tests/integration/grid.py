@@ -1,11 +1,12 @@
 """A grid small enough for a test: a few updates on drawn images, by the real command."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from contseg.tests import forked
 
 HOME = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -24,8 +25,7 @@ def command(*words: object) -> list[str]:
 
 def call(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """The real command; both streams captured."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command(*words), capture_output=True, text=True, cwd=HOME, env=env, timeout=600)
+    return forked.run(forked.program, [*map(str, words)], **environment)
 
 
 def small(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contseg.benchmark.store.files import Store
-from contseg.tests.integration.forked import call, kill, start
+from contseg.tests.forked import call, kill, start
 from contseg.tests.integration.grid import numbers, records, small, weights
 
 METHODS = ("PLOP", "MiB+SDR")  # the second one reads an observer of step 0

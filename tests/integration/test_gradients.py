@@ -25,9 +25,7 @@ from contseg.benchmark.train.evaluate import evaluate
 from contseg.datasets.scenario import VOID, Step
 from contseg.methods.base import Method, SegOutput, alone, argmax
 from contseg.methods.registry import build_method, methods
-from contseg.tests.integration.forked import call_together
-
-pytestmark = pytest.mark.numeric
+from contseg.tests.forked import call_together
 
 IMAGES = 6  # a batch that 2 and 3 processes can share
 TINY = replace(toy_run.NETWORK, norm="frozen")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from contseg.tests.integration.forked import kill, start_together
+from contseg.tests.forked import kill, start_together
 from contseg.tests.integration.grid import numbers, records, small, weights
 
 METHODS = ("MiB+SDR", "EWC[weight=1]")  # two steps and observers of both, one step shared

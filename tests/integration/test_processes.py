@@ -16,11 +16,9 @@ from contseg.benchmark.store.files import read_tensors, tensors_digest
 from contseg.benchmark.train import step_runner
 from contseg.benchmark.train.distributed import gather
 from contseg.run_benchmark import main
-from contseg.tests.integration.forked import call_together
+from contseg.tests.forked import call_together
 from contseg.tests.integration.grid import HOME, records, small, weights
 from contseg.tests.margins import assert_same_counts
-
-pytestmark = pytest.mark.numeric
 
 EXACT = (
     "train.precision=double",

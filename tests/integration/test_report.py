@@ -11,7 +11,7 @@ import pytest
 from contseg.benchmark.score.records import read_records
 from contseg.benchmark.store.files import Store, write_json, write_sealed
 from contseg.run_benchmark import main
-from contseg.tests.integration import forked
+from contseg.tests import forked
 from contseg.tests.integration.grid import call, records, small
 from contseg.tests.margins import assert_same_counts
 from contseg.tests.records import make_run, write_records

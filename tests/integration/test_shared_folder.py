@@ -9,7 +9,7 @@ from socket import gethostname
 
 from contseg.benchmark.store.claims import Claim
 from contseg.benchmark.store.files import Store
-from contseg.tests.integration.forked import call, kill, start, start_together
+from contseg.tests.forked import call, kill, start, start_together
 from contseg.tests.integration.grid import numbers, records, small, weights
 
 METHODS = ("FT", "MiB+SDR", "EWC[weight=1]")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from contseg.tests.integration.forked import call, kill, start
+from contseg.tests.forked import call, kill, start
 from contseg.tests.integration.grid import numbers, records, small, weights
 from contseg.tests.slurm.controller import Slurm, missing
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from contseg.tests.integration.forked import call
+from contseg.tests.forked import call
 from contseg.tests.integration.grid import numbers, small
 from contseg.tests.slurm.controller import Slurm, missing
 

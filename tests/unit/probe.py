@@ -13,6 +13,7 @@ from contseg.benchmark.plan.config import read_config
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.scenario import VOID
 from contseg.methods.base import CrossEntropy, Method, Term, argmax, later, same_model, torch_init, train_all
+from contseg.methods.registry import load_plugins
 from contseg.tests.told import Told
 
 
@@ -131,3 +132,10 @@ def keys(plan: Plan, **wanted: Any) -> list[str]:
 
     (run,) = (r for r in plan.runs if fits(r))
     return [c.node.key for c in run.cells]
+
+
+def print_keys(plugin: str, method: str) -> None:
+    """The keys of training, evaluation and observers of the last step, with a plugin loaded."""
+    load_plugins(plugin)
+    cell = grid(method=method).runs[0].cells[-1]
+    print(cell.node.key, cell.score, *cell.reads.values())

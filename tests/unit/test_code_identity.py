@@ -1,7 +1,5 @@
 """An edited plugin is another method, what a key cannot see is refused, and built-in methods keep their keys."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +18,10 @@ from contseg.methods import code, registry
 from contseg.methods.base import Term, added_field, describe
 from contseg.methods.registry import build_method, load_plugins
 from contseg.methods.visible import check_visible
-from contseg.tests.material import ROOT, search_path
+from contseg.tests import forked
+from contseg.tests.material import search_path
 from contseg.tests.unit.keys import KEYS
-from contseg.tests.unit.probe import grid
+from contseg.tests.unit.probe import grid, print_keys
 
 TERM = """
 from dataclasses import dataclass, field, InitVar
@@ -61,19 +60,8 @@ def write(path: Path, term: str = "Mine(a)", predict: str = "rule", before: str 
 
 def keys_of(plugin: Path, method: str = "Own", **environment: str) -> list[str]:
     """The keys of training, evaluation and observers that a program of its own gives the last step."""
-    text = (
-        "from contseg.tests.unit.probe import grid; from contseg.methods.registry import "
-        f"load_plugins; load_plugins({str(plugin)!r}); c = grid(method={method!r}).runs[0].cells[-1]; "
-        "print(c.node.key, c.score, *c.reads.values())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", text],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, **environment},
-    )
+    done = forked.run(print_keys, str(plugin), method, **environment)
+    assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from contseg.datasets import index as index_module
 from contseg.datasets.base import REGISTRY, SegmentationDataset, register_dataset
+from contseg.datasets.errors import UserError
 from contseg.datasets.formats.ade20k import Ade
 from contseg.datasets.formats.folder import Folder
 from contseg.datasets.formats.voc import Voc
@@ -132,6 +133,12 @@ class TestImages:
         dataset = open_dataset("mine", folder)
         np.testing.assert_array_equal(dataset.load("a", "train")[0].permute(1, 2, 0), pixels)
         assert dataset.sizes("train").tolist() == [[10, 14]] * 3
+
+    def test_a_file_that_is_no_image_is_named(self, folder):
+        (folder / "JPEGImages/a.jpg").write_bytes(b"hello")
+        with pytest.raises(UserError) as refused:
+            open_dataset("mine", folder).load("a", "train")
+        assert str(refused.value) == f"cannot read image {folder / 'JPEGImages/a.jpg'}: not an image that Pillow knows"
 
 
 class TestPresence:

@@ -156,14 +156,15 @@ def test_the_drawing_of_the_tree_is_complete() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 def test_the_table_of_the_demo_is_that_of_its_records(page: str) -> None:
-    printed = rows((ROOT / page).read_text(encoding="utf-8").partition("On photographs")[0])
+    text = (ROOT / page).read_text(encoding="utf-8")
+    printed = rows(text.partition("ends in this table")[2] or text)
     made = rows((ROOT / "results/demo/leaderboard.md").read_text(encoding="utf-8").partition("## shapes · 3-3")[0])
     assert len(printed) >= 3
     assert {name: cells[:3] for name, cells in printed.items()} == {name: made[name][:3] for name in printed}
 
 
 def test_the_table_of_photographs_is_that_of_its_records() -> None:
-    printed = rows((ROOT / "README.md").read_text(encoding="utf-8").partition("On photographs")[2])
+    printed = rows((ROOT / "README.md").read_text(encoding="utf-8").partition("ends in this table")[0])
     made = rows((ROOT / "results/photos/leaderboard.md").read_text(encoding="utf-8"))
     assert len(printed) == 8
     assert {name: cells[:3] for name, cells in printed.items()} == {name: cells[:3] for name, cells in made.items()}

@@ -184,3 +184,9 @@ def test_a_section_that_tune_did_not_write_is_one_line(grid: Path) -> None:
     grid.write_text(grid.read_text().replace("numbers = [0, 5]", "numbers = [0]"))
     with pytest.raises(UserError, match="is not as `contseg tune` wrote it"):
         read_config(grid)
+
+
+def test_an_unknown_selection_is_one_line(grid: Path) -> None:
+    grid.write_text(grid.read_text().replace('on = "', 'on = "x'))
+    with pytest.raises(UserError, match=r"^unknown selection in tuned.on '.*'.* Known: first, "):
+        read_config(grid)

@@ -9,10 +9,14 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
+
+from contseg.tests.material import ROOT
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _IMPORTED = ("train.runner", "report.reporter", "models.encoders", "contract.toy_run")
@@ -26,9 +30,21 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
+def run(function: Callable[..., None], *arguments: Any, **environment: str) -> CompletedProcess[str]:
+    """A function of a module to its end, ten minutes at most; both streams captured."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = _start(out, environment, function, *arguments, err=err)
+        process.join(600)
+        kill(process)
+        said = [path.read_text() if path.exists() else "" for path in (out, err)]
+        assert process.exitcode is not None
+        return CompletedProcess([*map(str, arguments)], process.exitcode, *said)
+
+
 def start(log: Path, *words: object, **environment: str) -> BaseProcess:
     """The real command; both streams are added to ``log``."""
-    return _start(log, environment, _program, [*map(str, words)])
+    return _start(log, environment, program, [*map(str, words)])
 
 
 def call(log: Path, *words: object, **environment: str) -> tuple[int | None, str]:
@@ -41,7 +57,7 @@ def call(log: Path, *words: object, **environment: str) -> tuple[int | None, str
 
 def start_together(processes: int, log: Path, *words: object) -> list[BaseProcess]:
     """The real command in several processes (gloo); logs ``log0``, ``log1``, ..."""
-    return _start_together(processes, log, _program, [*map(str, words)])
+    return _start_together(processes, log, program, [*map(str, words)])
 
 
 def call_together(processes: int, log: Path, function: Callable[..., None], *arguments: Any) -> None:
@@ -78,17 +94,25 @@ def _start_together(processes: int, log: Path, function: Callable[..., None], *a
     ]
 
 
-def _start(log: Path, environment: dict[str, str], function: Callable[..., None], *arguments: Any) -> BaseProcess:
-    process = _CONTEXT.Process(target=_forked, args=(log, environment, function, arguments))
+def _start(
+    log: Path, environment: dict[str, str], function: Callable[..., None], *arguments: Any, err: Path | None = None
+) -> BaseProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    process = _CONTEXT.Process(target=_forked, args=((log, err or log), environment, function, arguments))
     process.start()
     return process
 
 
-def _forked(log: Path, environment: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ.update(environment, OMP_NUM_THREADS="1")
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+def _forked(
+    streams: tuple[Path, Path], environment: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    """The child: its environment, search path and streams are those of a program that was started so."""
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    added = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [place for place in added if place and place not in sys.path]
+    for number, path in enumerate(streams, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     import torch
 
     torch.set_num_threads(1)
@@ -99,7 +123,8 @@ def _imported(module: str, function: str, *arguments: Any) -> None:
     getattr(importlib.import_module(module), function)(*arguments)
 
 
-def _program(words: list[str]) -> None:
+def program(words: list[str]) -> None:
+    """The real command: ``run_benchmark.py WORDS``."""
     from contseg.run_benchmark import main
 
     sys.argv = ["run_benchmark.py", *words]
