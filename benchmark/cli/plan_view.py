@@ -14,9 +14,10 @@ from contseg.benchmark.store.files import LostStateError, Store
 
 def as_json(plan: Plan, store: Store) -> dict[str, Any]:
     """Runs, steps and their cost, with whole keys."""
-    todo = {n.key for n in plan.to_train(store)}
+    nodes = plan.to_train(store)
+    todo = {n.key for n in nodes}
     return {
-        "totals": totals(plan, store),
+        "totals": totals(plan, store, nodes),
         "runs": [
             {
                 "scenario": r.scenario.name,
@@ -45,12 +46,14 @@ def as_json(plan: Plan, store: Store) -> dict[str, Any]:
     }
 
 
-def totals(plan: Plan, store: Store, made: dict[str, list[str]] | None = None) -> dict[str, Any]:
+def totals(
+    plan: Plan, store: Store, todo: list[StepNode] | None = None, made: dict[str, list[str]] | None = None
+) -> dict[str, Any]:
     """The sums under a plan: cells, steps, images, updates, and an estimate of time from what was recorded.
 
-    ``made``: what ``made_by_other_code`` said, where it is known.
+    ``todo``, ``made``: what ``to_train`` and ``made_by_other_code`` said, where they are known.
     """
-    todo = plan.to_train(store)
+    todo = plan.to_train(store) if todo is None else todo
     replays = [n for n in todo if plan.trained(store, n.key)]
     alone, shared = plan.alone(), plan.shared()
     return {
@@ -73,9 +76,8 @@ def totals(plan: Plan, store: Store, made: dict[str, list[str]] | None = None) -
 
 def as_table(plan: Plan, store: Store) -> str:
     """A line for each run, then the totals."""
-    made = plan.made_by_other_code(store)
-    t = totals(plan, store, made)
-    todo = {n.key for n in plan.to_train(store)}
+    made, nodes = plan.made_by_other_code(store), plan.to_train(store)
+    t, todo = totals(plan, store, nodes, made), {n.key for n in nodes}
     rows = []
     for run in plan.runs:
         states = [_state(c.node, plan, store, todo) for c in run.cells]

@@ -154,6 +154,7 @@ class Store:
     out: Path
     trust: bool = False  # reuse what other code made (``benchmark/store/origin.py``)
     _read: dict[Path, tuple[Any, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _paths: dict[tuple[str, ...], Path] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def records(self) -> Path:
@@ -194,8 +195,9 @@ class Store:
         return self
 
     def step(self, key: str, *file: str) -> Path:
-        """The folder of a trained step, or a file in it."""
-        return self.out.joinpath("cache", key[:2], key, *file)
+        """The folder of a trained step, or a file in it; made once, as a plan asks for each of them many times."""
+        path = self._paths.get((key, *file))
+        return path or self._paths.setdefault((key, *file), self.out.joinpath("cache", key[:2], key, *file))
 
     def steps(self) -> list[str]:
         """The keys of all steps that have a folder, finished or not."""

@@ -6,7 +6,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Container
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from contseg.datasets.base import SPLITS, SegmentationDataset
 from contseg.datasets.errors import UserError
@@ -24,6 +24,9 @@ class Listing(NamedTuple):
     labels: Path
 
 
+Listed: TypeAlias = tuple[tuple[str, ...], dict[str, tuple[Path, Path]]]  # ids, ascending, and the two files of each
+
+
 class PairedFiles(SegmentationDataset):
     """A data set of files; a subclass says where they are."""
 
@@ -32,15 +35,15 @@ class PairedFiles(SegmentationDataset):
         """The ids of a split, in any order, and the two folders."""
 
     def ids(self, split: str) -> tuple[str, ...]:
-        return tuple(self._pairs(split))
+        return self._listed(split)[0]
 
     def files(self, image_id: str, split: str) -> tuple[Path, Path]:
-        return self._pairs(split)[image_id]
+        return self._listed(split)[1][image_id]
 
-    def _pairs(self, split: str) -> dict[str, tuple[Path, Path]]:
+    def _listed(self, split: str) -> Listed:
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is none of {SPLITS}")
-        kept: dict[str, dict[str, tuple[Path, Path]]] = self.__dict__.setdefault("_kept_pairs", {})
+        kept: dict[str, Listed] = self.__dict__.setdefault("_kept_files", {})
         if split not in kept:
             listed, images, labels = self.listing(split)
             image_files, maps = files_by_stem(images, IMAGES), files_by_stem(labels, MAPS)
@@ -49,7 +52,8 @@ class PairedFiles(SegmentationDataset):
                     if image_id not in found:
                         hint = ending_hint(image_id, found)
                         raise UserError(f"{self.name}: {split} id {image_id!r} has no {what} in {folder}{hint}")
-            kept[split] = {i: (image_files[i], maps[i]) for i in sorted(set(maps if listed is None else listed))}
+            ids = tuple(sorted(set(maps if listed is None else listed)))
+            kept[split] = ids, {i: (image_files[i], maps[i]) for i in ids}
         return kept[split]
 
 
