@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from contseg.benchmark.store.claims import Claim
 from contseg.benchmark.store.files import LostStateError, Store
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def listing(store: Store) -> str:
         try:
             title = store.meta(key)["title"]
         except LostStateError:
-            title = "(under way)" if store.checkpoint(key).exists() else "(not finished)"
+            title = "(under way)" if _under_way(store, key) else "(not finished)"
         size = _size(store.step(key))
         total += size
         rows.append([key[:8], f"{size / 2**20:,.1f}", title])
@@ -34,7 +35,8 @@ def listing(store: Store) -> str:
 def prune(store: Store, plan: Plan | None, really: bool) -> str:
     """Remove the steps that ``plan`` does not need; without a plan, all steps that are not in training.
 
-    Kept are the parents of steps still to train, the steps still to score, and every checkpoint.
+    Kept are the parents of steps still to train, the steps still to score, every checkpoint, and steps that a process
+    works on.
     """
     needed: set[str] = set()
     if plan is not None:
@@ -43,7 +45,7 @@ def prune(store: Store, plan: Plan | None, really: bool) -> str:
             if node.parent is not None:
                 needed.add(node.parent.key)
     steps = store.steps()
-    going = [key for key in steps if key not in needed and not store.checkpoint(key).exists()]
+    going = [key for key in steps if key not in needed and not _under_way(store, key)]
     freed = sum(_size(store.step(key)) for key in going)
     if really:
         for key in going:
@@ -51,6 +53,11 @@ def prune(store: Store, plan: Plan | None, really: bool) -> str:
     verb = "removed" if really else "would remove (add --yes)"
     kept = len(steps) - (len(going) if really else 0)
     return f"{verb} {len(going)} steps, {freed / 2**20:,.1f} MiB; kept {kept}"
+
+
+def _under_way(store: Store, key: str) -> bool:
+    """Whether a step has a checkpoint, or a process holds it, which may not have written one yet."""
+    return store.checkpoint(key).exists() or Claim(store.step(key)).held()
 
 
 def _size(folder: Path) -> int:

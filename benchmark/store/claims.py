@@ -64,10 +64,15 @@ class Claim:
             "since": time.time(),
         }
         try:
-            with open(mine, "x") as file:
-                file.write(json.dumps(content))
+            file = open(mine, "x")  # noqa: SIM115
         except FileExistsError:
             return False
+        try:
+            with file:
+                file.write(json.dumps(content))
+        except OSError:  # a full disk: an empty claim would make all others wait for a minute
+            mine.unlink(missing_ok=True)
+            raise
         self._held = [*chain, mine]
         if self._chain() != self._held:  # the abandoned claim was released meanwhile
             mine.unlink()
@@ -80,6 +85,14 @@ class Claim:
         if self._chain() == self._held:
             for path in self._held:  # the first one first: without it the others are void
                 path.unlink(missing_ok=True)
+
+    def held(self) -> bool:
+        """Whether anybody who is alive, as far as can be known, holds the step."""
+        chain = self._chain()
+        try:
+            return bool(chain) and not self._abandoned(chain[-1])
+        except OSError:  # a folder that may only be read
+            return True
 
     def holder(self) -> str:
         """``host:pid`` of the present holder, for a message."""

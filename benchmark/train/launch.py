@@ -44,6 +44,8 @@ def local(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[s
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(_passing_on(workers))
         for i, log in enumerate(logs):
+            if signals:
+                break
             file = stack.enter_context(log.open("wb"))
             environment = {**os.environ, **visible(i), "CONTSEG_WORKERS": str(n)}
             # in its own session: Ctrl-C in a terminal reaches only the launcher, which passes it on
@@ -51,10 +53,12 @@ def local(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[s
                 call, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
             )
             workers.append(own)
+            if signals:  # it came while this worker was started, and did not reach it
+                _end(own)
         _watch(plan, store, lambda: any(w.poll() is None for w in workers), pause=1)
         codes = [w.wait() for w in workers]
     wrong: dict[str, None] = {}
-    for code, log in zip(codes, logs, strict=True):
+    for code, log in zip(codes, logs, strict=False):  # after a signal not all were started
         failed = [line for line in _lines(log) if line.startswith("failed: ")]
         wrong |= dict.fromkeys(failed)
         if code and not failed and not (signals and code in INTERRUPTED):

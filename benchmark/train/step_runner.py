@@ -162,7 +162,7 @@ class StepRunner:
         self.outcome.branched = True
         if self.accelerator.is_main_process:
             for key, shared in node.observers.items():
-                if not self.store.observer(node.key, key).exists():
+                if not self.plan.origins.current(key, self.store):  # missing, or made by other code
                     what = {"step": node.key, "title": node.title, "method": shared.method, "term": shared.term}
                     write_json(self.store.branch(key), what | {"provenance": provenance(self.accelerator)})
             self.store.drop_checkpoint(node.key)

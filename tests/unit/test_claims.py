@@ -1,5 +1,6 @@
 """One holder a step, whoever dies, sleeps or comes at the same moment."""
 
+import errno
 import json
 import os
 import socket
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from contseg.benchmark.cli.cache import listing, prune
 from contseg.benchmark.store import claims
 from contseg.benchmark.store.claims import STALE, Claim
+from contseg.benchmark.store.files import Store
+from contseg.datasets.errors import UserError
 
 
 @pytest.fixture
@@ -209,3 +213,26 @@ def test_many_at_once(tmp_path: Path, dead: int) -> None:
     for thread in threads:
         thread.join()
     assert sorted(got) == sorted(f.name for f in folders)
+
+
+def test_a_full_disk_leaves_no_empty_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(claims.json, "dumps", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        Claim(tmp_path).acquire()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_step_that_somebody_trains_is_not_pruned(tmp_path: Path, dead: int) -> None:
+    """Its first checkpoint comes after minutes; without the folder nobody would resume from it."""
+    store, under_way, left = Store(tmp_path), "a" * 64, "b" * 64
+    claim = Claim(store.step(under_way))
+    assert claim.acquire()
+    store.step(left).mkdir(parents=True)
+    leave(store.step(left), dead)
+    assert prune(store, None, True).startswith("removed 1 steps")
+    assert store.steps() == [under_way]
+    assert "(under way)" in listing(store)
+    claim.release()

@@ -1,6 +1,11 @@
 """Where workers run: the GPUs they get, and how long before a time limit they are told."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +47,25 @@ def test_workers_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     n, environment = launch._local_workers(LaunchConfig(workers=3))
     assert [environment(i) for i in range(n)] == [{"OMP_NUM_THREADS": "4"}] * 3
+
+
+def test_a_signal_while_workers_are_started_reaches_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[Any] = []
+    plain = subprocess.Popen
+
+    def start(*args: Any, **named: Any) -> Any:
+        started.append(plain(*args, **named))
+        signal.raise_signal(signal.SIGTERM)  # before the launcher knows of the worker
+        return started[-1]
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(launch, "PROGRAM", (sys.executable, "-c", "import time; time.sleep(8)"))
+    monkeypatch.setattr(launch, "_watch", lambda *args, **named: None)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    plan: Any = SimpleNamespace(config=SimpleNamespace(launch=LaunchConfig(workers=2)))
+    code, wrong = launch.local(plan, Store(tmp_path), ())
+    assert code == 128 + signal.SIGTERM and len(wrong) == 1 and wrong[0].startswith("interrupted: ")
+    assert [w.returncode for w in started] == [-signal.SIGTERM]
 
 
 @pytest.mark.parametrize(

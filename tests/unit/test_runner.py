@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contseg.benchmark.models.load import load_step
 from contseg.benchmark.plan.config import read_config
-from contseg.benchmark.store.files import write_tensors
+from contseg.benchmark.store.files import read_tensors, write_tensors
 from contseg.benchmark.train import step_runner
 from contseg.benchmark.train.runner import make_accelerator
 from contseg.datasets.errors import UserError
@@ -138,6 +138,22 @@ def test_two_states_of_one_observer_are_not_guessed_between(tmp_path: Path) -> N
     write_tensors(path.with_name(f"observer-{'1' * 64}.safetensors"), {"means": -state["means"]}, meta)
     with pytest.raises(UserError, match="2 different states of ClassMeans"):
         load_step(tmp_path, key)
+
+
+def test_a_late_observer_of_other_code_becomes_a_branch(tmp_path: Path) -> None:
+    """The weights are another machine's, so its retraining gives others: without a branch it would never end."""
+    grid = Grid(tmp_path, ("FT", "NearestPrototype"))
+    grid.run()
+    node = grid.node(0)
+    (observer,) = node.observers
+    state, meta = read_tensors(grid.store.observer(node.key, observer)) or ({}, {})
+    other = meta["code"] | {"files": dict.fromkeys(meta["code"]["files"], "other")}
+    write_tensors(grid.store.observer(node.key, observer), state, meta | {"code": other})
+    weights, meta = grid.store.read_model(node.key)
+    write_tensors(grid.store.model(node.key), {k: v + 1 for k, v in weights.items()}, meta)
+    forget_scores(grid)
+    assert grid.run().branched
+    assert grid.store.branches() == {observer}
 
 
 # --- precision and place -------------------------------------------------------------------------------------------
