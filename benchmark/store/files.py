@@ -64,7 +64,7 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """A JSON object; ``None`` if the file is missing or damaged. A damaged file is set aside with a warning.
 
-    A file without a checksum counts as damaged.
+    ``UserError`` for a file that is there and may not be read. A file without a checksum counts as damaged.
     """
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait forever
@@ -73,12 +73,28 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         intact = value.pop("sha256", None) == digest(value)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except (ValueError, AttributeError, TypeError):  # no JSON, or no object
         intact = False
     if not intact:
         _set_aside(path)
         return None
     return value
+
+
+def _check_missing(path: Path) -> None:
+    """``UserError`` if a file is there and cannot be opened: it would be missed for ever, and never made again."""
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror}; make it readable, or choose another folder with --out")
 
 
 def _set_aside(path: Path) -> None:
@@ -116,7 +132,10 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and metadata; ``None`` if the file is missing or damaged. A damaged file is set aside with a warning."""
+    """Tensors and metadata; ``None`` if the file is missing or damaged. A damaged file is set aside with a warning.
+
+    ``UserError`` for a file that is there and may not be read.
+    """
     from safetensors.torch import load_file
 
     try:
@@ -125,7 +144,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         intact = tensors_digest(tensors) == meta["sha256"]
     except UserError:
         raise
-    except FileNotFoundError:
+    except FileNotFoundError:  # safetensors says so of every file that it cannot open
+        _check_missing(path)
         return None
     except Exception:  # safetensors raises a class of its own, JSON another: damaged either way
         intact = False

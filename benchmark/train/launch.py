@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -36,8 +37,18 @@ def local(plan: Plan, store: Store, words: tuple[str, ...]) -> tuple[int, list[s
     Every worker may try a step that fails; its message is reported once. The first Ctrl-C (or SIGTERM, or closing the
     terminal) lets every worker write its checkpoint; a second Ctrl-C kills them.
     """
+    claim = Claim(store.out / "logs")  # another launcher may work on this grid; each reads the failures in its own logs
+    try:
+        own = claim.acquire()
+        return _local(plan, store, words, claim.folder / ("" if own else f"{socket.gethostname()}-{os.getpid()}"))
+    finally:
+        claim.release()
+
+
+def _local(plan: Plan, store: Store, words: tuple[str, ...], folder: Path) -> tuple[int, list[str]]:
+    """``local`` with its logs in ``folder``."""
     n, visible = _local_workers(plan.config.launch)
-    logs = [store.out / "logs" / f"worker{i}.log" for i in range(n)]
+    logs = [folder / f"worker{i}.log" for i in range(n)]
     logs[0].parent.mkdir(parents=True, exist_ok=True)
     workers: list[subprocess.Popen[bytes]] = []
     call = [*PROGRAM, *words, "--launcher", "inline"]

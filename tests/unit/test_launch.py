@@ -13,6 +13,7 @@ import torch
 from contseg.benchmark.plan.build import Plan, make_plan
 from contseg.benchmark.plan.config import read_config
 from contseg.benchmark.plan.run_config import LaunchConfig
+from contseg.benchmark.store.claims import Claim
 from contseg.benchmark.store.files import Store
 from contseg.benchmark.train import launch
 from contseg.datasets import progress as module
@@ -66,6 +67,22 @@ def test_a_signal_while_workers_are_started_reaches_all(monkeypatch: pytest.Monk
     code, wrong = launch.local(plan, Store(tmp_path), ())
     assert code == 128 + signal.SIGTERM and len(wrong) == 1 and wrong[0].startswith("interrupted: ")
     assert [w.returncode for w in started] == [-signal.SIGTERM]
+
+
+def test_a_second_launcher_leaves_the_logs_of_the_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first, log = Claim(tmp_path / "logs"), tmp_path / "logs/worker0.log"
+    assert first.acquire()
+    log.write_text("failed: step 1: of the first\n")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(launch, "PROGRAM", (sys.executable, "-c", "print('failed: step 2: of the second'); exit(1)"))
+    monkeypatch.setattr(launch, "_watch", lambda *args, **named: None)
+    plan: Any = SimpleNamespace(config=SimpleNamespace(launch=LaunchConfig(workers=1)))
+    assert launch.local(plan, Store(tmp_path), ()) == (1, ["failed: step 2: of the second"])
+    assert log.read_text() == "failed: step 1: of the first\n"
+    first.release()
+    assert launch.local(plan, Store(tmp_path), ())[0] == 1
+    assert log.read_text() == "failed: step 2: of the second\n"
+    assert not [*tmp_path.rglob("claim*")]
 
 
 @pytest.mark.parametrize(
