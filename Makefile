@@ -16,7 +16,7 @@ export PYTHONSAFEPATH := 1
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: $(INSTALLED)  ## the default grid on drawn pictures: minutes on a CPU, ends with the table
+demo: $(INSTALLED)  ## the default grid on drawn images: minutes on a CPU, ends with the table
 	$(BIN)/python run_benchmark.py run --config benchmark/configs/demo.toml --launcher local --out runs/demo
 
 test: lint  ## lint, types and the whole test suite

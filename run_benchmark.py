@@ -41,10 +41,10 @@ if __name__ == "__main__":
 FIRST = """\
 examples:
   contseg run --config demo                                   the demo: drawn data, no download
-  contseg plan --config sdr_paper --data voc=/data/VOCdevkit
+  contseg plan --config sdr_paper --data voc=/data/VOC2012
   contseg run --scenarios voc/15-1/overlapped voc/19-1/disjoint --methods FT LwF "MiB[kd=100]+SDR" Joint \\
-      --seeds 0 1 2 --data voc=/data/VOCdevkit --set train.batch=24 train.precision=bf16 --out runs/voc
-  accelerate launch --multi_gpu --num_processes 4 run_benchmark.py run --config voc --data voc=/data
+      --seeds 0 1 2 --data voc=/data/VOC2012 --set train.batch=24 train.precision=bf16 --out runs/voc
+  accelerate launch --multi_gpu --num_processes 4 run_benchmark.py run --config voc --data voc=/data/VOC2012
   contseg run --plugin my_method.py --methods FT MyMethod --scenarios shapes/3-1/overlapped
   contseg report --out runs/voc --protocol plop
   contseg predict runs/voc/records/.../step5.json street.jpg photos/ --out seen
@@ -55,7 +55,8 @@ steps are kept, an unfinished step goes on from its checkpoint.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand; the exit code is 0, 1 if a cell failed or a check found something, 2 for a user's mistake."""
+    """Run one subcommand; the exit code: 0, 1 if a cell failed or a check found something, 2 for a user's mistake,
+    128 and the signal's number if it was interrupted."""
     from contseg.datasets.errors import UserError
 
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large pages for large tensors on a CPU

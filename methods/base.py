@@ -1,7 +1,7 @@
 """THE CONTRACT between a method and the suite.
 
-A method is a named dictionary of loss terms plus a classifier initialiser. What is not a sum of losses is a hook, a
-named field of ``Method`` with a plain default.
+A method is a named dictionary of loss terms, plus hooks: what is not a sum of losses is a named field of ``Method``
+with a plain default.
 
 Shapes: ``B`` batch, ``C`` seen classes (logit channels), ``O`` old classes, ``N`` new ones (``C = O + N``),
 ``D`` channels of the encoder, ``E`` channels in front of the classifier, ``H, W`` image, ``h, w`` feature map.
@@ -223,7 +223,7 @@ HOOKS: dict[str, Hook] = {
 
 @dataclass(eq=False)
 class Method:
-    """A named dictionary of loss terms plus a classifier initialiser.
+    """A named dictionary of loss terms, plus hooks.
 
     ``terms`` are the terms of steps >= 1, ``first`` those of step 0 (an observer that starts at step 0 is in both).
 

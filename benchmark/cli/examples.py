@@ -4,9 +4,9 @@ EXAMPLES = {
     "run": """
   contseg run --config demo --out runs/demo
   contseg run --scenarios voc/15-1/overlapped voc/19-1/disjoint --methods FT LwF "MiB[kd=100]+SDR" Joint \\
-      --seeds 0 1 2 --data voc=/data/VOCdevkit --set train.batch=24 train.precision=bf16 --out runs/voc
+      --seeds 0 1 2 --data voc=/data/VOC2012 --set train.batch=24 train.precision=bf16 --out runs/voc
   contseg run --scenarios shapes/3-1/overlapped --plugin my_method.py --methods FT MyMethod --set model.backbone=tiny
-  contseg run --config voc --data voc=/data/VOCdevkit --launcher local
+  contseg run --config voc --data voc=/data/VOC2012 --launcher local
 
 A grid can be killed and run again at any time: finished steps are kept, an unfinished step goes on from its checkpoint.
 """,
@@ -19,7 +19,7 @@ DIR gets trials.csv, search.png, tuning.md, and tuned.toml, the grid with the ch
 """,
     "plan": """
   contseg plan --config demo
-  contseg plan --scenarios voc/15-1/overlapped --methods FT MiB --data voc=/data/VOCdevkit --graph
+  contseg plan --scenarios voc/15-1/overlapped --methods FT MiB --data voc=/data/VOC2012 --graph
 """,
     "list": """
   contseg list methods --long
@@ -34,7 +34,7 @@ DIR gets trials.csv, search.png, tuning.md, and tuned.toml, the grid with the ch
     "report": """
   contseg report --out runs/voc --protocol plop
   contseg report --out runs/voc --format html latex --with-published
-  contseg report --out runs/voc --figures figures --predictions 5 --data voc=/data/VOCdevkit
+  contseg report --out runs/voc --figures figures --predictions 5 --data voc=/data/VOC2012
 """,
     "site": """
   contseg site runs/voc runs/ade --out leaderboard
@@ -49,19 +49,19 @@ DIR gets trials.csv, search.png, tuning.md, and tuned.toml, the grid with the ch
   contseg export runs/voc/records/.../step5.json --out step5.safetensors
 """,
     "submit": """
-  contseg submit --records runs/voc --out our-lab-2026 --data voc=/data/VOCdevkit/VOC2012
+  contseg submit --records runs/voc --out our-lab-2026 --data voc=/data/VOC2012
   contseg submit --records runs/voc --out our-lab-fixed --replaces our-lab-2026 --reason "two images were read twice"
 """,
     "leaderboard": """
-  contseg leaderboard check . --request merged --data voc=/data/VOCdevkit/VOC2012
+  contseg leaderboard check . --request merged --data voc=/data/VOC2012
   contseg leaderboard accept .
   contseg leaderboard build . --out pages
 """,
     "reproduce": """
-  contseg reproduce runs/voc/records/.../step5.json --data voc=/data/VOCdevkit/VOC2012 --out runs/again
+  contseg reproduce runs/voc/records/.../step5.json --data voc=/data/VOC2012 --out runs/again
 """,
     "cache": """
   contseg cache list --out runs/voc
-  contseg cache prune --config voc --data voc=/data/VOCdevkit/VOC2012 --out runs/voc
+  contseg cache prune --config voc --data voc=/data/VOC2012 --out runs/voc
 """,
 }

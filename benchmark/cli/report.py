@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME=PATH",
-        help="the folder of a data set, for the four options above",
+        help="the folder of a data set, for --predictions, --latent, --re-evaluate and --verify",
     )
 
 

@@ -130,6 +130,16 @@ def test_the_reader_of_commands_sees_continued_lines_and_launchers() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_rows_have_as_many_cells_as_their_table(page: Path) -> None:
+    """A `|` inside a cell is escaped, in code too: else what follows it is not shown."""
+    cells = 0
+    for line in page.read_text(encoding="utf-8").splitlines():
+        found = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert found == (cells or found) or not found, line
+        cells = found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_other_commands_of_a_page_exist(page: Path) -> None:
     """Targets of ``make``, modules of ``python -m contseg...``; nothing else is asked of a shell."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
@@ -152,6 +162,15 @@ def test_the_drawing_of_the_tree_is_complete() -> None:
     assert sorted(files - words) == []
     paths = re.findall(r"`((?:benchmark|datasets|methods|tests)/[\w/]+\.\w+)`", page)
     assert len(paths) > 10 and [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_seeds_of_the_table_of_the_demo_are_told(page: str) -> None:
+    """Its records have more seeds than ``make demo`` and ``--config demo`` train by themselves."""
+    seeds = sorted({p.name.removeprefix("seed") for p in (ROOT / "results/demo/records").rglob("seed*")})
+    assert [*map(str, read_config(ROOT / "benchmark/configs/demo.toml", []).seeds)] != seeds
+    before = (ROOT / page).read_text(encoding="utf-8").rpartition("| FT |")[0].rpartition("```")[2]
+    assert f"--seeds {' '.join(seeds)}" in before
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])

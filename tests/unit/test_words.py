@@ -41,11 +41,11 @@ def found_in(text: str) -> list[tuple[int, str]]:
 
 
 def files() -> Iterator[Path]:
-    """Python files and documents of the checkout; folders with a dot (environment, caches) are left out."""
+    """Python files, documents and the Makefile; folders with a dot (environment, caches) are left out."""
     for path in sorted(ROOT.rglob("*")):
         inside = path.relative_to(ROOT)
         hidden = any(part.startswith(".") or part in ("build", "runs", "site", "shared") for part in inside.parts)
-        if path.suffix in (".py", ".md", ".j2") and not hidden:
+        if (path.suffix in (".py", ".md", ".j2") or path.name == "Makefile") and not hidden:
             yield path
 
 
