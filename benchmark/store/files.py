@@ -84,7 +84,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def _check_missing(path: Path) -> None:
-    """``UserError`` if a file is there and cannot be opened: it would be missed for ever, and never made again."""
+    """``UserError`` if a file is there and cannot be opened: it would be missed forever, and never made again."""
     try:
         path.open("rb").close()
     except FileNotFoundError:

@@ -186,7 +186,7 @@ def test_json_holds_no_nan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["state.safetensors", "score.json"])
 def test_a_file_that_may_not_be_read_is_not_missing(name: str, tmp_path: Path) -> None:
-    """Another user's, for example: a step without its parent's weights would be tried again for ever."""
+    """Another user's, for example: a step without its parent's weights would be tried again forever."""
     path = tmp_path / name
     path.symlink_to(path)  # nobody can open it, root included
     with pytest.raises(UserError, match=f"cannot read .*{name}: "):
