@@ -330,6 +330,8 @@ class Store:
             try:
                 said = read_meta(path) if path.suffix == ".safetensors" else read_sealed(path)
                 return said.get("code") if said else None
+            except UserError:
+                raise
             except Exception:
                 read_tensors(path)  # sets a damaged file aside
                 return None

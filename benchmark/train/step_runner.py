@@ -139,6 +139,9 @@ class StepRunner:
         store, origins, node = self.store, self.plan.origins, trainer.node
         stored = origins.current(node.key, store)  # the step was trained again, for a late observer
         made = {node.key: origins.stored(node.key, store) if stored else meta["code"]}
+        if not stored and (terms or store.terms(node.key).exists()):
+            store.model(node.key).unlink(missing_ok=True)  # of other code: never beside the terms of this training
+            store.terms(node.key).unlink(missing_ok=True)
         if terms:
             write_tensors(store.terms(node.key), terms, {})
         for key, term in trainer.observers.items():

@@ -219,7 +219,7 @@ def test_a_full_disk_leaves_no_empty_claim(tmp_path: Path, monkeypatch: pytest.M
     def full(_: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(claims.json, "dumps", full)
+    monkeypatch.setattr(json, "dumps", full)
     with pytest.raises(UserError, match="the disk is full"):
         Claim(tmp_path).acquire()
     assert not [*tmp_path.iterdir()]

@@ -156,6 +156,26 @@ def test_a_late_observer_of_other_code_becomes_a_branch(tmp_path: Path) -> None:
     assert grid.store.branches() == {observer}
 
 
+def test_weights_of_other_code_never_stand_beside_new_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full between the two files: the old code, or --trust-cache, would take both for one training."""
+    grid = Grid(tmp_path, ("Favouring",))
+    key = grid.node(0).key
+    grid.run(key)
+    weights, meta = grid.store.read_model(key)
+    write_tensors(grid.store.model(key), weights, meta | {"code": {"files": {"trainer.py": "other"}, "on": []}})
+    forget_scores(grid)
+
+    def full(path: Path, *what: Any) -> None:
+        if path.name == "model.safetensors":
+            raise UserError("the disk is full")
+        write_tensors(path, *what)
+
+    monkeypatch.setattr(step_runner, "write_tensors", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        grid.run(key)
+    assert grid.store.terms(key).exists() and not grid.store.model(key).exists()
+
+
 # --- precision and place -------------------------------------------------------------------------------------------
 
 

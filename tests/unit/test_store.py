@@ -192,3 +192,17 @@ def test_a_file_that_may_not_be_read_is_not_missing(name: str, tmp_path: Path) -
     with pytest.raises(UserError, match=f"cannot read .*{name}: "):
         read_tensors(path) if path.suffix == ".safetensors" else read_sealed(path)
     assert path.is_symlink()
+
+
+def test_a_score_that_could_not_be_read_for_once_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system that does not answer, for example: the file is not damaged."""
+    store, path = Store(tmp_path), tmp_path / "score.json"
+    write_sealed(path, SCORE | {"code": {"files": {}, "on": []}})
+
+    def fail(_: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="Input/output error"):
+        patch.setattr(Path, "read_text", fail)
+        store.code(path)
+    assert store.code(path) == {"files": {}, "on": []}
