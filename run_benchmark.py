@@ -222,7 +222,8 @@ def parser() -> argparse.ArgumentParser:
     submit.add_leaderboard(add("leaderboard", submit.leaderboard, "check, accept and show what others submitted"))
     submit.add_reproduce(add("reproduce", submit.reproduce, "train a recorded run again: stored beside new, by class"))
     cache = add("cache", commands.cache, "list or prune trained steps")
-    cache.add_argument("action", choices=("list", "prune"))
+    of_prune = "prune removes what the grid of the options no longer needs; without a grid, all that is not in training"
+    cache.add_argument("action", choices=("list", "prune"), help=of_prune)
     cache.add_argument("--yes", action="store_true", help="remove them; without it, only say what would be removed")
     grid.add_arguments(cache)
     return top

@@ -129,7 +129,7 @@ class Comparison:
         if expected is None:
             return False, (
                 f"counts differ. {where}. Then a run is like one of another seed, and how far seeds lie apart is not "
-                f"known from {len(self.seeds) + 1} of them: no verdict (three seeds beside the record give one)"
+                f"known from {len(self.seeds) + 1} of them: no verdict (three give one, this seed included)"
             )
         low, high = expected
         inside = low <= here <= high

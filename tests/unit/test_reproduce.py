@@ -44,7 +44,7 @@ def test_the_interval_of_one_more_seed_is_students(monkeypatch: pytest.MonkeyPat
     assert not same and text.startswith("not reproduced: outside what another seed gives.")
     assert "one more seed lies between 2.06 and 21.94" in text
     same, text = Comparison(tuple(runs[0]), new, (runs[1][-1],)).verdict()
-    assert not same and "no verdict (three seeds beside the record give one)" in text
+    assert not same and "no verdict (three give one, this seed included)" in text
 
 
 def test_the_recorded_setup_promises_equal_counts() -> None:
