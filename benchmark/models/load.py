@@ -141,7 +141,7 @@ def load_trained(
         tensors, meta = store.read_model(key)
         terms_state = store.read_terms(key)
     except LostStateError as lost:
-        raise UserError(f"{lost}: run the grid again, it trains what is missing") from None
+        raise UserError(f"{lost}: run the grid again with a new --out, which trains it") from None
     if plugins:
         load_plugins(*meta["plugins"])
     built = build_method(method or meta["method"])
@@ -174,7 +174,7 @@ def meta_of(out: str | Path, key: str) -> dict[str, Any]:
     try:
         return store.meta(whole_key(store, key))
     except LostStateError as lost:
-        raise UserError(f"{lost}: run the grid again, it trains what is missing") from None
+        raise UserError(f"{lost}: run the grid again with a new --out, which trains it") from None
 
 
 def channels_of(meta: dict[str, Any]) -> tuple[int, ...]:
