@@ -69,15 +69,22 @@ def _local(plan: Plan, store: Store, words: tuple[str, ...], folder: Path) -> tu
         _watch(plan, store, lambda: any(w.poll() is None for w in workers), pause=1)
         codes = [w.wait() for w in workers]
     wrong: dict[str, None] = {}
+    done = "ended at once" if -signal.SIGKILL in codes else "the checkpoints are written"
     for code, log in zip(codes, logs, strict=False):  # after a signal not all were started
         failed = [line for line in _lines(log) if line.startswith("failed: ")]
         wrong |= dict.fromkeys(failed)
         if code and not failed and not (signals and code in INTERRUPTED):
-            wrong[f"{log.stem} ended with exit code {code}; the end of {log}:\n{_tail(log)}"] = None
+            ended = f"{log.stem} ended with exit code {_as_in_a_shell(code)}"
+            wrong[f"{ended}; the end of {log}:\n{_tail(log)}"] = None
+            done = "not every checkpoint is written"
     if signals:
-        done = "ended at once" if -signal.SIGKILL in codes else "the checkpoints are written"
         return 128 + signals[0], [*wrong, f"interrupted: {done}; run the same command again to resume"]
-    return max((abs(c) for c in codes), default=0), [*wrong]
+    return max(map(_as_in_a_shell, codes), default=0), [*wrong]
+
+
+def _as_in_a_shell(code: int) -> int:
+    """The exit code of a process; 128 + the signal that ended it."""
+    return code if code >= 0 else 128 - code
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,36 @@ def test_a_second_launcher_leaves_the_logs_of_the_first(monkeypatch: pytest.Monk
     assert launch.local(plan, Store(tmp_path), ())[0] == 1
     assert log.read_text() == "failed: step 2: of the second\n"
     assert not [*tmp_path.rglob("claim*")]
+
+
+def test_a_killed_worker_gives_the_exit_code_of_a_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a run without launcher that is killed, by the kernel for want of memory, for example."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(launch, "PROGRAM", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    monkeypatch.setattr(launch, "_watch", lambda *args, **named: None)
+    plan: Any = SimpleNamespace(config=SimpleNamespace(launch=LaunchConfig(workers=1)))
+    code, wrong = launch.local(plan, Store(tmp_path), ())
+    assert code == 128 + signal.SIGKILL and "worker0 ended with exit code 137" in wrong[0]
+
+
+def test_a_worker_that_fails_after_a_signal_wrote_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    full = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(2)); print('up', flush=True); time.sleep(8)"
+    log = tmp_path / "logs/worker0.log"
+
+    def watch(*args: Any, **named: Any) -> None:
+        while "up" not in log.read_text():
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(launch, "PROGRAM", (sys.executable, "-c", full))
+    monkeypatch.setattr(launch, "_watch", watch)
+    plan: Any = SimpleNamespace(config=SimpleNamespace(launch=LaunchConfig(workers=1)))
+    code, (first, last) = launch.local(plan, Store(tmp_path), ())
+    assert code == 128 + signal.SIGINT and first.startswith("worker0 ended with exit code 2")
+    assert last == "interrupted: not every checkpoint is written; run the same command again to resume"
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,9 @@ def test_a_late_observer_of_other_code_becomes_a_branch(tmp_path: Path) -> None:
     grid.run()
     node = grid.node(0)
     (observer,) = node.observers
-    state, meta = read_tensors(grid.store.observer(node.key, observer)) or ({}, {})
+    kept = read_tensors(grid.store.observer(node.key, observer))
+    assert kept is not None
+    state, meta = kept
     other = meta["code"] | {"files": dict.fromkeys(meta["code"]["files"], "other")}
     write_tensors(grid.store.observer(node.key, observer), state, meta | {"code": other})
     weights, meta = grid.store.read_model(node.key)
