@@ -305,9 +305,10 @@ class Method:
         return self.first if step.index == 0 else self.terms
 
     def hook(self, name: str, step: Step) -> Hook:
-        """The hook of this step; ``init`` only where there are new rows."""
+        """The hook of this step; ``init`` only at steps >= 1, and where there are new rows."""
         mine: Hook = getattr(self, name)
-        return mine if _open(mine, step) and (step.n_new or name != "init") else HOOKS[name]
+        called = name != "init" or (step.index > 0 and step.n_new > 0)
+        return mine if called and _open(mine, step) else HOOKS[name]
 
     def warm_ups(self, step: Step) -> list[Hook]:
         """The ``warm_up`` functions of this step; none at step 0."""

@@ -342,7 +342,7 @@ class _Builder:
         states: dict[int, str],
     ) -> str:
         terms = {n: t for n, t in method.active(step).items() if not t.observes}
-        hooks = {name: method.hook(name, step) for name in ("build", "trainable", *(("init",) if step.index else ()))}
+        hooks = {name: method.hook(name, step) for name in ("build", "trainable", "init")}
         hooks = {name: describe(hook) for name, hook in hooks.items() if hook is not HOOKS[name]}
         reads = observers_read(terms, states)
         warm_ups, endings = method.warm_ups(step), method.endings(step)
