@@ -92,7 +92,9 @@ class Term:
     - ``uses_setup = False`` if its numbers do not depend on ``step.setup``: sequential and disjoint then share step 0;
     - ``observes = True`` if it never changes loss or gradient (prototypes, importance): it is then not part of the key
       of the weights;
-    - ``weighs = True`` if it has a method ``weigh`` that gives ``Batch.pixel_weight`` (UCB; at most one term);
+    - ``weigh``, a method ``(batch, targets, scores)`` if it gives ``Batch.pixel_weight`` (UCB; at most one term): the
+      weights (B, H, W) of the pixels of a supervised loss, mean 1, without gradient. targets (B, H, W): its labels,
+      completed by the previous model; scores (B, K, H, W): the previous model's;
     - ``weighable = True`` if its loss is supervised and takes these weights (PLOP, SSUL);
     - ``splits = False`` if its value changes when a batch is divided over several processes;
     - ``state``: the names of EVERY attribute that changes during training (a tensor, or a dict of tensors);
@@ -105,7 +107,7 @@ class Term:
     uses_old: ClassVar[bool] = False
     uses_setup: ClassVar[bool] = True
     observes: ClassVar[bool] = False
-    weighs: ClassVar[bool] = False
+    weigh: ClassVar[Any] = None
     weighable: ClassVar[bool] = False
     splits: ClassVar[bool] = True
     state: ClassVar[tuple[str, ...]] = ()
@@ -117,8 +119,6 @@ class Term:
         super().__init_subclass__()
         if isinstance(cls.state, str):
             raise TypeError(f"{cls.__name__}.state is the text {cls.state!r}: write a tuple, ({cls.state!r},)")
-        if cls.weighs and cls.weigh is Term.weigh:
-            raise TypeError(f"{cls.__name__} has weighs = True and no weigh(batch, targets, scores): define it")
 
     def begin_step(self, ctx: StepContext) -> None:
         """Called before the first update, after the parent's state is loaded: extend the state to the new classes."""
@@ -126,13 +126,6 @@ class Term:
     def __call__(self, batch: Batch) -> Tensor | None:
         """The unweighted value (a scalar), or ``None`` if it only observes. ``batch.progress``: where in the step."""
         return None
-
-    def weigh(self, batch: Batch, targets: Tensor, scores: Tensor) -> Tensor:
-        """The weights (B, H, W) of the pixels of a supervised loss, mean 1, without gradient; if ``weighs``.
-
-        targets (B, H, W): its labels, completed by the previous model; scores (B, K, H, W): the previous model's.
-        """
-        raise NotImplementedError
 
     def after_backward(self, model: Any) -> None:
         """Once an update, observers first. Gradients are unscaled, averaged over processes, and not clipped yet."""
@@ -326,7 +319,7 @@ class Method:
         """Weighted values by name. Observers are called too, without an entry. ``MethodError``: a value is no loss."""
         values: dict[str, Tensor] = {}
         terms = self.active(batch.step)
-        batch.pixel_weight = next((partial(t.weigh, batch) for t in terms.values() if t.weighs), None)
+        batch.pixel_weight = next((partial(t.weigh, batch) for t in terms.values() if t.weigh), None)
         for name, term in terms.items():
             value = term(batch)
             if value is None:

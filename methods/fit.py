@@ -37,8 +37,8 @@ def one_training(method: Any) -> bool:
 
 def misfit(method: Any, addon: Any) -> str:
     """Why an add-on does not fit a method; "" if it does."""
-    if _any(addon, "weighs") and (_any(method, "weighs") or not _any(method, "weighable")):
-        why = "has weights already" if _any(method, "weighs") else "has no such loss, PLOP and SSUL have"
+    if _any(addon, "weigh") and (_any(method, "weigh") or not _any(method, "weighable")):
+        why = "has weights already" if _any(method, "weigh") else "has no such loss, PLOP and SSUL have"
         return f"{addon.name} weighs the pixels of a pseudo-labelled loss, and {method.name} {why}"
     if addon.memory and (why := _no_use_of_memory(method)):
         return f"{addon.name} stores images, and {method.name} {why}"

@@ -52,7 +52,6 @@ class UncertaintyBalance(Term):
 
     uses_old = True
     uses_setup = False
-    weighs = True
     state = ("frequencies", "images")
 
     threshold: float = 0.8

@@ -361,9 +361,3 @@ def test_an_import_from_before_the_package_is_told_its_new_name(tmp_path: Path, 
         load_plugins(path)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert ("contseg" in str(caught.value)) == ("contseg" in said)
-
-
-def test_a_term_that_weighs_without_saying_how_is_refused_where_it_stands(tmp_path: Path) -> None:
-    text = "from contseg.methods.base import Term\n\nclass Mine(Term):\n    weighs = True\n"
-    found = plugin_message(write(tmp_path, text))
-    assert "Mine has weighs = True and no weigh(batch, targets, scores): define it (my_own_method.py, line 3)" in found
