@@ -128,7 +128,7 @@ FAULTS = [
     Fault("watch.py", "self._gradient(self.scaler.scale(value) / parts)", "self._gradient(self.scaler.scale(value))"),
     Fault("watch.py", "float(g.norm()) / self.scaler.get_scale()", "float(g.norm())"),
     Fault("watch.py", "here = self._gradient", "here = 0.5 * self._gradient"),
-    Fault("trainer.py", "self.progress.update / self.epoch_updates", "self.progress.update / self.total"),
+    Fault("trainer.py", "update / self.epoch_updates", "update / self.total"),
     Fault("checkpoint.py", "progress.seconds[part] += seconds", "progress.seconds[part] = seconds"),
     Fault("trainer.py", "            if term.observes:\n", "            if not term.observes:\n"),
     Fault("batches.py", "ends = [*starts[1:], n]", "ends = [*starts[1:], n - 1]"),
