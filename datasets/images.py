@@ -33,12 +33,12 @@ def _at_once(path: str, flags: int) -> int:
 
 def decode_image(data: bytes, path: Path) -> np.ndarray:
     """(H, W, 3) uint8, RGB."""
-    return np.array(_rgb(_decode(data, path)))
+    return np.array(_rgb(_decode(data, path), path))
 
 
 def decode_upright(data: bytes, path: Path) -> np.ndarray:
     """(H, W, 3) uint8, RGB, turned as the camera noted it (EXIF)."""
-    return np.array(_rgb(ImageOps.exif_transpose(_decode(data, path))))
+    return np.array(_rgb(ImageOps.exif_transpose(_decode(data, path)), path))
 
 
 def decode_label(data: bytes, path: Path) -> np.ndarray:
@@ -46,8 +46,17 @@ def decode_label(data: bytes, path: Path) -> np.ndarray:
     return np.array(_label(data, path))
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, path: Path) -> Image.Image:
+    _eight_bits(image.mode, path)
     return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB already
+
+
+def _eight_bits(mode: str, path: Path) -> None:
+    if mode[0] in "IF":
+        raise UserError(
+            f"image {path} has mode {mode}, more than 8 bits a pixel: values above 255 would all be white; "
+            "scale its values to 0..255 and save it as 8-bit grey or RGB"
+        )
 
 
 def looked_up(table: np.ndarray, raw: np.ndarray) -> np.ndarray:
@@ -56,14 +65,18 @@ def looked_up(table: np.ndarray, raw: np.ndarray) -> np.ndarray:
 
 
 def inspect(image: Path, label: Path, image_data: bytes, label_data: bytes) -> tuple[list[int], tuple[int, int]]:
-    """How often each of the 256 raw labels occurs, and (H, W); the image's pixels are not decoded."""
+    """How often each of the 256 raw labels occurs, and (H, W); pixels of a JPEG or of a whole PNG are not decoded."""
     try:
         with Image.open(io.BytesIO(image_data)) as header:
-            size, kind = header.size, header.format
+            size, kind, mode = header.size, header.format, header.mode
     except _BROKEN as error:
         raise _unreadable(image, error) from error
-    if kind in ("JPEG", "MPO") and not _ends(image_data):
-        raise UserError(f"cannot read image {image}: the file is truncated")
+    _eight_bits(mode, image)
+    if kind in ("JPEG", "MPO"):
+        if not _ends(image_data):
+            raise UserError(f"cannot read image {image}: the file is truncated")
+    elif kind != "PNG" or not _sums_agree(image_data):
+        _decode(image_data, image)
     map_ = _label(label_data, label)
     same_size(size[::-1], map_.size[::-1], image, label)
     return map_.histogram(), size[::-1]
@@ -75,6 +88,15 @@ def _ends(jpeg: bytes) -> bool:
     while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] != b"\xda":  # a segment: marker, length, content
         at += 2 + max(2, int.from_bytes(jpeg[at + 2 : at + 4], "big"))
     return b"\xff\xd9" in jpeg[at if jpeg[at : at + 2] == b"\xff\xda" or at >= len(jpeg) else 0 :]
+
+
+def _sums_agree(png: bytes) -> bool:
+    """Whether the file goes on to its end marker, and each part has the checksum that it names."""
+    try:
+        Image.open(io.BytesIO(png)).verify()
+    except _BROKEN:
+        return False
+    return True
 
 
 def same_size(image_size: tuple[int, ...], label_size: tuple[int, ...], image: Path, label: Path) -> None:

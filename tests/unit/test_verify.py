@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contseg.datasets.errors import UserError
 from contseg.datasets.registry import open_dataset
 from contseg.datasets.scenario import parse_scenario
 from contseg.datasets.tools import verify as module
@@ -102,6 +103,37 @@ def test_broken_images(root):
     path.write_bytes(path.read_bytes()[:-200])
     text = deviations(root)
     assert str(path) in text
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "tif", "webp"])
+def test_broken_images_of_other_formats(root, ending):
+    """What a run would find in its first epoch."""
+    path = root / "JPEGImages" / f"train0.{ending}"
+    (root / "JPEGImages" / "train0.jpg").unlink()
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    write_map(root / "SegmentationClass" / "train0.png", 1, size=(64, 48))
+    deviations(root, 0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert str(path) in deviations(root)
+    if ending == "png":
+        at = len(whole) // 2
+        path.write_bytes(whole[:at] + bytes(64) + whole[at + 64 :])
+        assert str(path) in deviations(root)
+        path.write_bytes(whole[:-12])  # without its end marker, which Pillow does not need
+        deviations(root, 0)
+
+
+@pytest.mark.parametrize(("ending", "kind"), [("png", np.uint16), ("tif", np.uint16), ("tif", np.float32)])
+def test_photographs_of_more_than_8_bits(root, ending, kind):
+    """Pillow makes all values above 255 white, and says nothing."""
+    path = root / "JPEGImages" / f"train0.{ending}"
+    (root / "JPEGImages" / "train0.jpg").unlink()
+    Image.fromarray(np.full((6, 8), 1000, kind)).save(path)
+    assert "more than 8 bits a pixel" in deviations(root)
+    with pytest.raises(UserError, match="save it as 8-bit"):
+        open_dataset("own", root).load("train0", "train")
 
 
 def test_labels_out_of_range(root):
