@@ -9,11 +9,20 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from contseg.datasets.errors import UserError
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # of EXIF's orientation
 
 
 def read_bytes(path: Path) -> bytes:
@@ -38,12 +47,22 @@ def decode_image(data: bytes, path: Path) -> np.ndarray:
 
 def decode_upright(data: bytes, path: Path) -> np.ndarray:
     """(H, W, 3) uint8, RGB, turned as the camera noted it (EXIF)."""
-    return np.array(_rgb(ImageOps.exif_transpose(_decode(data, path)), path))
+    return np.array(_rgb(_upright(_decode(data, path)), path))
 
 
 def decode_label(data: bytes, path: Path) -> np.ndarray:
     """(H, W) uint8: the raw labels."""
     return np.array(_label(data, path))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image, turned. Of EXIF only the orientation is read: ``ImageOps.exif_transpose`` writes all of it anew, and
+    fails where a camera or a program wrote what Pillow cannot."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (*_BROKEN, TypeError, KeyError):  # it cannot be read: then nothing says how to turn
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:

@@ -22,6 +22,7 @@ from contseg.benchmark.plan.config import identity
 from contseg.benchmark.plan.model_config import ModelConfig, check
 from contseg.benchmark.store.files import Store, cell_path, write_sealed, write_tensors
 from contseg.datasets.errors import UserError
+from contseg.datasets.images import decode_upright
 from contseg.methods.registry import build_method
 from contseg.tests.pages import code
 from contseg.tests.records import make_run
@@ -147,6 +148,19 @@ def test_a_photograph_is_turned_as_the_camera_noted(out: Path, tmp_path: Path) -
     assert run_benchmark.main([*words, "--out", str(tmp_path)]) == 0
     a, b = (np.array(Image.open(tmp_path / "labels" / name)) for name in ("up.png", "turned.png"))
     assert np.array_equal(a, b)
+
+
+# of EXIF: an orientation, and a resolution of -1/2, which Pillow reads and cannot write again
+TURNED = "4949 2a00 08000000 0200 1201 0300 01000000 06000000 1a01 0a00 01000000 26000000 00000000 ffffffff 02000000"
+
+
+@pytest.mark.parametrize(
+    ("kind", "exif", "size"), [("png", b"no TIFF at all", (10, 20)), ("jpeg", bytes.fromhex(TURNED), (20, 10))]
+)
+def test_of_exif_only_the_orientation_is_read(kind: str, exif: bytes, size: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    Image.new("RGB", (20, 10)).save(path, exif=b"Exif\0\0" + exif)
+    assert decode_upright(path.read_bytes(), path).shape == (*size, 3)
 
 
 @pytest.mark.parametrize(
