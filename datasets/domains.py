@@ -82,6 +82,7 @@ class Pool(SegmentationDataset):
         super().__init__(dataset.name, dataset.root, dataset.cache)
         self.dataset, self.class_names = dataset, dataset.class_names
         self.domains, self.has_background = dataset.domains, dataset.has_background
+        self.value_to_label = dataset.value_to_label
         self._split_of = {i: split for split in SPLITS for i in dataset.ids(split)}
         self._ids = tuple(i for split in SPLITS for i in dataset.ids(split))
         if len(self._split_of) != len(self._ids):

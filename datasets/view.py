@@ -85,12 +85,7 @@ def step_view(
 
 def _chosen(dataset: SegmentationDataset, scenario: Scenario, index: int, split: str) -> np.ndarray:
     """(N,) bool: the training images of a split that step ``index`` sees; ``UserError`` if there is none."""
-    if scenario.lists:
-        chosen = listed(dataset, scenario, index)
-    elif scenario.domains:
-        chosen = _mask(domain_step(dataset, scenario, index).train, len(dataset.ids("train")))
-    else:
-        chosen = selection(dataset.presence("train"), scenario, index)
+    chosen = training_images(dataset, scenario, index)
     if split != "train":
         chosen = chosen & (held_out(dataset.ids("train")) == (split == "tune"))
     if not chosen.any():
@@ -100,6 +95,15 @@ def _chosen(dataset: SegmentationDataset, scenario: Scenario, index: int, split:
             "take another task or setup"
         )
     return chosen
+
+
+def training_images(dataset: SegmentationDataset, scenario: Scenario, index: int) -> np.ndarray:
+    """(N,) bool: all training images of step ``index``, perhaps none. ``dataset``: what ``images_for`` gives."""
+    if scenario.lists:
+        return listed(dataset, scenario, index)
+    if scenario.domains:
+        return _mask(domain_step(dataset, scenario, index).train, len(dataset.ids("train")))
+    return selection(dataset.presence("train"), scenario, index)
 
 
 def val_view(dataset: SegmentationDataset) -> StepView:

@@ -215,8 +215,8 @@ def _export(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     from contseg.datasets.registry import open_dataset
-    from contseg.datasets.scenario import parse_scenario
     from contseg.datasets.tools.splits import compare, read_lists, write_scenario
+    from contseg.datasets.view import scenario_of
 
     if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".json"):
         raise UserError(f"--out {args.out}: give a file name ending in .json, in an existing folder")
@@ -224,7 +224,12 @@ def _import(args: argparse.Namespace) -> int:
         raise UserError(f"--name {args.name} and --scenario {args.scenario} name two data sets: leave one out")
     name = args.scenario.split("/")[0] if args.scenario else args.name or _name_of(args)
     dataset = open_dataset(name, _root(args, name), _kept())
-    wanted = parse_scenario(args.scenario, dataset.n_foreground) if args.scenario else None
+    wanted = scenario_of(dataset, args.scenario) if args.scenario else None
+    if wanted and wanted.domains:
+        raise UserError(
+            f"--scenario {args.scenario}: steps by domain cannot be imported; lists are compared with those of a "
+            f"task by class, such as {dataset.name}/A-B/overlapped"
+        )
     theirs = read_lists(args.lists, dataset, {"train": args.train_list, "val": args.val_list})
     nearest, equal, text = compare(dataset, theirs, wanted)
     print(text)

@@ -13,7 +13,8 @@ from contseg.datasets.formats.paired import IMAGES
 from contseg.datasets.palette import voc_palette
 from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step
 from contseg.datasets.tools.scan import Scan, scan
-from contseg.datasets.view import label_table, listed, selection
+from contseg.datasets.view import label_table, selection
+from contseg.datasets.view import training_images as images_of_step
 
 TILE = (184, 138)
 GAP = 6
@@ -46,7 +47,8 @@ def training_images(dataset: SegmentationDataset) -> Scan:
 
 def table(dataset: SegmentationDataset, scenario: Scenario, found: Scan) -> str:
     """For each step: images; images and pixel share of each class that it teaches; what is labelled background."""
-    lines = [f"{scenario.name}: {len(found.ids)} training images; shares are of the pixels of the step's images"]
+    what = "images of train and val" if scenario.domains else "training images"
+    lines = [f"{scenario.name}: {len(found.ids)} {what}; shares are of the pixels of the step's images"]
     for step in scenario.steps:
         counts = found.counts[_chosen(found, dataset, scenario, step.index)]
         pixels = counts.sum(0)
@@ -103,9 +105,9 @@ def contact_sheet(dataset: SegmentationDataset, scenario: Scenario, found: Scan,
 
 def _chosen(found: Scan, dataset: SegmentationDataset, scenario: Scenario, index: int) -> np.ndarray:
     """(N,) bool, over the images of the scan."""
-    if not scenario.lists:
+    if not scenario.lists and not scenario.domains:
         return selection(found.present, scenario, index)
-    ids = np.array(dataset.ids("train"))[listed(dataset, scenario, index)]
+    ids = np.array(dataset.ids("train"))[images_of_step(dataset, scenario, index)]
     return np.isin(found.ids, ids)
 
 

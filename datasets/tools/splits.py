@@ -1,7 +1,7 @@
 """Lists of images by step, exchanged with other code bases. Images are named by id, never by position.
 
 Three kinds: ``train`` (the images of the step), ``val`` (validation images with a class new in it) and ``test``
-(with any class learned so far; ``test_on_val`` in MiB's and SDR's files). Formats that are read:
+(with any class learned so far, or of the domains so far; ``test_on_val`` in MiB's and SDR's files). What is read:
 
 * MiB, SDR, PLOP, RCIL, EWF: ``train-0.npy``, positions in a list of ids (``train_aug.txt``), which must be given;
 * DKD: ``overlap_15-1_train_00.npy``, an array of lines ``/JPEGImages/x.jpg /SegmentationClassAug/x.png`` or of ids;
@@ -22,11 +22,12 @@ import numpy as np
 
 from contseg.datasets.atomic import replacing
 from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.domains import domain_step
 from contseg.datasets.errors import UserError
 from contseg.datasets.formats.paired import read_lines
 from contseg.datasets.images import read_bytes
 from contseg.datasets.scenario import Scenario, known_orders, known_tasks, parse_scenario
-from contseg.datasets.view import listed, seen, selection
+from contseg.datasets.view import seen, training_images
 
 KINDS = {"train": "train", "val": "val", "test": "val"}
 """Kind of list -> its split."""
@@ -36,11 +37,15 @@ Lists = dict[str, dict[int, tuple[str, ...]]]
 
 
 def our_lists(dataset: SegmentationDataset, scenario: Scenario) -> Lists:
-    """The lists of a scenario, by its rule; a step may be empty."""
+    """The lists of a scenario, by its rule; a step may be empty. Steps by domain have no ``val`` lists.
+
+    ``dataset``: what ``images_for`` gives.
+    """
     return {
         kind: {
             t: tuple(compress(dataset.ids(split), _chosen(dataset, scenario, kind, t)))
             for t in range(len(scenario.groups))
+            if kind != "val" or not scenario.domains
         }
         for kind, split in KINDS.items()
     }
@@ -51,9 +56,9 @@ def _chosen(dataset: SegmentationDataset, scenario: Scenario, kind: str, index: 
     step = scenario.steps[index]
     if kind == "val":
         return np.asarray(dataset.presence("val")[:, list(step.new_classes)].any(1))
-    if kind == "test":
-        return seen(dataset, step)
-    return listed(dataset, scenario, index) if scenario.lists else selection(dataset.presence("train"), scenario, index)
+    if kind == "test" and scenario.domains:
+        return np.isin(np.arange(len(dataset.ids("val"))), domain_step(dataset, scenario, index).test)
+    return seen(dataset, step) if kind == "test" else training_images(dataset, scenario, index)
 
 
 def export(dataset: SegmentationDataset, scenario: Scenario, folder: Path) -> Lists:

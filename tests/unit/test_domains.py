@@ -191,6 +191,26 @@ def test_both_splits_are_one():
     assert (pool.load("val_0003", "train")[0] == dataset.load("val_0003", "val")[0]).all()
 
 
+@pytest.mark.parametrize("setup", ["domain", "domain+plop"])
+def test_tools_show_and_write_the_images_of_the_steps(tmp_path, capsys, setup):
+    text = f"shapes-domains/2-1/{setup}"
+    dataset = open_dataset("shapes-domains")
+    scenario = scenario_of(dataset, text)
+    trains = [list(step_view(dataset, scenario, t).ids) for t in range(3)]
+    tests = [list(scored_view(dataset, scenario, t).ids) for t in range(3)]
+    assert main(["data", "show", text]) == 0
+    shown = capsys.readouterr().out
+    assert [int(line.split()[2]) for line in shown.splitlines() if line.startswith("step")] == [*map(len, trains)]
+    assert "1000 images of train and val" in shown
+    assert main(["data", "export-splits", text, "--out", str(tmp_path)]) == 0
+    for t in range(3):
+        assert sorted((tmp_path / f"train-{t}.txt").read_text().split()) == sorted(trains[t])
+        assert sorted((tmp_path / f"test_on_val-{t}.txt").read_text().split()) == sorted(tests[t])
+    assert not list(tmp_path.glob("val-*"))  # no step brings a class
+    assert main(["data", "import-splits", str(tmp_path), "--scenario", text]) == 2
+    assert "steps by domain cannot be imported" in capsys.readouterr().err
+
+
 def test_tuning_holds_out_training_images():
     dataset = open_dataset("shapes-domains")
     scenario = scenario_of(dataset, "shapes-domains/1-1/domain")
@@ -243,6 +263,14 @@ def test_plan_of_cityscapes(cityscapes, streets, tmp_path, capsys, setup):
     assert trains == (RELEASED["11-5"][0] if setup == "domain+plop" else [1500, 700, 572])
     assert len(scored_view(streets, scenario, 2).ids) == (695 if setup == "domain+plop" else 703)
     assert not scenario.background and scenario_of(open_dataset("cityscapes-awt", cityscapes), scenario.name).background
+
+
+def test_cityscapes_by_city_is_shown_with_its_labels(cityscapes, capsys):
+    """Raw ids go up to 33, labels to 19."""
+    assert main(["data", "show", "cityscapes/11-5/domain", "--root", str(cityscapes)]) == 0
+    shown = capsys.readouterr().out
+    assert [int(line.split()[2]) for line in shown.splitlines() if line.startswith("step")] == [1500, 700, 572]
+    assert " 19 bicycle                 572 images" in shown
 
 
 def test_class_incremental_cityscapes(streets):
