@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -33,42 +35,79 @@ def draw_maps(files: list[Path], folder: Path, work: Path) -> tuple[Found, list[
     need("pycocotools", str(files[0]))
     from pycocotools.coco import COCO
 
-    image_files = {p.name: p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGES}
+    named: dict[str, list[Path]] = {}
+    for image in sorted(folder.rglob("*")):
+        if image.suffix.lower() in IMAGES:
+            named.setdefault(image.name, []).append(image)
     groups: dict[str, list[Pair]] = {}
     missing: list[str] = []
     categories: dict[int, str] = {}
-    for path in files:
-        with contextlib.redirect_stdout(io.StringIO()):
+    for number, path in enumerate(files):
+        with _in_format(path), contextlib.redirect_stdout(io.StringIO()):
             annotations = COCO(str(path))
-        named = {c["id"]: str(c["name"]) for c in annotations.dataset["categories"]}
-        if (categories := categories or named) != named:
+            own = {c["id"]: str(c["name"]) for c in annotations.dataset["categories"]}
+        if (categories := categories or own) != own:
             raise UserError(f"{path} has other categories than {files[0]}: label maps need one set of classes")
         label_of = {category: label for label, category in enumerate(sorted(categories), start=1)}
         if len(label_of) >= VOID:
             raise UserError(f"{path} has {len(label_of)} categories: at most {VOID - 1} fit into a label map")
-        maps = work / path.stem
+        maps = work / str(number)
         maps.mkdir(parents=True)
-        groups[path.stem] = []
+        pairs: dict[Path, Pair] = {}
         for info in annotations.dataset["images"]:
-            name = Path(info["file_name"]).name
-            if name not in image_files:
-                missing.append(name)
-                continue
-            label = maps / f"{Path(name).stem}.png"
-            Image.fromarray(_draw(annotations, info, label_of)).save(label)
-            groups[path.stem].append(Pair(label.stem, image_files[name], label))
+            with _in_format(path):
+                found = _image_file(info["file_name"], named, path)
+                if found is None:
+                    missing.append(info["file_name"])
+                    continue
+                if found in pairs:
+                    raise UserError(f"{path} describes {found} twice: a label map is drawn from one entry")
+                label = maps / f"{found.stem}-{len(pairs)}.png"
+                Image.fromarray(_draw(annotations, info, label_of)).save(label)
+                pairs[found] = Pair(found.stem, found, label)
+        groups[f"{path.stem} {path.parent.relative_to(folder)}"] = [*pairs.values()]
     if missing:
         raise UserError(f"{len(missing)} images of {files[0]} are not in {folder}, for example {missing[0]}")
     splits, how = split_by_name(groups)
     return Found(splits, how, []), ["background", *(categories[c] for c in sorted(categories))]
 
 
+@contextlib.contextmanager
+def _in_format(path: Path) -> Iterator[None]:
+    """``UserError`` for what pycocotools or we do not find in a file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # pycocotools raises Exception itself
+        raise UserError(f"{path} is not in COCO's format ({type(error).__name__}: {error})") from error
+
+
+def _image_file(file_name: str, named: dict[str, list[Path]], path: Path) -> Path | None:
+    """The image that the file ``path`` names; of several of one name the one in the folder that it says, or nearest."""
+    parts = PurePosixPath(file_name.replace("\\", "/")).parts
+
+    def fits(image: Path) -> tuple[bool, int]:
+        return image.parts[-len(parts) :] == parts, len(os.path.commonpath([image, path]))
+
+    return max(named.get(parts[-1], ()), key=fits, default=None)
+
+
 def _draw(annotations, info: dict, label_of: dict[int, int]) -> np.ndarray:
     labels = np.zeros((info["height"], info["width"]), np.uint8)
-    objects = annotations.imgToAnns[info["id"]]
-    for thing in sorted(objects, key=lambda a: (not a.get("iscrowd", 0), -a["area"])):  # crowds behind everything
-        crowd = thing.get("iscrowd", 0)
-        labels[annotations.annToMask(thing) > 0] = VOID if crowd else label_of[thing["category_id"]]
+    objects = []
+    for thing in annotations.imgToAnns[info["id"]]:
+        crowd = bool(thing.get("iscrowd", 0))
+        where = f"annotation {thing['id']} of {info['file_name']}"
+        if not thing.get("segmentation"):
+            raise UserError(f"{where} is a box without an outline: export polygons or masks, a box gives no label map")
+        if thing["category_id"] not in label_of:
+            raise UserError(f"{where} has category {thing['category_id']}, which is not among the categories")
+        mask = annotations.annToMask(thing) > 0
+        label = VOID if crowd else label_of[thing["category_id"]]
+        objects.append((not crowd, -thing.get("area", mask.sum()), mask, label))
+    for _, _, mask, label in sorted(objects, key=lambda o: o[:2]):  # crowds behind everything
+        labels[mask] = label
     return labels
 
 

@@ -239,6 +239,66 @@ def test_coco(tmp_path):
     assert np.array_equal(label, expected)
 
 
+SQUARE = [[1, 1, 11, 1, 11, 11, 1, 11]]
+
+
+def coco_file(path, names, **changes):
+    """A square of category 1 + k % 2 in image k; all images are written below the folder of the file."""
+    images = [{"id": k, "file_name": name, "height": 16, "width": 16} for k, name in enumerate(names)]
+    things = [
+        {"id": k, "image_id": k, "category_id": 1 + k % 2, "segmentation": SQUARE, **changes} for k in range(len(names))
+    ]
+    content = {"images": images, "annotations": things, "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}
+    for k, name in enumerate(names):
+        write_image(path.parent / name.replace("\\", "/"), 10 * k, size=(16, 16))
+    path.write_text(json.dumps(content))
+
+
+def test_coco_one_file_a_split_all_of_one_name(tmp_path):
+    """As Roboflow exports it; without `area` and `iscrowd`, which other tools leave out."""
+    pytest.importorskip("pycocotools")
+    for split, n in (("train", 3), ("valid", 2), ("test", 1)):
+        (tmp_path / "own" / split).mkdir(parents=True)
+        coco_file(tmp_path / "own" / split / "_annotations.coco.json", [f"{k}.jpg" for k in range(n)])
+    own = look(tmp_path / "own", tmp_path / "work")
+    assert {split: [p.image.parent.name for p in pairs] for split, pairs in own.pairs.items()} == {
+        "train": ["train"] * 3,
+        "val": ["valid"] * 2,
+    }
+    assert own.counts["train"][:, 1:3].tolist() == [[100, 0], [0, 100], [100, 0]]
+    assert not own.faults
+
+
+@pytest.mark.parametrize("slash", ["/", "\\"])
+def test_coco_one_image_name_in_two_folders(tmp_path, slash):
+    pytest.importorskip("pycocotools")
+    names = [f"{camera}{slash}{k}.jpg" for k in range(20) for camera in ("left", "right")]
+    (tmp_path / "own").mkdir()
+    coco_file(tmp_path / "own" / "all.json", names)
+    own = look(tmp_path / "own", tmp_path / "work")
+    found = {p.image: c for s, pairs in own.pairs.items() for p, c in zip(pairs, own.counts[s], strict=True)}
+    assert len(found) == 40
+    assert all(counts[1 if image.parent.name == "left" else 2] == 100 for image, counts in found.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"segmentation": []}, "annotation 0 of 0.jpg is a box without an outline"),
+        ({"segmentation": [[1, 2]]}, "is not in COCO's format"),
+        ({"category_id": 9}, "annotation 0 of 0.jpg has category 9"),
+        ({"image_id": [0]}, "is not in COCO's format"),
+    ],
+)
+def test_coco_that_cannot_be_drawn(tmp_path, capsys, changes, words):
+    pytest.importorskip("pycocotools")
+    coco_file(tmp_path / "all.json", ["0.jpg", "1.jpg"], **changes)
+    assert main(["data", "init", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
 def test_coco_without_pycocotools(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
     with pytest.raises(UserError, match=r"needs pycocotools, which is not installed: pip install 'contseg\[coco\]'"):
