@@ -57,6 +57,11 @@ class PairedFiles(SegmentationDataset):
         return kept[split]
 
 
+def id_of(line: str, known: Container[str]) -> str:
+    """The id in a line: the line itself, or the name of the path at its start, without its ending."""
+    return line if line in known else Path((line.split() or [""])[0]).stem
+
+
 def ending_hint(image_id: str, found: Container[str]) -> str:
     """A hint for an id that is written with its folder or ending."""
     stem = Path((image_id.split() or [""])[0]).stem

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from contseg.datasets.errors import UserError
-from contseg.datasets.formats.paired import IMAGES, MAPS, files_by_stem, read_lines
+from contseg.datasets.formats.paired import IMAGES, MAPS, files_by_stem, id_of, read_lines
 from contseg.datasets.images import read_bytes
 from contseg.datasets.view import held_out
 
@@ -119,7 +119,7 @@ def _splits(root: Path, together: dict[Path, list[Pair]]) -> tuple[dict[str, lis
     for train in sorted(root.rglob("train.txt")):
         lists = {split: train.with_name(f"{split}.txt") for split in ("train", "val")}
         if lists["val"].is_file():
-            ids = {split: {_id(line, known) for line in read_lines(p)} for split, p in lists.items()}
+            ids = {split: {id_of(line, known) for line in read_lines(p)} for split, p in lists.items()}
             foreign = sorted((ids["train"] | ids["val"]) - known)
             if not foreign:
                 chosen = {split: [p for p in pairs if p.image_id in ids[split]] for split in ids}
@@ -127,11 +127,6 @@ def _splits(root: Path, together: dict[Path, list[Pair]]) -> tuple[dict[str, lis
             unused = f" (not by the lists in {train.parent}: {len(foreign)} ids, as {foreign[0]}, have no two files)"
     splits, how = split_by_name({str(images.relative_to(root)): group for images, group in together.items()})
     return splits, how + unused
-
-
-def _id(line: str, known: set[str]) -> str:
-    """The id in a line: the line itself, or the name of the path at its start."""
-    return line if line in known else Path(line.split()[0]).stem
 
 
 def split_by_name(groups: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], str]:

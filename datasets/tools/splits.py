@@ -24,7 +24,7 @@ from contseg.datasets.atomic import replacing
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.domains import domain_step
 from contseg.datasets.errors import UserError
-from contseg.datasets.formats.paired import read_lines
+from contseg.datasets.formats.paired import id_of, read_lines
 from contseg.datasets.images import read_bytes
 from contseg.datasets.scenario import Scenario, known_orders, known_tasks, parse_scenario
 from contseg.datasets.view import seen, training_images
@@ -110,8 +110,8 @@ def read_lists(paths: list[Path], dataset: SegmentationDataset, indexed: dict[st
     ``indexed``: split -> the file that positions refer to; by default the ids in ascending order, as in the
     ``train_aug.txt`` of MiB and its successors.
     """
-    order = {s: _ids(read_lines(path)) if path else list(dataset.ids(s)) for s, path in indexed.items()}
-    known = {split: set(dataset.ids(split)) for split in order}
+    known = {split: set(dataset.ids(split)) for split in indexed}
+    order = {s: _ids(read_lines(path), known[s]) if path else list(dataset.ids(s)) for s, path in indexed.items()}
     lists: Lists = {kind: {} for kind in KINDS}
     for path, kind, step, content in _contents(paths):
         split = KINDS[kind]
@@ -132,7 +132,7 @@ def read_lists(paths: list[Path], dataset: SegmentationDataset, indexed: dict[st
 def _named(content: Content, order: list[str], known: set[str], path: Path) -> list[str]:
     """The ids of a list, which holds ids or positions in ``order``."""
     if not isinstance(content, np.ndarray):
-        ids = _ids(content)
+        ids = _ids(content, known)
         if not all(i.isdigit() for i in ids) or known.issuperset(ids):
             return ids
         content = np.array([int(i) for i in ids])
@@ -141,9 +141,9 @@ def _named(content: Content, order: list[str], known: set[str], path: Path) -> l
     return [order[i] for i in content]
 
 
-def _ids(lines: list[str]) -> list[str]:
-    """``/JPEGImages/x.jpg /SegmentationClassAug/x.png``, ``x.jpg`` or ``x`` -> ``x``."""
-    return [Path(line.split()[0]).stem for line in lines]
+def _ids(lines: list[str], known: set[str]) -> list[str]:
+    """``/JPEGImages/x.jpg /SegmentationClassAug/x.png``, ``x.jpg`` or ``x`` -> ``x``; a known id stays as it is."""
+    return [id_of(line, known) for line in lines]
 
 
 def _contents(paths: list[Path]) -> Iterator[tuple[Path, str, int, Content]]:

@@ -76,6 +76,28 @@ def test_there_and_back(data, tmp_path, what):
     assert "own/2-1/overlapped" in text
 
 
+class Photos(Table):
+    """The same images under names as cameras and people give them."""
+
+    def ids(self, split):
+        return tuple(f"img.{split} {k:06d}" for k in range(12 if split == "train" else 6))
+
+
+@pytest.mark.parametrize("what", ["npy", "txt", "json"])
+def test_names_with_dots_and_spaces(tmp_path, what):
+    data = Photos("own")
+    lists = export(data, scenario(), tmp_path)
+    paths = [tmp_path / "splits.json"] if what == "json" else sorted(tmp_path.glob(f"*-?.{what}"))
+    assert read_lists(paths, data, {split: tmp_path / f"{split}.txt" for split in ("train", "val")}) == lists
+
+
+def test_an_empty_name(data, tmp_path):
+    path = tmp_path / "splits.json"
+    path.write_text(json.dumps({"train": [["2007_000001", ""]]}))
+    with pytest.raises(UserError, match="'' is not a train image"):
+        read_lists([path], data, no_lists())
+
+
 def test_positions_in_another_list(data, tmp_path):
     """The same index file names other images when its list has another order."""
     (tmp_path / "theirs.txt").write_text(
