@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -17,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from contseg.datasets.errors import UserError, need
-from contseg.datasets.formats.paired import IMAGES
-from contseg.datasets.formats.pairs import Found, Pair, split_by_name
+from contseg.datasets.formats.paired import IMAGES, files_by_stem
+from contseg.datasets.formats.pairs import Found, Pair, folders_below, split_by_name
 from contseg.datasets.images import read_bytes
 from contseg.datasets.scenario import VOID
 
@@ -36,8 +37,8 @@ def draw_maps(files: list[Path], folder: Path, work: Path) -> tuple[Found, list[
     from pycocotools.coco import COCO
 
     named: dict[str, list[Path]] = {}
-    for image in sorted(folder.rglob("*")):
-        if image.suffix.lower() in IMAGES:
+    for where in folders_below(folder, math.inf):
+        for image in files_by_stem(where, IMAGES).values():
             named.setdefault(image.name, []).append(image)
     groups: dict[str, list[Pair]] = {}
     missing: list[str] = []

@@ -45,7 +45,7 @@ def find_pairs(root: Path) -> Found:
     """Search ``root``, ``DEPTH`` folders deep. ``UserError`` if no two folders match."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
-    folders = [d for d in _folders(root) if files_by_stem(d, IMAGES)]
+    folders = [d for d in folders_below(root) if files_by_stem(d, IMAGES)]
     maps = [d for d in folders if not NOT_CLASSES.search(d.name) and _holds_maps(d, root)]
     chosen: dict[Path, tuple[int, Path]] = {}  # folder of images -> how many fit, folder of maps
     for labels in maps:
@@ -82,15 +82,20 @@ def _what_does_not_fit(root: Path, folders: list[Path], maps: list[Path]) -> str
     return ""
 
 
-def _folders(root: Path) -> list[Path]:
-    found = []
-    for where, below, _ in os.walk(root):
+def folders_below(root: Path, depth: float = DEPTH) -> list[Path]:
+    """``root`` and the folders in it, so many levels deep, each once; links are followed, but not upwards."""
+    found: dict[Path, Path] = {}
+    for where, below, _ in os.walk(root, followlinks=True):
         folder = Path(where)
-        found.append(folder)
-        below[:] = sorted(b for b in below if not b.startswith((".", "__MACOSX")))
-        if len(folder.relative_to(root).parts) >= DEPTH:
+        real = folder.resolve()
+        if found and (real in found or root.resolve().is_relative_to(real)):
             below.clear()
-    return found
+            continue
+        found[real] = folder
+        below[:] = sorted(b for b in below if not b.startswith((".", "__MACOSX")))
+        if len(folder.relative_to(root).parts) >= depth:
+            below.clear()
+    return [*found.values()]
 
 
 def _holds_maps(folder: Path, root: Path) -> bool:
@@ -116,7 +121,7 @@ def _splits(root: Path, together: dict[Path, list[Pair]]) -> tuple[dict[str, lis
     pairs = [p for group in together.values() for p in group]
     known = {p.image_id for p in pairs}
     unused = ""
-    for train in sorted(root.rglob("train.txt")):
+    for train in sorted(path for d in folders_below(root) if (path := d / "train.txt").exists()):
         lists = {split: train.with_name(f"{split}.txt") for split in ("train", "val")}
         if lists["val"].is_file():
             ids = {split: {id_of(line, known) for line in read_lines(p)} for split, p in lists.items()}

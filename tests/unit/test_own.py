@@ -239,6 +239,14 @@ def test_coco(tmp_path):
     assert np.array_equal(label, expected)
 
 
+def test_coco_beside_linked_photographs(tmp_path):
+    pytest.importorskip("pycocotools")
+    root = coco(tmp_path / "coco")
+    (root / "train2017").rename(tmp_path / "elsewhere")
+    (root / "train2017").symlink_to(tmp_path / "elsewhere")
+    assert [p.image_id for p in look(root, tmp_path / "work").pairs["train"]] == ["0", "1"]
+
+
 SQUARE = [[1, 1, 11, 1, 11, 11, 1, 11]]
 
 
