@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from contseg.benchmark.plan.protocol import Protocol
 from contseg.benchmark.report.tables import short_names, term_name, title
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
 from contseg.benchmark.score.metrics import mean, part_name, scored_counts
@@ -197,7 +198,7 @@ def published(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
 def confusion(method: str, runs: Sequence[Scored], board: Leaderboard) -> Figure:
     """Confusion matrix after the last step in % of the true class's pixels, summed over seeds."""
     last = runs[-1].run.last
-    counts = np.sum([scored_counts(s.run.last, board.protocol) for s in runs], axis=0)
+    counts = np.sum([_counts(s.run.last, last["channels"], board.protocol) for s in runs], axis=0)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [last["class_names"][k] for k in last["channels"]]
     side = 1.8 + 0.22 * len(names)
@@ -212,6 +213,12 @@ def confusion(method: str, runs: Sequence[Scored], board: Leaderboard) -> Figure
     ax.grid(False)
     figure.colorbar(drawn, ax=ax, label="pixels of the true class (%)", shrink=0.8)
     return figure
+
+
+def _counts(record: Record, labels: Sequence[int], protocol: Protocol) -> np.ndarray:
+    """The scored matrix of a record in this order of the labels: seeds of ``@random`` have orders of their own."""
+    places = [record["channels"].index(label) for label in labels]
+    return scored_counts(record, protocol)[np.ix_(places, places)]
 
 
 def terms(method: str, runs: Sequence[Scored]) -> Figure:

@@ -107,7 +107,7 @@ def leaderboard(
     cells = cell_frame(frame, order)
     searches = dict.fromkeys(note(s.search) for s in scored if s.search)
     notes = [*_incomplete(runs), *_replaced(whole, scored), *_mixed_versions(whole), *_seed_notes(cells, frame)]
-    notes += [*_configuration_notes(scored), *searches, *_external_notes(scored)]
+    notes += [*_difference_notes(cells, frame), *_configuration_notes(scored), *searches, *_external_notes(scored)]
     notes += [NOT_TOGETHER] if any(len(ranked(part)) > 1 for _, part in cells.groupby(CONTEST)) else []
     return Leaderboard(cells, frame, tuple(scored), protocol, tuple(notes), _leaders(cells, frame))
 
@@ -158,6 +158,21 @@ def _seed_notes(cells: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
             "no correction, claims on pairs do"
         )
     return notes
+
+
+def _difference_notes(cells: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
+    """The rows whose difference to FT or Joint is over fewer seeds than the row itself: it is no difference of rows."""
+    few: dict[tuple[Contest, str, int, int], list[str]] = {}
+    runs_of = _by_cell(frame)
+    for cell in cells[CELL].itertuples(index=False, name=None):
+        for column, end in (("to_ft", "FT"), ("to_joint", "Joint")):
+            known = runs_of[cell][column].notna()
+            if known.any() and not known.all():
+                few.setdefault((cell[:4], end, int(known.sum()), len(known)), []).append(cell[4])
+    return [
+        f"{'/'.join(key[:3])}: Δ {end} over {n} of {seeds} seeds, those that {end} has too: {', '.join(methods)}"
+        for (key, end, n, seeds), methods in few.items()
+    ]
 
 
 def _incomplete(runs: Sequence[Run]) -> list[str]:

@@ -128,19 +128,22 @@ def searches_of(run: Run, tuned: Searches) -> list[Search | None]:
 
 
 def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, Place, Groups]]:
-    """Every run with the tables that show it: its own task; for Joint, every task of its classes."""
-    tasks: dict[tuple[Any, ...], dict[Place, Groups]] = defaultdict(dict)
+    """Every run with the tables that show it: its own task; for Joint, every task of its classes.
+
+    Joint has the groups of a run of its seed: in ``15-1@random`` every seed draws its own.
+    """
+    tasks: dict[tuple[Any, ...], dict[Place, dict[int, Groups]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         if not run.is_joint:
-            tasks[_kind(run)][run.task, run.setup] = run.parts
+            tasks[_kind(run)][run.task, run.setup][run.seed] = run.parts
     for run in runs:
         if not run.is_joint or not tasks[_kind(run)]:
             yield run, (run.task, run.setup), run.parts
     for kind, places in tasks.items():
         offline = [r for r in runs if r.is_joint and _kind(r) == kind]
         for place, groups in places.items():
-            own_setup = [r for r in offline if r.setup == place[1]] or offline
-            yield from ((run, place, groups) for run in own_setup)
+            own_setup, last = [r for r in offline if r.setup == place[1]] or offline, [*groups.values()][-1]
+            yield from ((run, place, groups.get(run.seed, last)) for run in own_setup)
 
 
 def _kind(run: Run) -> tuple[Any, ...]:
@@ -161,16 +164,18 @@ def _with_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """``to_ft``, ``to_joint``: all mIoU minus that of FT or Joint with the same contest, configuration and seed.
 
     Of several rows of FT that with the grid's own recipe. A tuned row is compared with FT and Joint as the same search
-    chose them; where it chose none, with those without a search.
+    chose them, and where it chose none, with those without a search: in all of its seeds with the same ones.
     """
-    alike = [*CONTEST, "configuration", "seed", "tuned_on"]
+    row = [*CONTEST, "configuration", "tuned_on"]
+    alike = [*row, "seed"]
     wanted = frame[alike], frame[alike].assign(tuned_on=NO_SEARCH)
     for column, reference in (("to_ft", "FT"), ("to_joint", "Joint")):
         those = frame[(frame["method"].map(plain_name) == reference) & ~frame["method"].str.startswith(BOUND)]
         those = those.sort_values("method", key=lambda names: names.str.len(), kind="stable").drop_duplicates(alike)
         known = those.set_index(alike)["all"]
         same, plain = (known.reindex(pd.MultiIndex.from_frame(keys)).to_numpy() for keys in wanted)
-        frame[column] = frame["all"].to_numpy() - np.where(pd.isna(same), plain, same)
+        own = pd.MultiIndex.from_frame(frame[row]).isin(pd.MultiIndex.from_frame(those[row]))
+        frame[column] = frame["all"].to_numpy() - np.where(own, same, plain)
     return frame
 
 

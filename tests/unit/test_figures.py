@@ -10,6 +10,7 @@ from contseg.benchmark.plan.protocol import PROTOCOLS
 from contseg.benchmark.report.figures import (
     STYLE,
     classes,
+    confusion,
     contest_rows,
     curves,
     file_name,
@@ -100,6 +101,21 @@ def watched_run() -> list[Record]:
         },
     }
     return [first, later]
+
+
+def test_a_confusion_matrix_sums_classes_not_places() -> None:
+    """Under ``@random`` every seed has its own order of classes: class 1 is found by both seeds, class 3 by none."""
+    found = (1.0, 1.0, 0.5, 0.0)
+    orders = {0: ((1, 2), (3,)), 1: ((3, 2), (1,))}
+    records = [
+        r
+        for seed, groups in orders.items()
+        for r in make_run(seed=seed, groups=groups, order="random", hit=lambda t, k: found[k])
+    ]
+    board = leaderboard(records, SDR)
+    ((_, rows),) = contest_rows(board)
+    (shares,) = (image.get_array() for ax in confusion(*rows[0], board).axes[:1] for image in ax.images)
+    assert np.diag(shares).tolist() == [100, 0, 50, 100]  # in the order of the last seed
 
 
 def test_a_column_a_step_shows_losses_at_their_windows_and_norms_at_their_updates() -> None:

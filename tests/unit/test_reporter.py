@@ -124,6 +124,16 @@ def test_joint_is_shown_in_every_task_of_its_data_set_under_that_tasks_groups() 
     }
 
 
+def test_joint_of_a_drawn_order_has_the_old_classes_of_its_own_seed() -> None:
+    """``2-1@random``: every seed has an order of its own. IoU of Joint's classes 1, 2, 3: 20, 40, 90."""
+    joint = [r for s in (0, 1) for r in joint_run(s, hit=lambda t, k: (1, 0.2, 0.4, 0.9)[k])]
+    orders = {0: ((1, 2), (3,)), 1: ((2, 3), (1,))}
+    drawn = [r for s, groups in orders.items() for r in make_run(seed=s, groups=groups, order="random")]
+    runs = leaderboard(joint + drawn, PROTOCOLS["mib"]).runs
+    mine = runs[runs["method"] == "Joint"].sort_values("seed")[["old", "new"]].to_numpy()
+    assert mine.tolist() == [pytest.approx([30, 90]), pytest.approx([65, 20])]
+
+
 def test_joint_alone_is_a_table_of_its_own() -> None:
     assert list(leaderboard(joint_run(), SDR).frame["task"]) == ["offline"]
 
@@ -241,6 +251,18 @@ def test_a_second_configuration_has_one_number_for_all_methods_and_its_own_refer
     assert list(frame.index) == ["FT", "FT (2)", "MiB", "Joint (2)"]
     assert frame["to_ft"].round(4).to_dict() == {"FT": 0, "FT (2)": 0, "MiB": 30, "Joint (2)": 30}
     assert frame["to_joint"].round(4).dropna().to_dict() == {"FT (2)": -30, "Joint (2)": 0}
+
+
+def test_a_difference_over_fewer_seeds_than_the_row_is_said() -> None:
+    """The row's 'all' is a mean of three seeds, its differences are of the one that FT and Joint have."""
+    three = [r for m in ("MiB", "PLOP") for s in range(3) for r in make_run(m, s, hit=lambda t, k, s=s: 0.5 + s / 10)]
+    board = leaderboard(three + make_run("FT", hit=lambda t, k: 0.2) + joint_run(hit=lambda t, k: 0.9), SDR)
+    assert [n for n in board.notes if "Δ" in n] == [
+        "toy/2-1/overlapped: Δ FT over 1 of 3 seeds, those that FT has too: MiB, PLOP",
+        "toy/2-1/overlapped: Δ Joint over 1 of 3 seeds, those that Joint has too: MiB, PLOP",
+    ]
+    assert not any("Δ" in n for n in leaderboard(three, SDR).notes)  # no FT: an empty column
+    assert not any("Δ" in n for n in leaderboard(grid(), SDR).notes)
 
 
 def test_of_two_runs_of_one_cell_and_seed_the_later_is_shown() -> None:

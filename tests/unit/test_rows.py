@@ -86,6 +86,16 @@ def test_differences_are_to_ft_of_the_same_search_else_to_the_default() -> None:
     assert other["to_ft"] == pytest.approx(other["all"] - default)
 
 
+def test_a_row_is_compared_with_one_ft_not_with_two() -> None:
+    """The search's FT has one seed, the default three: no seed of a tuned row is compared with the default."""
+    ft, better, mib = run("FT", 0.2), run("FT[train.lr=0.1]", 0.3, seeds=1), run("MiB[kd=3]", 0.7)
+    runs = leaderboard(ft + better + mib, SDR, tuned=chosen(better, FIRST) | chosen(mib, FIRST)).runs
+    mine = runs[runs["method"].str.startswith("MiB")].set_index("seed")
+    own = runs[runs["method"].str.startswith("FT[")]["all"].iloc[0]
+    assert mine["to_ft"][0] == pytest.approx(mine["all"][0] - own)
+    assert mine["to_ft"].isna().tolist() == [False, True, True]
+
+
 def test_the_scenario_of_a_search_is_in_the_name_only_if_it_tells_two_apart() -> None:
     one, two = run("MiB[kd=3]", 0.5), run("MiB[kd=4]", 0.6)
     apart = replace_search(FIRST, scenario="toy/[1|3]/overlapped")
