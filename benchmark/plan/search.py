@@ -50,7 +50,8 @@ class Tuning:
 
         ``record``: the SHA-256 of the file of all trials.
         """
-        number = {trial.name: n for drawn in self.trials.values() for n, trial in enumerate(drawn)}
+        drawn = [(trial.name, n) for those in self.trials.values() for n, trial in enumerate(those)]
+        number = dict(reversed(drawn))  # a value drawn twice has the number of its first trial
         tuned = replace(self.search, methods=tuple(names), numbers=tuple(number[n] for n in names), record=record)
         return replace(self.target, methods=tuple(names), tuned=tuned)
 
@@ -124,7 +125,8 @@ def selection(on: str, scenario: Scenario) -> tuple[str, Split]:
 def first_step(scenario: Scenario) -> str:
     """A stream inside step 0: half of its classes, then groups of the size of the task's later steps.
 
-    Raises ``UserError`` where step 0 has one class, there is no later step, or its images are chosen by later classes.
+    Raises ``UserError`` where step 0 has one class, there is no later step, its images are chosen by later classes, or
+    every seed has another step 0.
     """
     groups = scenario.groups
     if len(groups) < 2 or len(groups[0]) < 2:
@@ -132,6 +134,11 @@ def first_step(scenario: Scenario) -> str:
     if scenario.setup != "overlapped":
         raise UserError(
             f"{scenario.name}: tune on `first` with the overlapped setup; elsewhere later classes choose its images"
+        )
+    if scenario.order == "random":
+        raise UserError(
+            f"{scenario.name}: each seed draws its own class order; fix it, {scenario.task}@random0, to tune on "
+            "`first`, as the first classes of one seed are later ones of another"
         )
     classes, size = groups[0], len(groups[1])
     half = -(-len(classes) // 2)

@@ -19,7 +19,7 @@ def trial_frame(trials: Mapping[str, Sequence[Trial]], board: Leaderboard) -> pd
 
     Of each method the trial with the highest 'all' mIoU is chosen, of equal ones the first. A trial that diverged is
     kept without numbers; one that diverged with some seeds is not chosen. ``runs``: the first digits of the keys of its
-    runs. The last columns are the drawn values.
+    runs. The last columns are the drawn values, one that is called like another column with the method before it.
     """
     keys: dict[str, list[str]] = {}
     for one in board.scored:
@@ -35,7 +35,7 @@ def trial_frame(trials: Mapping[str, Sequence[Trial]], board: Leaderboard) -> pd
                 {
                     **{"method": method, "trial": number, "name": trial.name, "seeds": seeds, **found},
                     "runs": " ".join(keys.get(trial.name, [])),
-                    **trial.values,
+                    **{f"{method}.{key}" if key in COLUMNS else key: v for key, v in trial.values.items()},
                 }
             )
     frame = pd.DataFrame(rows)

@@ -125,6 +125,7 @@ def test_selections(on: str, found: tuple[str, str]) -> None:
         ("other:", "voc/15-1/overlapped", "unknown selection 'other:'"),
         ("first", "voc/offline/overlapped", "no stream fits into step 0"),
         ("first", "voc/15-1/disjoint", "tune on `first` with the overlapped setup"),
+        ("first", "voc/15-1@random/overlapped", "each seed draws its own class order; fix it, 15-1@random0"),
     ],
 )
 def test_a_selection_that_cannot_be(on: str, scenario: str, said: str) -> None:

@@ -115,6 +115,23 @@ def test_a_search_without_any_score_chooses_nothing() -> None:
     assert not frame["chosen"].any() and len(frame) == 6
 
 
+def test_a_value_drawn_again_keeps_the_number_of_its_first_trial() -> None:
+    """Values have three digits, so a long search draws one twice, or the default itself: that is trial 0."""
+    config = read_config(None, scenarios=("mini/3-1/overlapped",), methods=("FT",))
+    tuning = make_tuning(config, parse_scenario("mini/3-1/overlapped", 4), on="first", n=2, seed=0)
+    again = replace(tuning, trials={"FT": [TRIALS["FT"][0], Trial("FT[train.lr=1]", {}), TRIALS["FT"][0]]})
+    assert again.chosen(["FT"]).tuned.numbers == (0,)
+
+
+def test_a_parameter_called_like_a_column_hides_no_score() -> None:
+    """A plugin's method may have a parameter ``all``: what is chosen is the best score, not the largest value."""
+    trials = {"My": [Trial("My", {"all": 99.0, "new": 1.0}), Trial("My[all=1]", {"all": 1.0, "new": 1.0})]}
+    records = make_run("My", hit=lambda t, k: 0.3) + make_run("My[all=1]", hit=lambda t, k: 0.6)
+    found = trial_frame(trials, leaderboard(records, PROTOCOLS["mib"]))
+    assert found["all"].tolist() == pytest.approx([30, 60]) and found["chosen"].tolist() == [False, True]
+    assert found["My.all"].tolist() == [99, 1] and found["My.new"].tolist() == [1, 1]
+
+
 def test_the_grid_of_a_tuning() -> None:
     config = read_config(None, scenarios=("mini/3-1/overlapped",), methods=("MiB+SDR", "FT", "Joint"))
     tuning = make_tuning(config, parse_scenario("mini/3-1/overlapped", 4), on="first", n=4, seed=0)
