@@ -60,7 +60,8 @@ def other_seeds(path: Path, last: Record) -> list[Record]:
     They are of the same data set, task, setup, method and configuration; a damaged one is left out.
     """
     found: dict[int, Record] = {}
-    for other in sorted(path.resolve().parents[2].glob(f"*/seed*/{path.name}")):
+    methods = [*path.resolve().parents][2:3]  # none of a record that was taken out of its folder
+    for other in sorted(p for folder in methods for p in folder.glob(f"*/seed*/{path.name}")):
         record = read_record(other)[0] if other != path.resolve() else None
         same = ("dataset", "task", "order", "setup", "method", "step", "config", "protocol")
         if record and record["seed"] != last["seed"] and all(record[k] == last[k] for k in same):

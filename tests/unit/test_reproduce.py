@@ -74,3 +74,8 @@ def test_other_seeds_are_those_of_the_same_configuration(tmp_path: Path) -> None
     out = write_records(tmp_path, [r for run in (*runs, other) for r in run])
     (path,) = out.rglob("seed0/step1.json")
     assert [r["seed"] for r in other_seeds(path, runs[0][-1])] == [1, 2]
+
+
+def test_a_record_outside_of_its_results_folder_has_no_other_seeds() -> None:
+    """A reviewer downloads one record: ``/tmp/step0.json``."""
+    assert other_seeds(Path("/step0.json"), make_run()[0]) == []
