@@ -291,18 +291,6 @@ class TestInit:
         assert "JPEG does not keep labels" in refused("init", tmp_path / "jpeg")
         assert "images/0.jpg and masks/0_mask.png differ" in refused("init", tmp_path / "named")
 
-    def test_links_to_folders(self, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """Photographs and lists often stay on another disk; a link upwards is not followed round and round."""
-        linked = tmp_path / "linked"
-        linked.mkdir()
-        for part in ("JPEGImages", "SegmentationClass", "ImageSets", "class_names.txt"):
-            (linked / part).symlink_to(own / part)
-        for name, target in {"self": linked, "above": tmp_path, "again": own / "JPEGImages"}.items():
-            (linked / name).symlink_to(target)
-        assert main(["data", "init", str(linked), "--out", str(tmp_path / "new")]) == 0
-        assert f"by the lists in {linked / 'ImageSets/Segmentation'}" in capsys.readouterr().out
-        assert len(open_dataset("new", tmp_path / "new").ids("train")) == 4
-
     def test_too_few_to_hold_out(self, refused: Refused, tmp_path: Path) -> None:
         write_image(tmp_path / "one/images/a.jpg")
         write_map(tmp_path / "one/masks/a.png", 0, 1)

@@ -154,6 +154,19 @@ def test_images_without_a_map(tmp_path):
     assert any("1 images have no label map" in f and "extra.png" in f for f in look(root).faults)
 
 
+def test_links_to_folders(tmp_path):
+    """Photographs and lists often stay on another disk; a link upwards is not followed round and round."""
+    whole, linked = voc_layout(tmp_path / "own"), tmp_path / "linked"
+    linked.mkdir()
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets", "class_names.txt"):
+        (linked / part).symlink_to(whole / part)
+    for name, target in {"self": linked, "above": tmp_path, "again": whole / "JPEGImages"}.items():
+        (linked / name).symlink_to(target)
+    own = look(linked)
+    assert {s: len(p) for s, p in own.pairs.items()} == {"train": 4, "val": 2}
+    assert own.how == f"by the lists in {linked / 'ImageSets/Segmentation'}"
+
+
 def test_unusable(tmp_path, capsys):
     def refused(folder):
         assert main(["data", "init", str(folder)]) == 2
