@@ -163,7 +163,10 @@ class StepTrainer:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         points = self.config.run.gradient_norms
         self.norms = GradientNorms(points, self.total, self.optimizer, self.scaler, self.progress)
-        network = torch.compile(self.model) if self.config.run.compile else self.model
+        network: Any = self.model
+        if self.config.run.compile:
+            torch.compiler.reset()  # it compiles one function for eight networks; a ninth runs uncompiled
+            network = torch.compile(network)
         self.prepared = self.accelerator.prepare_model(network)
 
     # --- the loop -------------------------------------------------------------------------------------------------

@@ -178,3 +178,25 @@ def test_a_compiled_network_is_one_graph_and_trains_alike(
     for plain, traced in zip(*losses, strict=True):
         torch.testing.assert_close(traced, plain, rtol=tolerance, atol=1e-6)
     torch.testing.assert_close(*weights, rtol=tolerance, atol=tolerance)  # the same names too
+
+
+def test_the_network_of_every_step_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch compiles one function for so many networks, eight by default, and then no longer, with a warning."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: whole(model, backend=backend))
+    grid = Grid(tmp_path, ("FT",), ("run.compile=true",))
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for index in (0, 1):
+            step = grid.trainer(index)
+            step._train_mode()
+            graphs.clear()
+            step._update(step.step_batches.updates(0, 1))
+            assert len(graphs) == 1
+    torch.compiler.reset()
