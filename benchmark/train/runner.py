@@ -8,11 +8,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from contseg.benchmark.plan.build import Plan, Run, StepNode
 from contseg.benchmark.plan.config import Config
@@ -27,6 +28,8 @@ from contseg.datasets.errors import UserError
 from contseg.methods.faults import is_a_plugins
 from contseg.methods.registry import reason
 
+PATIENCE = timedelta(hours=6)  # the first process reads all label maps while the others wait; NCCL's own: ten minutes
+
 
 def make_accelerator(config: Config, out: Path) -> Accelerator:
     """The accelerator of this process; ``out``: where a tracker writes its files.
@@ -35,17 +38,22 @@ def make_accelerator(config: Config, out: Path) -> Accelerator:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    if config.train.precision == "fp16" and PartialState().device.type == "cpu":
-        raise UserError("train.precision=fp16 needs a GPU: on a CPU set train.precision=bf16, or no")
     if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.allow_tf32 = False
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision="no",  # the trainer's own autocast ends with the networks, and casts nothing that no term reads
         **tracker.options(config.run.tracker, out),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
+    if config.train.precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("train.precision=fp16 needs a GPU: on a CPU set train.precision=bf16, or no")
+    return accelerator
 
 
 class Runner:

@@ -1,8 +1,10 @@
 """What a walk scores: the network that was trained, its rule with the states it reads, whoever comes from the store."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +236,20 @@ def test_fp16_is_refused_on_a_cpu() -> None:
     """Else it would train in float32 under fp16's key."""
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         make_accelerator(read_config(None, ("train.precision=fp16",)), Path())
+
+
+def test_processes_have_hours_for_the_first_to_read_the_label_maps() -> None:
+    """NCCL gives up after ten minutes, which a hundred thousand files on a slow disk can take."""
+    assert make_accelerator(read_config(None), Path()).init_handler.to_kwargs()["timeout"] >= timedelta(hours=1)
+
+
+def test_deterministic_cublas_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variable that torch wants, for matrix products too; a value of the user's own stays."""
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: None)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    make_accelerator(read_config(None, ("run.deterministic=true",)), Path())
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    make_accelerator(read_config(None, ("run.deterministic=true",)), Path())
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
