@@ -233,8 +233,16 @@ def consented(home: Path) -> set[str]:
 
 def append(board: Board, judged: Judged) -> Board:
     """The leaderboard's next version: with one more submission. ``versions.json`` is written."""
+    assert not judged.faults and not judged.barred
+    after = following(board, judged)
+    write_sealed(board.home / VERSIONS, {"versions": [msgspec.to_builtins(v) for v in after.versions]})
+    return after
+
+
+def following(board: Board, judged: Judged) -> Board:
+    """The leaderboard as it would be with one more submission; nothing is written."""
     submission = judged.submission
-    assert submission is not None and not judged.faults and not judged.barred
+    assert submission is not None and not judged.faults
     replaces = submission.manifest.replaces
     scored = all(v.accepted for v in judged.verdicts) and not judged.waits
     entry = Version(
@@ -247,9 +255,7 @@ def append(board: Board, judged: Judged) -> Board:
         replaces.reason if replaces else "",
         tuple(sorted(run_id(v.run) for v in judged.verdicts if not v.accepted)),
     )
-    versions = (*board.versions, entry)
-    write_sealed(board.home / VERSIONS, {"versions": [msgspec.to_builtins(v) for v in versions]})
-    return Board(board.home, versions, {**board.submissions, submission.name: submission})
+    return Board(board.home, (*board.versions, entry), {**board.submissions, submission.name: submission})
 
 
 # --- a pull request -------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from contseg.benchmark.score.rows import Searches
 from contseg.benchmark.score.scores import CELL
 from contseg.benchmark.score.submissions import CONSISTENT, SCORED
 from contseg.benchmark.site.build import boards_of, write_site
-from contseg.benchmark.submit.board import HOME, Board, Judged, cell
+from contseg.benchmark.submit.board import HOME, Board, Judged, following
 
 SHOWN = ("old", "new", "all")
 LONGEST = 60_000  # characters; GitHub takes 65,536 in a comment
@@ -62,14 +62,8 @@ def _code(text: str) -> str:
 
 def difference(board: Board, judged: Judged) -> str:
     """The rows that a submission adds, changes or removes, old, new and all in per cent, as a Markdown table."""
-    assert judged.submission is not None
-    replaces, mine = judged.submission.manifest.replaces, judged.submission.runs
-    gone = {cell(run) for run in mine} if replaces else set()
-    owner = replaces.submission if replaces else ""
-    kept = [run for name, run in board.runs() if name != owner or cell(run) not in gone]
-    before = _rows(board.records(), board.searches())
-    searches = {**board.searches(), **judged.submission.searches}
-    after = _rows([record for run in (*kept, *mine) for record in run.records], searches)
+    then = following(board, judged)
+    before, after = (_rows(one.records(), one.searches()) for one in (board, then))
     lines = []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
@@ -78,7 +72,8 @@ def difference(board: Board, judged: Judged) -> str:
         (seeds, *numbers), change = new or old or (), "new" if old is None else "changed" if new else "removed"
         if old and new:
             seeds, *numbers = (b if a == b else f"{a} -> {b}" for a, b in zip(old, new, strict=True))
-        lines.append([change, "/".join(key[:3]), key[3], _code(key[4]), seeds, *numbers])
+        texts = [_code(text).replace("|", r"\|") for text in ("/".join(key[:3]), *key[3:])]  # a bar would end the cell
+        lines.append([change, *texts, seeds, *numbers])
     if not lines:
         return "No row of the table changes."
     return str(

@@ -155,7 +155,7 @@ def test_a_good_submission_becomes_a_version(
     result, said = check(work, monkeypatch)
     assert result == 0, said
     assert "**Accepted**: every run was scored again" in said
-    assert said.count("| new | shapes/3-3/overlapped |") == 2 and "`MiB`" in said
+    assert said.count("| new | `shapes/3-3/overlapped` |") == 2 and "`MiB`" in said
     repository.merge("our-lab")
     assert publish(repository.main, monkeypatch) == [0, 0]
     assert "version 1: our-lab, scored again by its networks" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """What a search chose is called so wherever its runs go: on the site, in a submission, and where it is merged."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,9 @@ from contseg.benchmark.plan.protocol import PROTOCOLS
 from contseg.benchmark.report.reporter import leaderboard
 from contseg.benchmark.score.rows import carry_rows, read_rows
 from contseg.benchmark.score.submissions import verify
-from contseg.benchmark.submit.board import Board, Version
-from contseg.benchmark.submit.pack import Submission, pack, read_submission
-from contseg.benchmark.submit.pages import boards
+from contseg.benchmark.submit.board import Board, Judged, Version
+from contseg.benchmark.submit.pack import Replaces, Submission, pack, read_submission
+from contseg.benchmark.submit.pages import boards, difference
 from contseg.tests.records import make_run, write_records
 
 FT, MIB = make_run("FT"), make_run("MiB[kd=3]")
@@ -74,6 +76,22 @@ def test_a_submission_takes_the_search_of_its_runs_along(results: Path, tmp_path
     (table,) = boards(board.records(), board.searches())
     assert table.frame["method"].tolist() == ["FT", NAME]
     assert table.frame["tuned_on"].tolist() == ["no search", NAME.partition("tuned on ")[2]]
+
+
+def test_the_comment_says_what_the_next_version_shows(results: Path, tmp_path: Path) -> None:
+    """The same runs again, without the search: the row changes its name, as in the version that follows."""
+    first = packed(results, tmp_path / "our-lab")
+    board = Board(tmp_path, (Version(1, "our-lab", first.seal, "", ""),), {"our-lab": first})
+    shutil.rmtree(results / "tuned")
+    pack(results, verify([*FT, *MIB]), tmp_path / "again", replaces=Replaces("our-lab", "the search was of another run"))
+    again, _ = read_submission(tmp_path / "again")
+    lines = difference(board, Judged(again, ())).splitlines()[2:]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert [row[:4] for row in cells] == [
+        ["new", "`toy/2-1/overlapped`", "`sdr`", "`MiB[kd=3]`"],
+        ["removed", "`toy/2-1/overlapped`", "`sdr`", f"`{NAME}`".replace("|", r"\|")],
+    ]
+    assert {len(row) for row in cells} == {8}  # a bar would have ended the cell
 
 
 def test_a_submission_cannot_say_that_runs_of_others_were_tuned(results: Path, tmp_path: Path) -> None:
