@@ -83,7 +83,7 @@ def test_the_comment_says_what_the_next_version_shows(results: Path, tmp_path: P
     first = packed(results, tmp_path / "our-lab")
     board = Board(tmp_path, (Version(1, "our-lab", first.seal, "", ""),), {"our-lab": first})
     shutil.rmtree(results / "tuned")
-    pack(results, verify([*FT, *MIB]), tmp_path / "again", replaces=Replaces("our-lab", "the search was of another run"))
+    pack(results, verify([*FT, *MIB]), tmp_path / "again", replaces=Replaces("our-lab", "the search was another's"))
     again, _ = read_submission(tmp_path / "again")
     lines = difference(board, Judged(again, ())).splitlines()[2:]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
