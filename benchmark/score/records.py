@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from contseg.benchmark.plan.external import recorded
-from contseg.benchmark.plan.protocol import from_record
+from contseg.benchmark.plan.protocol import from_record, parse_protocol
 from contseg.benchmark.store.files import RECORD_FORMAT, digest
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import Scenario
@@ -135,7 +135,7 @@ def fault(record: Any) -> str | None:
         )
     try:
         form = msgspec.convert(record, _Record)
-        from_record(form.protocol)
+        parse_protocol(from_record(form.protocol).name)
         recipe(form.method)
         ordered(form.external or ())
     except msgspec.ValidationError as error:

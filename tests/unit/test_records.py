@@ -110,6 +110,8 @@ def damaged(change: Callable[[Record], object]) -> Record:
             lambda r: r["protocol"].update(absent_classes=[]),
             "the record's protocol has absent_classes = []: not one of drop, zero",
         ),
+        (lambda r: r["protocol"].update(name="later"), "unknown protocol 'later': Known: mib, plop, sdr, strict"),
+        (lambda r: r["protocol"].pop("name"), "unknown protocol '': Known: mib, plop, sdr, strict"),
     ],
 )
 def test_why_a_record_cannot_be_scored(change: Callable[[Record], object], reason: str) -> None:
