@@ -26,6 +26,7 @@ ENOUGH_SEEDS = 5  # below, a nominal 95 % bootstrap interval covers 83 to 87 %
 ENOUGH_CELLS = 10  # below, mean ranks cannot separate methods
 PROFILE_CELLS = 4
 RESAMPLES = 2_000
+ALONE = "no row of another task was tuned alike, saw the same external data and has the same configuration"
 Values = NDArray[np.float64]
 
 
@@ -66,19 +67,27 @@ def over_tasks(board: Leaderboard) -> list[OverTasks]:
     block has, over the seeds that all of them have.
 
     A comparison without methods says in its notes why there is no score. FT and Joint are the ends of the scale and not
-    compared. A block whose Joint is not above FT has no scale, and is left out.
+    compared. A block whose Joint is not above FT has no scale, and is left out; so are rows that may be ranked with
+    none of another block, as those that a search of each block chose.
     """
     runs = board.runs.assign(block=list(zip(*(board.runs[c] for c in CONTEST), strict=True)))
     runs = runs[~runs["method"].map(plain_name).isin(["FT", "Joint"])]
     order = {name: i for i, name in enumerate(board.frame[[*CONTEST, "method"]].itertuples(index=False, name=None))}
     place = [order[*block, method] for block, method in zip(runs["block"], runs["method"], strict=True)]
     runs = runs.assign(place=place).sort_values("place", kind="stable")
-    return [
-        replace(_over(part), kind=kind)
-        for _, same in runs.groupby("protocol", sort=False)
-        for part, kind in ranked(same)
-        if part["block"].nunique() > 1
-    ]
+    found = list[OverTasks]()
+    for _, same in runs.groupby("protocol", sort=False):
+        if same["block"].nunique() < 2:
+            continue
+        kinds = ranked(same)
+        compared = [replace(_over(part), kind=kind) for part, kind in kinds if part["block"].nunique() > 1]
+        alone = [m for part, _ in kinds if part["block"].nunique() == 1 for m in dict.fromkeys(part["method"])]
+        if alone:
+            note = f"left out of the score over tasks: {_list([*map(marked_name, alone)], '; ')}: {ALONE}"
+            first = compared[0] if compared else _none(TO_FT, (), [])
+            compared[:1] = [replace(first, notes=(*first.notes, note))]
+        found += compared
+    return found
 
 
 def _over(runs: pd.DataFrame) -> OverTasks:
@@ -139,8 +148,8 @@ def _name(block: Sequence[str]) -> str:
     return "/".join(block[:3])
 
 
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _list(names: Sequence[str], between: str = ", ") -> str:
+    return between.join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 # --- what the numbers carry -----------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from contseg.benchmark.score.over_tasks import (
     summary,
     wilcoxon_holm,
 )
+from contseg.benchmark.score.rows import Search, Tuned
 from contseg.datasets import errors
 from contseg.tests.records import Record, joint_run, make_run
 
@@ -94,6 +95,27 @@ def test_methods_and_seeds_that_are_not_everywhere_are_left_out_and_named() -> N
         "left out of the score over tasks: LwF: no run in toy/2-1@1/overlapped",
         "score over tasks: the seeds that all methods have in all tasks, 2 of 3",
     )
+
+
+def test_rows_that_have_no_like_in_another_task_are_named() -> None:
+    """Each task has a search of its own, as ``tune`` makes it: its rows are compared in their task alone."""
+    records = tasks(2, MiB=0.5, LwF=0.3)
+    tuned = {}
+    for i in range(2):
+        best = make_run(f"MiB[kd={i + 3}]", task=f"2-1@{i}", hit=lambda t, k: 0.6)
+        tuned[best[0]["run"]] = [Tuned(Search("first", f"toy/[{i + 1}|3]/overlapped", 4), default=False)]
+        records += best
+    (over,) = over_tasks(leaderboard(records, MIB, tuned=tuned))
+    assert over.methods == ("LwF", "MiB")
+    assert over.notes == (
+        "left out of the score over tasks: MiB, tuned on first (toy/[1|3]/overlapped), 4 trials; MiB, tuned on first "
+        "(toy/[2|3]/overlapped), 4 trials: no row of another task was tuned alike, saw the same external data and has "
+        "the same configuration",
+    )
+    bare = [r for r in records if r["method"] not in ("MiB", "LwF")]
+    (alone,) = over_tasks(leaderboard(bare, MIB, tuned=tuned))
+    assert (alone.methods, alone.notes, alone.title) == ((), over.notes, "over tasks")
+    assert "no row of another task was tuned alike" in render(leaderboard(bare, MIB, tuned=tuned))
 
 
 def test_a_task_whose_joint_is_not_above_ft_has_no_scale() -> None:
