@@ -12,6 +12,7 @@ from contseg.benchmark.report.elsewhere import WITHOUT, as_bibtex, entries, eval
 from contseg.benchmark.report.reporter import leaderboard
 from contseg.benchmark.score.published import load_published, with_literature
 from contseg.benchmark.score.records import Record
+from contseg.benchmark.score.rows import Search, Tuned
 from contseg.datasets.errors import UserError
 from contseg.methods.registry import addons, methods
 from contseg.run_benchmark import main
@@ -74,6 +75,15 @@ def test_hugging_face_reads_the_result_files() -> None:
     assert (entry.dataset_id, entry.task_id) == ("someone/toy", "2-1_overlapped_sdr")
     assert entry.value == round(float(board.frame.set_index("method").loc["MiB", "all"]), 2)
     assert entry.date == "2026-01-01T00:01:00" and "n = 3" in str(entry.notes)
+
+
+def test_a_long_name_of_a_method_is_a_name_of_a_file_too() -> None:
+    """A tuned row names the stream of its search: on ADE20K in a class order every class. A name has 255 bytes."""
+    stream = ",".join(map(str, range(1, 51))) + "|" + "|".join(map(str, range(51, 101)))
+    searches = [Tuned(Search("first", f"ade/[{stream}]/overlapped", n), default=False) for n in (4, 16)]
+    tuned = {r["run"]: searches for r in grid()}
+    files = eval_results(leaderboard(grid(), SDR, tuned=tuned), {"toy": "someone/toy"})
+    assert len(files) == 8 and max(len(part.encode()) for path in files for part in path.parts) <= 255
 
 
 def test_the_hub_repository_is_the_users_to_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
