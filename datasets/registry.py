@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from functools import cache as once
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def known_datasets() -> dict[str, type[SegmentationDataset]]:
 def open_dataset(name: str, root: Path | str | None = None, cache: Path | str | None = None) -> SegmentationDataset:
     """``voc``, ``ade``, ``cityscapes``, ``shapes``, a plugin's name, or any name with a folder in a known layout."""
     known = known_datasets()
-    root, cache = (Path(p).expanduser() if p else None for p in (root, cache))
+    root, cache = (Path(os.path.expanduser(p)) if p else None for p in (root, cache))
     if root is not None and not root.is_dir():
         raise UserError(f"data set {name!r}: there is no folder {root}")
     if name in known:

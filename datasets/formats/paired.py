@@ -52,8 +52,11 @@ class PairedFiles(SegmentationDataset):
                     if image_id not in found:
                         hint = ending_hint(image_id, found)
                         raise UserError(f"{self.name}: {split} id {image_id!r} has no {what} in {folder}{hint}")
-            ids = tuple(sorted(set(maps if listed is None else listed)))
-            kept[split] = ids, {i: (image_files[i], maps[i]) for i in ids}
+            files = {i: (image_files[i], maps[i]) for i in sorted(maps if listed is None else listed)}
+            for image_id, line in (two_files(labels, MAPS) | two_files(images, IMAGES)).items():
+                if image_id in files:
+                    raise UserError(f"{self.name}: {split} id {line}")
+            kept[split] = tuple(files), files
         return kept[split]
 
 
@@ -70,13 +73,29 @@ def ending_hint(image_id: str, found: Container[str]) -> str:
 
 def files_by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
     """The files of a folder by name without ending; UserError if the folder is not there."""
+    return {os.path.splitext(name)[0]: folder / name for name in _names(folder, endings)}
+
+
+def two_files(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
+    """A line for each name without ending that several files of a folder have."""
+    known: dict[str, str] = {}
+    lines: dict[str, str] = {}
+    for name in _names(folder, endings):
+        if (stem := os.path.splitext(name)[0]) in known:
+            lines[stem] = f"{stem!r} has two files in {folder}, {known[stem]} and {name}: move one of them away"
+        known[stem] = name
+    return lines
+
+
+def _names(folder: Path, endings: tuple[str, ...]) -> list[str]:
+    """The files of a folder with these endings, ascending."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     try:
-        names = [(*os.path.splitext(name), name) for name in sorted(os.listdir(folder))]
+        names = sorted(os.listdir(folder))
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
-    return {stem: folder / name for stem, ending, name in names if ending.lower() in endings and name[0] != "."}
+    return [name for name in names if name[0] != "." and os.path.splitext(name)[1].lower() in endings]
 
 
 def read_lines(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.errors import UserError
-from contseg.datasets.formats.paired import IMAGES, MAPS, PairedFiles, ending_hint, files_by_stem
+from contseg.datasets.formats.paired import IMAGES, MAPS, PairedFiles, ending_hint, files_by_stem, two_files
 from contseg.datasets.images import inspect, read_bytes
 from contseg.datasets.index import by_label, in_parallel
 
@@ -95,6 +95,10 @@ def _files(
         lines = [f"{split} id {i!r} has no {what} in {folder}{ending_hint(i, found)}" for i in lacking]
         if lines:
             faults[f"no {what}"] = lines
+    twice = two_files(labels, MAPS) | two_files(images, IMAGES)
+    if lines := [f"{split} id {line}" for i, line in sorted(twice.items()) if i in wanted]:
+        faults["two files"] = lines
+        image_files = {i: file for i, file in image_files.items() if i not in twice}
     return wanted, {i: (image_files[i], maps[i]) for i in wanted if i in image_files and i in maps}, faults
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from contseg.datasets.errors import UserError
 from contseg.datasets.registry import open_dataset
+from contseg.datasets.tools.verify import verify
 from contseg.tests.unit.trees import ade_tree, folder_tree, voc_tree, write_image, write_label, write_list
 
 
@@ -30,6 +31,9 @@ class TestMistakes:
 
     def test_no_such_folder(self, tmp_path):
         self.says(lambda: open_dataset("voc", tmp_path / "nowhere"), "voc", tmp_path / "nowhere")
+
+    def test_the_home_of_nobody(self):
+        self.says(lambda: open_dataset("voc", "~nobody-here/data"), "there is no folder ~nobody-here/data")
 
     @pytest.mark.parametrize("name", ["voc", "ade", "folder"])
     def test_no_folder_given(self, name):
@@ -63,6 +67,16 @@ class TestMistakes:
     def test_listed_but_missing(self, folder, part, what):
         (folder / part).unlink()
         self.says(lambda: open_dataset("mine", folder).ids("train"), "'b'", what, (folder / part).parent)
+
+    @pytest.mark.parametrize("part", ["JPEGImages/b.PNG", "SegmentationClass/b.tif"])
+    def test_two_files_of_one_name(self, folder, part):
+        """Either could be meant."""
+        shutil.copy(folder / "SegmentationClass/b.png", folder / part)
+        self.says(lambda: open_dataset("mine", folder).ids("train"), "train id 'b' has two files", (folder / part).name)
+        found = [d.what for d in verify(open_dataset("mine", folder), progress=False).deviations]
+        assert sum("'b' has two files in" in what for what in found) == 1
+        (folder / part).rename((folder / part).with_name(f"other{Path(part).suffix}"))
+        assert open_dataset("mine", folder).ids("train") == ("a", "b", "c")
 
     def test_empty_list(self, folder):
         write_list(folder / "ImageSets/Segmentation/train.txt", ())
