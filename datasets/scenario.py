@@ -22,6 +22,7 @@ Names of the literature are understood and printed in this form: ``15-5s`` and `
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -153,7 +154,11 @@ def parse_scenario(
     scenario = _by_rule(text, n_foreground, seed)
     if not plus:
         return scenario
-    return replace(scenario, setup=f"{scenario.setup}+{Path(path).stem}", lists=_read_lists(Path(path), scenario))
+    return replace(
+        scenario,
+        setup=f"{scenario.setup}+{Path(path).stem}",
+        lists=_read_lists(Path(os.path.expanduser(path)), scenario),
+    )
 
 
 def _by_domain(text: str, n_foreground: int, seed: int, domains: tuple[str, ...]) -> Scenario:
@@ -271,14 +276,15 @@ def _named_groups(written: str, n: int) -> tuple[tuple[int, ...], ...]:
     span = r"\d+(-\d+)?"
     if not re.fullmatch(rf"\[{span}([,:]{span})*\]", body):
         raise UserError(f"task {written!r}: write the labels of every step, for example [1-6|9|10,11]")
+    for label in map(int, re.findall(r"\d+", body)):  # before a range is counted out
+        if not 1 <= label <= n:
+            raise UserError(f"task {written!r}: label {label} is not one of the data set's classes 1..{n}")
     groups = []
     for group in body[1:-1].split(":"):
         ends = [[int(x) for x in item.split("-")] for item in group.split(",")]
         groups.append(tuple(label for end in ends for label in range(end[0], end[-1] + 1)))
     labels = [label for group in groups for label in group]
     for label in labels:
-        if not 1 <= label <= n:
-            raise UserError(f"task {written!r}: label {label} is not one of the data set's classes 1..{n}")
         if labels.count(label) > 1:
             raise UserError(f"task {written!r}: label {label} is learned twice")
     if not all(groups):

@@ -41,6 +41,11 @@ def open_checked(
             raise UserError(f"{call} gives ids that are not ascending or not distinct: return tuple(sorted(set(...)))")
         if ids:
             _check_files(f"{where}: files({ids[0]!r}, {split!r})", dataset, ids[0], split)
+        for image_id in ids if dataset.domains else ():
+            call = f"{where}: domain_of({image_id!r})"
+            domain = _call(f"{call} fails", root, lambda i=image_id: dataset.domain_of(i))  # type: ignore[misc]
+            if domain not in dataset.domains:
+                raise UserError(f"{call} gives {domain!r}, which is none of its domains: {dataset.domains}")
     return dataset
 
 

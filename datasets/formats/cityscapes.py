@@ -105,7 +105,7 @@ def _by_id(folder: Path, ending: str) -> dict[str, Path]:
     """``aachen_000000_000019`` -> its file; the folder of the city is not part of the id."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    return {path.name.removesuffix(ending): path for path in folder.glob(f"*/*{ending}")}
+    return {path.name.removesuffix(ending): path for path in folder.glob(f"*/[!.]*{ending}")}
 
 
 def _lacks(image_id: str, images: dict[str, Path], image_folder: Path, map_folder: Path) -> str:

@@ -80,6 +80,13 @@ def test_files_as_downloaded(root):
     assert dataset.n_foreground == 19
 
 
+def test_files_that_macos_leaves(root):
+    """Beside every file that macOS copies to a disk of another system."""
+    for path in (image_path(root, "train", TRAIN[0]), map_path(root, "train", TRAIN[0])):
+        path.with_name(f"._{path.name}").write_bytes(b"x")
+    assert open_dataset("cityscapes", root).ids("train") == TRAIN
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_label_of_every_id(root, name):
     dataset = open_dataset(name, root)

@@ -306,6 +306,7 @@ FILES = """
     def files(self, image_id, split):
         return self.root / f"JPEGImages/{image_id}.jpg", self.root / f"SegmentationClass/{image_id}.png"
 """
+DOMAINS = "domains = ('x',)\n    def domain_of(self, i):\n        return i[:2]\n\n    "
 NONE = "\n    def files(self, image_id, split):\n        return None\n"
 
 
@@ -363,6 +364,8 @@ class TestClassesOfOnesOwn:
             (('class_names = "background"', IDS, FILES), "must be a tuple of names"),
             (('class_names = ("background",)', IDS, FILES), "names 1 labels"),
             (('class_names = ("background", "cat", "cat")', IDS, FILES), "labels 1 and 2 the same name 'cat'"),
+            (("domains = ('x',)\n    ", NAMES, IDS, FILES), "domain_of('train0') fails (TypeError"),
+            ((DOMAINS, NAMES, IDS, FILES), "domain_of('train0') gives 'tr', which is none of its domains: ('x',)"),
             (("value_to_label = [0, 1]\n    ", NAMES, IDS, FILES), "value_to_label must be a numpy array of 256 uint8"),
             ((NAMES, IDS, FILES, "\n    def __init__(self, root):\n        pass\n"), "cannot be made (TypeError"),
             ((NAMES, IDS, FILES, "\n    def __init__(self, *x):\n        pass\n"), "must call super().__init__"),

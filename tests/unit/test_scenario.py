@@ -224,6 +224,7 @@ def test_offline_is_one_step_with_every_class():
         ("voc/[1,2|2]/overlapped", "learned twice"),
         ("voc/[1,2|21]/overlapped", "label 21"),
         ("voc/[0,2|3]/overlapped", "label 0"),
+        ("voc/[1-99|100]/overlapped", "label 99"),
         ("voc/[1,|3]/overlapped", "labels of every step"),
         ("voc/[3-1|4]/overlapped", "at least one class"),
     ],

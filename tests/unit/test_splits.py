@@ -181,6 +181,12 @@ def test_a_scenario_from_lists(data, tmp_path):
     )
 
 
+def test_lists_below_the_home_folder(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export(data, scenario(), tmp_path / "out")
+    assert parse_scenario("own/2-1/overlapped+~/out/splits.json", 4).name == "own/2-1/overlapped+splits"
+
+
 def error_of(call, *parts):
     with pytest.raises(UserError) as error:
         call()
