@@ -118,6 +118,13 @@ def processes_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get("CONTSEG_WORKERS", 1))
 
 
+def cores_here() -> int:
+    """Cores of this training process: of a Slurm job its own, to which Slurm may have bound it; else its share."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = int(os.environ.get("CONTSEG_CORES", 0))  # benchmark/train/slurm_job.py
+    return min(usable, own) if own else usable // processes_here()
+
+
 def loader_processes(chosen: int, device: torch.device, batch: int, size: tuple[int, int]) -> int:
     """The number of loader processes; -1 chooses it, for batches of so many images of a size. No number depends on it.
 
@@ -127,9 +134,8 @@ def loader_processes(chosen: int, device: torch.device, batch: int, size: tuple[
     """
     if chosen >= 0 or device.type == "cpu":
         return max(chosen, 0)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bytes_ahead = PREFETCH * max(batch, 1) * 4 * size[0] * size[1]
-    return max(0, min(16, cores // processes_here() - 1, room() // (2 * processes_here() * bytes_ahead)))
+    return max(0, min(16, cores_here() - 1, room() // (2 * processes_here() * bytes_ahead)))
 
 
 @dataclass(frozen=True)

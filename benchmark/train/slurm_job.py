@@ -31,8 +31,11 @@ class RunStep:
         if environment.num_tasks > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         call = [*PROGRAM, *self.words, "--launcher", "inline", "--only", self.key]
+        own = {"CONTSEG_CORES": os.environ.get("SLURM_CPUS_PER_TASK", "0")}  # not a share of them: this task's
         # Slurm signals every process of the job; this process handles USR2, and tells the step by SIGTERM
-        self.child = subprocess.Popen(call, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))
+        self.child = subprocess.Popen(
+            call, env={**os.environ, **own}, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        )
         code: int = self.child.wait()
         interrupted = code in (128 + signal.SIGTERM, -signal.SIGTERM)
         if code and not (interrupted and environment.global_rank):  # the first process requeues an interrupted job

@@ -1,15 +1,18 @@
 """Shares of a step's images: every image once, the same number of batches for all, also where images are few."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import submitit
 import torch
 
 from contseg.benchmark.models.load import fresh, grow
 from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.benchmark.train import batches as step_batches
+from contseg.benchmark.train import slurm_job
 from contseg.datasets.step_dataset import StepImages
 from contseg.methods.base import StepContext
 from contseg.methods.baselines import ClassMeans
@@ -116,6 +119,22 @@ def test_loader_processes(
     monkeypatch.setattr(step_batches, "processes_here", lambda: here)
     monkeypatch.setattr(step_batches, "room", lambda: free)
     assert step_batches.loader_processes(chosen, torch.device(device), 8, (32, 32)) == expected
+
+
+@pytest.mark.parametrize("usable", [4, 16])  # bound to its own cores, as by Slurm's task/affinity, or not bound
+def test_a_process_of_a_slurm_job_has_its_own_cores(usable: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four processes of four cores each: three loaders each, not none."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(num_tasks=1, global_rank=0))
+    child = SimpleNamespace(wait=lambda: 0)
+    monkeypatch.setattr(slurm_job.subprocess, "Popen", lambda call, **options: told.update(options) or child)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
+    slurm_job.RunStep((), "a")()
+    for name, value in {**os.environ, **(told.get("env") or {}), "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(step_batches.os, "sched_getaffinity", lambda _: range(usable), raising=False)
+    monkeypatch.setattr(step_batches, "room", lambda: 2**40)
+    assert step_batches.loader_processes(-1, torch.device("cuda"), 8, (32, 32)) == 3
 
 
 def test_the_number_of_loader_processes_changes_no_batch(tmp_path: Path) -> None:
