@@ -57,14 +57,15 @@ def grid_of(run: Run, data: dict[str, str], plugins: Sequence[str]) -> Config:
 def other_seeds(path: Path, last: Record) -> list[Record]:
     """The records of the same step under other seeds, where they lie beside this one; one for each seed.
 
-    They are of the same data set, task, setup, method and configuration; a damaged one is left out.
+    They are of the same data set, task, setup, method and configuration, and learn the classes in the same order; a
+    damaged one is left out.
     """
     found: dict[int, Record] = {}
     methods = [*path.resolve().parents][2:3]  # none of a record that was taken out of its folder
     for other in sorted(p for folder in methods for p in folder.glob(f"*/seed*/{path.name}")):
         record = read_record(other)[0] if other != path.resolve() else None
-        same = ("dataset", "task", "order", "setup", "method", "step", "config", "protocol")
-        if record and record["seed"] != last["seed"] and all(record[k] == last[k] for k in same):
+        same = ("dataset", "task", "order", "setup", "method", "step", "config", "protocol", "groups", "domains")
+        if record and record["seed"] != last["seed"] and all(record.get(k) == last.get(k) for k in same):
             found.setdefault(record["seed"], record)
     return [found[seed] for seed in sorted(found)]
 

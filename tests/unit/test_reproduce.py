@@ -79,3 +79,11 @@ def test_other_seeds_are_those_of_the_same_configuration(tmp_path: Path) -> None
 def test_a_record_outside_of_its_results_folder_has_no_other_seeds() -> None:
     """A reviewer downloads one record: ``/tmp/step0.json``."""
     assert other_seeds(Path("/step0.json"), make_run()[0]) == []
+
+
+def test_a_seed_with_another_order_of_classes_says_nothing_of_this_one(tmp_path: Path) -> None:
+    """``2-1@random``: every seed draws its own order, and how far orders lie apart is not how far seeds do."""
+    orders = [((1, 2), (3,)), ((2, 3), (1,)), ((1, 2), (3,))]
+    runs = [make_run(seed=s, groups=groups, order="random") for s, groups in enumerate(orders)]
+    (path,) = write_records(tmp_path, [r for run in runs for r in run]).rglob("seed0/step1.json")
+    assert [r["seed"] for r in other_seeds(path, runs[0][-1])] == [2]
