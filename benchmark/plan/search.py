@@ -192,7 +192,8 @@ def _trial(config: Config, method: str, text: str, several: bool) -> Trial:
     entries = parts_of(method)
     for n, key in spaces(method):
         (default,) = (p.default for p in entries[n].parameters if p.name == key)
-        values[key if n == 0 else f"{entries[n].name}.{key}"] = float(given[n][1].get(key, default))
+        value = given[n][1].get(key, default)
+        values[key if n == 0 else f"{entries[n].name}.{key}"] = float("nan" if value is None else value)
     name, train = own_recipe(config, build_method(text).name)
     if "lr" not in recipe(method):
         values["train.lr"] = train.lr[-1] if several else train.lr[0]

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from contseg.benchmark.plan.search import first_step, make_tuning, rate_space, s
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import parse_scenario
 from contseg.datasets.view import step_view
-from contseg.methods.ranges import Search
+from contseg.methods import registry
+from contseg.methods.base import CrossEntropy, Method
+from contseg.methods.ranges import Search, Weight
 from contseg.methods.registry import build_method
 from contseg.tests.unit.probe import grid, mini
 
@@ -75,6 +78,20 @@ def test_a_method_with_an_optimiser_of_its_own_has_the_space_of_that() -> None:
         tuning = make_tuning(grid_, scenario, on="stream", n=8, seed=0)
         rates = [t.values["train.lr"] for t in next(iter(tuning.trials.values()))[1:]]
         assert len(rates) == 7 and all(space.low <= rate <= space.high for rate in rates)
+
+
+def test_a_value_that_is_none_by_default_is_none_in_the_first_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_METHODS", dict(registry.methods()))
+
+    @registry.register_method("Optional")
+    def optional(weight: Annotated[Weight | None, Search(0.1, 1)] = None) -> Method:
+        """One term."""
+        return Method("Optional", {"ce": CrossEntropy(weight=weight or 1.0)})
+
+    config = read_config(None, methods=("Optional",))
+    tuning = make_tuning(config, parse_scenario("mini/3-1/overlapped", 4), on="first", n=2, seed=0)
+    first, second = (trial.values["weight"] for trial in tuning.trials["Optional"])
+    assert np.isnan(first) and 0.1 <= second <= 1
 
 
 # --- the stream on which trials are compared -----------------------------------------------------------------------
