@@ -196,7 +196,7 @@ def _foot(row: pd.Series, cited: dict[str, str]) -> str:
     parts += [row["backbone"]] if row["backbone"] not in ("", "unknown") else []
     parts += [f"external data {row['external']}"] if row["external"] else []
     parts += ["unknown whether the mean includes background"] if row["includes_background"] == "unknown" else []
-    return "; ".join([*parts, *filter(None, [row["note"]])])
+    return " ".join("; ".join([*parts, *filter(None, [row["note"]])]).split())  # one line: a note may have several
 
 
 def other_test_sets(records: Sequence[Record]) -> list[str]:

@@ -40,6 +40,17 @@ def board() -> Leaderboard:
     return leaderboard(grid() + more, SDR)
 
 
+def test_a_note_of_several_lines_stays_behind_its_percent_sign(tmp_path: Path) -> None:
+    """A spreadsheet writes cells with line breaks; in ``paper.tex`` the second line would be typeset."""
+    mine = tmp_path / "mine.csv"
+    head = "method,dataset,task,setup,old,new,all,includes_background,source,provenance,note"
+    mine.write_text(f'{head}\nMiB,voc,15-1,overlapped,35,13,29,yes,ours,rerun,"two\nlines"\n')
+    board = with_literature(leaderboard(make_run("MiB", **VOC), SDR), load_published([mine]), source="ours")
+    assert [note.rpartition("; ")[2] for note in board.notes if note.startswith("[")] == ["two lines"]
+    below = as_paper(board).partition(r"\end{table")[2].splitlines()[1:]
+    assert [line for line in below if not line.startswith("%")] == []
+
+
 def test_chosen_rows_columns_and_tasks_as_a_literal_table(board: Leaderboard) -> None:
     choice = Choice(("all", "to_joint"), ("MiB", "FT", "Joint"), ("2-1", "toy/1-1/overlapped"), "tab:mine")
     text = as_paper(board, choice)
