@@ -65,6 +65,10 @@ def export(dataset: SegmentationDataset, scenario: Scenario, folder: Path) -> Li
     """Write the lists: ``splits.json``; ids in ``train-0.txt``; positions in ``train-0.npy``, which point into
     ``train.txt`` and ``val.txt``. ``test`` lists get MiB's name ``test_on_val``."""
     lists = our_lists(dataset, scenario)
+    ours = {f"{'test_on_val' if kind == 'test' else kind}-{step}" for kind in KINDS for step in lists[kind]}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix in (".npy", ".txt") and NAME.search(path.stem) and path.stem not in ours:
+            raise UserError(f"{folder} holds {path.name}, a list of another scenario: give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "val"):
         _write_lines(folder / f"{split}.txt", dataset.ids(split))

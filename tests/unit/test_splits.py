@@ -76,6 +76,14 @@ def test_there_and_back(data, tmp_path, what):
     assert "own/2-1/overlapped" in text
 
 
+def test_lists_of_another_scenario_do_not_mix(data, tmp_path):
+    """Steps 2 and 3 of the first would be read as steps of the second."""
+    export(data, parse_scenario("own/1-1/overlapped", 4), tmp_path)
+    export(data, parse_scenario("own/1-1/disjoint", 4), tmp_path)
+    two = parse_scenario("own/2-2/disjoint", 4)
+    error_of(lambda: export(data, two, tmp_path), str(tmp_path), "test_on_val-2.npy, a list of another scenario")
+
+
 class Photos(Table):
     """The same images under names as cameras and people give them."""
 
