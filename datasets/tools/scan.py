@@ -18,6 +18,9 @@ from contseg.datasets.formats.paired import IMAGES, MAPS, PairedFiles, ending_hi
 from contseg.datasets.images import inspect, read_bytes
 from contseg.datasets.index import by_label, in_parallel
 
+LEFT_OUT = "left out"
+"""The kind of fault of an image that no list names and that has no label map: a run does not know of it."""
+
 Look: TypeAlias = tuple[list[int], tuple[int, int]]
 """Pixels of each of the 256 raw labels, and (H, W)."""
 
@@ -94,7 +97,7 @@ def _files(
         lacking = [i for i in sorted(set(wanted)) if i not in found]
         lines = [f"{split} id {i!r} has no {what} in {folder}{ending_hint(i, found)}" for i in lacking]
         if lines:
-            faults[f"no {what}"] = lines
+            faults[LEFT_OUT if listed is None and found is maps else f"no {what}"] = lines
     twice = two_files(labels, MAPS) | two_files(images, IMAGES)
     if lines := [f"{split} id {line}" for i, line in sorted(twice.items()) if i in wanted]:
         faults["two files"] = lines

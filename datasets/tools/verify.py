@@ -19,7 +19,7 @@ from contseg.datasets.base import SPLITS, SegmentationDataset
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import BACKGROUND, VOID, parse_scenario
 from contseg.datasets.tools.reference import REFERENCES, Reference
-from contseg.datasets.tools.scan import Scan, scan
+from contseg.datasets.tools.scan import LEFT_OUT, Scan, scan
 from contseg.datasets.view import selection
 
 
@@ -156,9 +156,10 @@ def ids_sha256(ids: tuple[str, ...]) -> str:
 
 
 def _check_files(report: Report, split: str, s: Scan) -> None:
-    for lines in s.faults.values():
+    for kind, lines in s.faults.items():
         more = f" (and {len(lines) - 1} more {split} files like this)" if len(lines) > 1 else ""
-        report.note(f"{lines[0]}{more}", "a run stops there; they are not counted in this report")
+        then = "a run goes on without such images" if kind == LEFT_OUT else "a run stops there"
+        report.note(f"{lines[0]}{more}", f"{then}; they are not counted in this report")
 
 
 def _check_list(report: Report, split: str, s: Scan) -> None:

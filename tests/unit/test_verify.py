@@ -16,6 +16,7 @@ from contseg.datasets.tools.scan import scan
 from contseg.datasets.tools.verify import ids_sha256, verify
 from contseg.run_benchmark import main
 from contseg.tests.unit.folders import LABELS, voc_layout, write_image, write_map
+from contseg.tests.unit.trees import ade_tree, write_list
 
 
 @pytest.fixture
@@ -134,6 +135,19 @@ def test_photographs_of_more_than_8_bits(root, ending, kind):
     assert "more than 8 bits a pixel" in deviations(root)
     with pytest.raises(UserError, match="save it as 8-bit"):
         open_dataset("own", root).load("train0", "train")
+
+
+def test_an_image_without_a_map_where_no_list_names_it(tmp_path, capsys):
+    """In ADE20K's layout every map is an image of the split: a run goes on, and so does `data show`."""
+    ade_tree(tmp_path, n=3)
+    write_list(tmp_path / "objectInfo3.txt", ("Idx\tName", "1\tcat", "2\tdog", "3\tcow"))
+    write_image(tmp_path / "images" / "training" / "more.jpg")
+    assert open_dataset("own", tmp_path).ids("train") == ("a", "b", "c")
+    (found,) = report(tmp_path).deviations
+    assert "'more' has no label map" in found.what
+    assert found.effect == "a run goes on without such images; they are not counted in this report"
+    assert main(["data", "show", "own/2-1/overlapped", "--root", str(tmp_path)]) == 0
+    assert "3 training images" in capsys.readouterr().out
 
 
 def test_labels_out_of_range(root):
