@@ -95,12 +95,14 @@ def resume(state: StepState, path: Path, accelerator: Any) -> None:
     load_state(state.optimizer, state.model, _part(tensors, "optimizer"))
     load_terms(state.terms, _part(tensors, "terms"), state.device)
     load_terms(state.shared, _part(tensors, "shared"), state.device)
-    own = _part(tensors, f"process/{accelerator.process_index}")
+    own, first = (_part(tensors, f"process/{rank}") for rank in (accelerator.process_index, 0))
+    alike = ("cuda_rng" in first) == (state.device.type == "cuda")  # neither reads the other's random states
+    if alike:
+        state.generator.set_state((own or first)["generator"])  # of terms, which draw the same in every process
     if own:  # else there are more processes than before
         state.model.load_state_dict(_part(own, "buffer"), strict=False)
         torch.set_rng_state(own["rng"])
-        state.generator.set_state(own["generator"])
-        if state.device.type == "cuda":
+        if alike and state.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda_rng"], state.device)
     if meta["scaler"]:
         state.scaler.load_state_dict(meta["scaler"])

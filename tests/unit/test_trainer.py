@@ -7,6 +7,7 @@ import time
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from contseg.benchmark.contract.toy_run import ToyRun, ToyStep
-from contseg.benchmark.store.files import read_tensors
+from contseg.benchmark.store.files import read_tensors, write_tensors
 from contseg.benchmark.train import checkpoint, trainer
 from contseg.benchmark.train.distributed import InterruptedStepError
 from contseg.methods import registry
@@ -204,6 +205,35 @@ def test_a_checkpoint_of_another_layout_is_not_resumed(tmp_path: Path, monkeypat
     again = grid.trainer()
     again.load_checkpoint()
     assert again.progress.update == 0 and again.progress.resumed == 0
+
+
+def test_a_process_that_joins_at_a_resumption_draws_what_the_others_draw(tmp_path: Path) -> None:
+    """The generator of terms is one and the same in every process."""
+    grid = Grid(tmp_path, ("FT",))
+    step = grid.trainer()
+    torch.rand(3, generator=step.generator)
+    step.save_checkpoint()
+    again: Any = grid.trainer()
+    again.accelerator = SimpleNamespace(process_index=1)
+    again.load_checkpoint()
+    assert torch.equal(again.generator.get_state(), step.generator.get_state())
+
+
+def test_a_checkpoint_of_a_gpu_is_resumed_on_a_cpu(tmp_path: Path) -> None:
+    """Where a GPU's random states, 16 bytes each, are of no use."""
+    grid = Grid(tmp_path, ("FT",))
+    step = grid.trainer()
+    step.progress.update = 1
+    step.save_checkpoint()
+    path = grid.store.checkpoint(step.node.key)
+    loaded = read_tensors(path)
+    assert loaded is not None
+    theirs = {f"process/0/{name}": torch.zeros(16, dtype=torch.uint8) for name in ("generator", "cuda_rng")}
+    write_tensors(path, {**loaded[0], **theirs}, loaded[1])
+    again = grid.trainer()
+    again.load_checkpoint()
+    assert again.progress.update == 1
+    assert torch.equal(again.generator.get_state(), step.generator.get_state())  # as at its beginning
 
 
 @pytest.mark.parametrize("name", ["FT", "MiB+SDR"])  # without and with a previous network in the loop
