@@ -85,7 +85,15 @@ def predict_images(
     counts = np.zeros(256, np.int64)
     for path in progress(images, "predict", unit="image"):
         pixels = decode_upright(read_bytes(path), path)
-        labels = _labels(predict, pixels, table, longest)
+        try:
+            labels = _labels(predict, pixels, table, longest)
+        except torch.OutOfMemoryError as error:
+            height, width = pixels.shape[:2]
+            half = min(longest or max(height, width), max(height, width)) // 2
+            raise UserError(
+                f"{path}, {width} x {height} pixels, needs more memory than the GPU has: reduce it, --longest {half} "
+                "or less"
+            ) from error
         counts += np.bincount(labels.ravel(), minlength=256)
         _write(out / "labels" / f"{path.stem}.png", palette_image(labels, colours))
         said = [(colours[k], names[k] if k < len(names) else f"class {k}") for k in np.unique(labels) if k]

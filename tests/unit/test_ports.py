@@ -20,6 +20,7 @@ from contseg.benchmark.models.segmenter import sliding_mean
 from contseg.benchmark.models.timm_encoder import TimmEncoder
 from contseg.benchmark.plan.config import identity
 from contseg.benchmark.plan.model_config import ModelConfig, check
+from contseg.benchmark.report.own_images import predict_images
 from contseg.benchmark.store.files import Store, cell_path, write_sealed, write_tensors
 from contseg.datasets.errors import UserError
 from contseg.datasets.images import decode_upright
@@ -161,6 +162,15 @@ def test_of_exif_only_the_orientation_is_read(kind: str, exif: bytes, size: tupl
     path = tmp_path / f"a.{kind}"
     Image.new("RGB", (20, 10)).save(path, exif=b"Exif\0\0" + exif)
     assert decode_upright(path.read_bytes(), path).shape == (*size, 3)
+
+
+def test_a_photograph_that_the_memory_cannot_hold_is_named(tmp_path: Path) -> None:
+    def full(images: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.06 GiB.\nMore of it")
+
+    path = photo(tmp_path / "a.png", 40, 24)
+    with pytest.raises(UserError, match=r"a\.png, 40 x 24 pixels, needs more memory .* --longest 20 "):
+        predict_images(full, [path], tmp_path, channels=(0, 1))
 
 
 @pytest.mark.parametrize(
