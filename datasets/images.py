@@ -122,7 +122,10 @@ def same_size(image_size: tuple[int, ...], label_size: tuple[int, ...], image: P
     """Both (H, W)."""
     if image_size != label_size:
         written = [f"{w}x{h}" for h, w in (label_size, image_size)]
-        raise UserError(f"label map {label} is {written[0]} pixels, but its image {image} is {written[1]}")
+        said = f"label map {label} is {written[0]} pixels, but its image {image} is {written[1]}"
+        if image_size == label_size[::-1] and decode_upright(read_bytes(image), image).shape[:2] == label_size:
+            said += ": it is stored sideways, and only its EXIF says how to turn it; save it turned"
+        raise UserError(said)
 
 
 def _label(data: bytes, path: Path) -> Image.Image:

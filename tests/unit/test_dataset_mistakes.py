@@ -120,6 +120,18 @@ class TestMistakes:
         self.says(lambda: dataset.presence("train"), label, "10x14", "14x10")
         self.says(lambda: dataset.load("b", "train"), label, "10x14", "14x10")
 
+    def test_label_map_of_a_photograph_that_is_stored_sideways(self, folder):
+        image, label = folder / "JPEGImages/b.jpg", folder / "SegmentationClass/b.png"
+        write_label(label, np.zeros((14, 10)))
+        self.says(lambda: open_dataset("mine", folder).load("b", "train"), label, "10x14", "14x10")
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees
+        Image.new("RGB", (14, 10)).save(image, exif=exif)
+        for action in ("load", "presence"):
+            dataset = open_dataset("mine", folder)
+            words = ("b", "train") if action == "load" else ("train",)
+            self.says(lambda d=dataset, a=action, w=words: getattr(d, a)(*w), label, "14x10", "EXIF", "save it turned")
+
     def test_one_name_only(self, folder):
         write_list(folder / "class_names.txt", ("background",))
         self.says(lambda: open_dataset("mine", folder), "class_names.txt", "1 labels")
