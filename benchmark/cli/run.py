@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from contseg.benchmark.plan.build import Plan, Run
     from contseg.benchmark.plan.config import Config
+    from contseg.benchmark.plan.search import Tuning
     from contseg.benchmark.store.files import Store
 
 
@@ -27,13 +28,13 @@ def main(args: argparse.Namespace) -> int:
     return run_grid(read_grid(args), Store(args.out, args.trust_cache), args)
 
 
-def run_grid(config: Config, store: Store, args: argparse.Namespace) -> int:
-    """The same for a configuration; of the options those are read that say where and what of it."""
+def run_grid(config: Config, store: Store, args: argparse.Namespace, tuning: Tuning | None = None) -> int:
+    """The same for a configuration, or the trials of a tuning; of the options those are read that say where and what
+    of it."""
     if args.launcher == "slurm":
         need("submitit", "--launcher slurm")
     if args.launcher != "inline":
-        return _launch(args, config, store)
-    from contseg.benchmark.score.rows import write_rows
+        return _launch(args, config, store, tuning)
     from contseg.benchmark.store import tracker
     from contseg.benchmark.train.runner import Runner, make_accelerator
 
@@ -44,9 +45,7 @@ def run_grid(config: Config, store: Store, args: argparse.Namespace) -> int:
         plan = _plan_together(config, store, accelerator)
         only = _only(plan, args.only) if only is None else only
         if main:
-            store.open()
-            write_rows(store.out, config, plan.runs, args.config)
-            _print_summary(plan, store)
+            _open(plan, store, args, tuning)
         tracker.start(accelerator)
         outcome = Runner(plan, store, accelerator, say, tell=partial(_log, accelerator, plan)).run(only)
     accelerator.end_training()
@@ -89,18 +88,26 @@ def _plan_together(config: Config, store: Store, accelerator: Accelerator) -> Pl
             accelerator.wait_for_everyone()
 
 
-def _launch(args: argparse.Namespace, config: Config, store: Store) -> int:
+def _open(plan: Plan, store: Store, args: argparse.Namespace, tuning: Tuning | None) -> None:
+    """Make the results folder, note in it what a search chose or tries, and say what is to be done."""
+    from contseg.benchmark.score.rows import write_rows, write_trials
+
+    store.open()
+    write_rows(store.out, plan.config, plan.runs, args.config)
+    if tuning:
+        write_trials(store.out, tuning, plan.runs)
+    _print_summary(plan, store)
+
+
+def _launch(args: argparse.Namespace, config: Config, store: Store, tuning: Tuning | None) -> int:
     """Run the grid by other processes, watch them, print the table."""
-    from contseg.benchmark.score.rows import write_rows
     from contseg.benchmark.train.launch import LAUNCHERS
 
     plan = plan_grid(config, store.check())
     _only(plan, args.only)
     if told := fetch_initial_weights(plan, store):
         say(told)
-    store.open()
-    write_rows(store.out, config, plan.runs, args.config)
-    _print_summary(plan, store)
+    _open(plan, store, args, tuning)
     code, wrong = LAUNCHERS[args.launcher](plan, store, _inline_words())
     _print_table(plan, store)
     for line in wrong:

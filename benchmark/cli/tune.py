@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     data = open_data_of(config, store.check())(config.scenarios[0].partition("/")[0])
     scenario = scenario_of(data, config.scenarios[0], config.seeds[0])
     tuning = make_tuning(config, scenario, on=args.on, n=args.trials, seed=args.draw)
-    code = run_cli.run_grid(tuning.config, store, args)
+    code = run_cli.run_grid(tuning.config, store, args, tuning)
     if code < 2 and not args.only and os.environ.get("RANK", "0") == "0":
         _write(tuning, store)
     return code

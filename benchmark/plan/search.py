@@ -50,10 +50,15 @@ class Tuning:
 
         ``record``: the SHA-256 of the file of all trials.
         """
-        drawn = [(trial.name, n) for those in self.trials.values() for n, trial in enumerate(those)]
-        number = dict(reversed(drawn))  # a value drawn twice has the number of its first trial
-        tuned = replace(self.search, methods=tuple(names), numbers=tuple(number[n] for n in names), record=record)
+        numbers = tuple(self.numbers[name] for name in names)
+        tuned = replace(self.search, methods=tuple(names), numbers=numbers, record=record)
         return replace(self.target, methods=tuple(names), tuned=tuned)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The name of a trial -> its number; a value drawn twice has the number of its first trial, 0: the default."""
+        drawn = [(trial.name, n) for those in self.trials.values() for n, trial in enumerate(those)]
+        return dict(reversed(drawn))
 
 
 Split: TypeAlias = Literal["tune", "val"]

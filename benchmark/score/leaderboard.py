@@ -28,6 +28,7 @@ from contseg.benchmark.score.scores import (
     plain_name,
     run_frame,
     score_runs,
+    searches_of,
 )
 from contseg.methods.external import CODES
 
@@ -106,7 +107,9 @@ def leaderboard(
     frame = run_frame(scored)
     cells = cell_frame(frame, order)
     searches = dict.fromkeys(note(s.search) for s in scored if s.search)
-    notes = [*_incomplete(runs), *_replaced(whole, scored), *_mixed_versions(whole), *_seed_notes(cells, frame)]
+    rows = [r for r in whole if searches_of(r, tuned or {})]
+    notes = [*_incomplete(runs), *_tried(len(whole) - len(rows)), *_replaced(rows, scored)]
+    notes += [*_mixed_versions(whole), *_seed_notes(cells, frame)]
     notes += [*_difference_notes(cells, frame), *_configuration_notes(scored), *searches, *_external_notes(scored)]
     notes += [NOT_TOGETHER] if any(len(ranked(part)) > 1 for _, part in cells.groupby(CONTEST)) else []
     return Leaderboard(cells, frame, tuple(scored), protocol, tuple(notes), _leaders(cells, frame))
@@ -181,6 +184,12 @@ def _incomplete(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if not run.complete
     ]
+
+
+def _tried(n: int) -> list[str]:
+    """The trials that were compared on the images of this table: the best of them would be chosen by its test."""
+    trials = f"{n} trial" + "s" * (n != 1)
+    return [f"not in the table: {trials} of a search on the test images, as `tuned/` says"] if n else []
 
 
 def _replaced(runs: Sequence[Run], scored: Sequence[Scored]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Which rows of a table a search chose: ``DIR/tuned/*.toml`` beside the records.
+"""Which rows of a table a search chose, and which runs it only tried: ``DIR/tuned/*.toml`` beside the records.
 
 ``tuned_on`` belongs to a row, not to a run: the first trial of a search is the method's default, and has its key. A
 file here maps rows to the keys of their runs, and names the record of the search (``trials.csv`` of ``contseg tune``).
-Its name is the hash of its content, so folders of several machines are merged by copying.
+Its name is the hash of its content, so folders of several machines are merged by copying. The trials of a search on the
+test images are named there too: each has a score in the tables' terms, and is no row unless the search chose it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from contseg.methods.registry import build_method
 if TYPE_CHECKING:
     from contseg.benchmark.plan.build import Run
     from contseg.benchmark.plan.config import Config
+    from contseg.benchmark.plan.search import Tuning
 
 FOLDER = "tuned"
 NO_SEARCH = "no search"
+TRIED = "# Runs that a search tried on the test images, no rows unless it chose them. Written by `contseg tune`."
 HEAD = "# Rows that a search chose, by the keys of their runs. Written by `contseg run` from a grid of `contseg tune`."
 
 
@@ -65,14 +68,19 @@ class Row(msgspec.Struct, frozen=True):
 class _File(msgspec.Struct, frozen=True):
     search: Search
     row: tuple[Row, ...] = ()
+    trial: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search says of one run. ``default``: whether the run is the method's default too, a row of its own."""
+    """What a search says of one run. ``default``: whether the run is the method's default too, a row of its own.
+
+    ``chosen``: whether the search chose it, or only tried it.
+    """
 
     search: Search
     default: bool
+    chosen: bool = True
 
 
 Searches: TypeAlias = Mapping[str, Sequence[Tuned]]  # by the key of a run
@@ -102,26 +110,47 @@ def write_rows(out: Path, config: Config, runs: Iterable[Run], grid: Path | None
     )
 
 
+def write_trials(out: Path, tuning: Tuning, runs: Iterable[Run]) -> Path | None:
+    """Note beside the records which of these runs are drawn trials scored on the test images; ``None`` if none is."""
+    if tuning.config.eval.split != "val":
+        return None
+    keys, numbers = dict[str, list[str]](), tuning.numbers
+    for run in runs:
+        if numbers.get(run.method):
+            keys.setdefault(run.method, []).append(run.key)
+    if not keys:
+        return None
+    of = tuning.search
+    tried = tuple(Row(m, numbers[m], tuple(dict.fromkeys(its))) for m, its in keys.items())
+    return _write_file(out, _File(Search(of.on, of.scenario, of.trials, of.draw), trial=tried))
+
+
 def carry_rows(folders: Iterable[Path], runs: Collection[str], out: Path) -> None:
     """Note in the results folder ``out`` what those of ``folders`` say of these runs, by key, and of no others.
 
     The trials that a search names are copied where they are what their name says.
     """
     for path, file, _ in _files(folders):
-        rows = [replace(row, runs=tuple(k for k in row.runs if k in runs)) for row in file.row] if file else []
-        kept = tuple(row for row in rows if row.runs)
-        if file and kept:
+        kept, tried = (_of(rows, runs) for rows in ((file.row, file.trial) if file else ((), ())))
+        if file and (kept or tried):
             trials, record = path.parent / file.search.record, ""
             if file.search.record and trials.is_file() and _hash(content := trials.read_bytes()) == trials.stem:
                 record = trials.name
                 _write(out / FOLDER / record, content)
-            _write_file(out, _File(replace(file.search, record=record), kept))
+            _write_file(out, _File(replace(file.search, record=record), kept, tried))
+
+
+def _of(rows: Sequence[Row], runs: Collection[str]) -> tuple[Row, ...]:
+    """The rows that have some of these runs, with no others."""
+    cut = (replace(row, runs=tuple(k for k in row.runs if k in runs)) for row in rows)
+    return tuple(row for row in cut if row.runs)
 
 
 def _write_file(out: Path, file: _File) -> Path:
-    lines = [HEAD, "", "[search]", *_values(file.search)]
-    for row in file.row:
-        lines += ["", "[[row]]", *_values(row)]
+    lines = [HEAD if file.row else TRIED, "", "[search]", *_values(file.search)]
+    for kind, rows in (("row", file.row), ("trial", file.trial)):
+        for row in rows:
+            lines += ["", f"[[{kind}]]", *_values(row)]
     text = "\n".join(lines) + "\n"
     path = out / FOLDER / f"{_hash(text.encode())}.toml"
     _write(path, text.encode())
@@ -155,7 +184,7 @@ def _hash(content: bytes) -> str:
 
 
 def read_rows(folders: Iterable[Path]) -> tuple[dict[str, list[Tuned]], list[str]]:
-    """The key of a run -> the searches that chose it, and one line for each file that was left out.
+    """The key of a run -> the searches that chose or tried it, and one line for each file that was left out.
 
     ``folders``: results folders, those that hold ``records``.
     """
@@ -168,9 +197,9 @@ def read_rows(folders: Iterable[Path]) -> tuple[dict[str, list[Tuned]], list[str
         search = file.search
         if search.record and not (path.parent / search.record).is_file():
             problems.append(f"{path} names the trials {search.record}, which are not beside it")
-        for row in file.row:
+        for row in (*file.row, *file.trial):
             for key in row.runs:
-                one = Tuned(search, row.trial == 0)
+                one = Tuned(search, row.trial == 0, row in file.row)
                 if one not in found.setdefault(key, []):
                     found[key].append(one)
     return found, problems

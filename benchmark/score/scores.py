@@ -121,10 +121,13 @@ def score_runs(runs: Sequence[Run], protocol: Protocol, tuned: Searches | None =
 
 
 def searches_of(run: Run, tuned: Searches) -> list[Search | None]:
-    """The rows that a run stands in: one for each search that chose it; ``None`` for the one without a search."""
-    chosen = tuned.get(str(run.last["run"]), [])
-    plain = not chosen or any(one.default for one in chosen)
-    return [*([None] if plain else []), *(one.search for one in chosen)]
+    """The rows that a run stands in: one for each search that chose it; ``None`` for the one without a search.
+
+    None at all if a search on the test images only tried it.
+    """
+    said = tuned.get(str(run.last["run"]), [])
+    plain = not said or any(one.default for one in said)
+    return [*([None] if plain else []), *(one.search for one in said if one.chosen)]
 
 
 def _placed(runs: Sequence[Run]) -> Iterable[tuple[Run, Place, Groups]]:

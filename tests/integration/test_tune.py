@@ -48,6 +48,17 @@ def test_the_rows_of_a_search_are_named_in_the_table(tmp_path: Path) -> None:
     assert other.returncode == 0 and "\nMiB  " in other.stdout
 
 
+def test_trials_on_the_test_images_stay_out_of_the_leaderboard(tmp_path: Path) -> None:
+    done = call("tune", *small(tmp_path, "FT"), "--trials", "3", "--on", "test")
+    assert done.returncode == 0, done.stderr
+    table, said = (tmp_path / "leaderboard.md").read_text(), "2 trials of a search on the test images"
+    assert table.count("\n| FT ") == 1 and table.count("\n| FT[") == 0 and said in table and said in done.stdout
+    assert len((tmp_path / "trials.csv").read_text().splitlines()) == 1 + 3
+    done = call("run", "--config", tmp_path / "tuned.toml", "--out", tmp_path)
+    assert done.returncode == 0 and "to train now: 0 steps" in done.stdout
+    assert "FT, tuned on test, 3 trials " in done.stdout
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for words, said in (
         (["--on", "frist"], "unknown selection 'frist': did you mean 'first'?"),

@@ -9,10 +9,12 @@ import pytest
 
 from contseg.benchmark.plan.config import TunedConfig, read_config
 from contseg.benchmark.plan.protocol import PROTOCOLS
+from contseg.benchmark.plan.search import make_tuning
 from contseg.benchmark.report.reporter import leaderboard, render
 from contseg.benchmark.score.leaderboard import NOT_TOGETHER, Leaderboard, paired_differences
-from contseg.benchmark.score.rows import Search, Tuned, read_rows, write_rows
+from contseg.benchmark.score.rows import Search, Tuned, carry_rows, read_rows, write_rows, write_trials
 from contseg.datasets.errors import UserError
+from contseg.datasets.scenario import parse_scenario
 from contseg.tests.records import Record, make_run
 
 SDR = PROTOCOLS["sdr"]
@@ -166,6 +168,40 @@ def test_a_grid_without_a_search_writes_nothing(grid: Path, tmp_path: Path) -> N
     assert write_rows(tmp_path / "out", read_config(None), ran, None) is None
     assert write_rows(tmp_path / "out", read_config(grid), ran, grid) is None  # MiB with kd=10 was not chosen
     assert not (tmp_path / "out").exists()
+
+
+def test_trials_on_the_test_images_are_no_rows_until_they_are_chosen(tmp_path: Path) -> None:
+    """The best of many trials by the test would be bold as a row without a search."""
+    config = read_config(None, scenarios=("toy/2-1/overlapped",), methods=("MiB",))
+    tuning = make_tuning(config, parse_scenario("toy/2-1/overlapped", 3), on="test", n=3, seed=0)
+    default, one, two = (run(trial.name, 0.3 + 0.2 * i) for i, trial in enumerate(tuning.trials["MiB"]))
+    ft, trials = run("FT", 0.2), default + one + two
+    path = write_trials(tmp_path, tuning, [Ran(r) for r in trials])
+    assert path is not None and path.parent == tmp_path / "tuned"
+    tuned, problems = read_rows([tmp_path])
+    assert problems == [] and set(tuned) == {r["run"] for r in one + two}
+    board = leaderboard(ft + trials, SDR, tuned=tuned)
+    assert names(board) == ["FT", "MiB"]
+    assert "6 trials of a search on the test images, as `tuned/` says" in render(board)
+    assert "where another run has their place" not in render(board)
+    # in a submission too
+    carry_rows([tmp_path], {one[0]["run"]}, tmp_path / "sent")
+    assert read_rows([tmp_path / "sent"])[0] == {one[0]["run"]: tuned[one[0]["run"]]}
+    # the run of its grid makes the best a row
+    grid = tuning.chosen([tuning.trials["MiB"][2].name])
+    write_rows(tmp_path, grid, [Ran(r) for r in two], None)
+    assert names(leaderboard(ft + trials, SDR, tuned=read_rows([tmp_path])[0])) == [
+        "FT",
+        "MiB",
+        "MiB, tuned on test, 3 trials",
+    ]
+
+
+def test_trials_on_held_out_images_are_not_noted(tmp_path: Path) -> None:
+    """Their records enter no leaderboard anyway."""
+    config = read_config(None, scenarios=("toy/2-1/overlapped",), methods=("MiB",))
+    tuning = make_tuning(config, parse_scenario("toy/2-1/overlapped", 3), on="stream", n=2, seed=0)
+    assert write_trials(tmp_path, tuning, [Ran(r) for r in run(tuning.trials["MiB"][1].name, 0.5)]) is None
 
 
 @pytest.mark.parametrize(
