@@ -109,7 +109,7 @@ def _parse(top: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.N
     """The arguments; of words that the command does not take: the nearest option, or whose option they are."""
     args, left = top.parse_known_args(arguments)
     if not left:
-        return args
+        return argparse.Namespace(**{name: _expanded(value) for name, value in vars(args).items()})
     import difflib
 
     commands = _commands(top)
@@ -120,6 +120,13 @@ def _parse(top: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.N
     if others and word not in _options(command):
         hint = f" ({word} belongs to {', '.join(others)})"
     command.error(f"unrecognized arguments: {' '.join(left)}{hint}")
+
+
+def _expanded(value: Any) -> Any:
+    """Paths with the folder of a user in place of ~: in ``--out=~/x`` the shell leaves it."""
+    if isinstance(value, list):
+        return [_expanded(one) for one in value]
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

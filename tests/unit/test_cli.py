@@ -108,6 +108,24 @@ def test_words_that_no_command_takes(words: list[str], line: str, capsys: pytest
     assert left.value.code == 2 and said.startswith(f"error: {line}")
 
 
+@pytest.mark.parametrize(
+    ("words", "name", "path"),
+    [
+        (["run", "--out=~/x"], "out", "x"),
+        (["run", "--config=~/grid.toml"], "config", "grid.toml"),
+        (["data", "prepare", "voc", "--root=~/voc"], "root", "voc"),
+        (["report", "--records=~/a", "--figures=~/f"], "records", "a"),
+    ],
+)
+def test_the_folder_of_the_user_is_found_where_the_shell_leaves_it(
+    words: list[str], name: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell does not expand ``--out=~/x``, and a folder called ~ was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = getattr(run_benchmark._parse(run_benchmark.parser(), words), name)
+    assert found in (tmp_path / path, [tmp_path / path])
+
+
 def test_a_report_passes_by_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "records").mkdir()
     os.mkfifo(tmp_path / "records/step0.json")
