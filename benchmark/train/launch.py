@@ -205,7 +205,8 @@ def _submit(config: LaunchConfig, folder: Path, node: StepNode, words: tuple[str
         "signal_delay_s": _lead(config),
         "additional_parameters": extra,
         "stderr_to_stdout": True,
-        "srun_args": ["--kill-on-bad-exit=1"],  # a process that fails ends the job: the others would wait for it
+        # a process that fails ends the job, as the others would wait for it; srun takes no cores from its job
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={config.cpus}"],
         "setup": ["export PYTHONSAFEPATH=1"],  # a job starts in the user's folder: import no module from there
     }
     try:

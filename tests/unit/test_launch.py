@@ -129,6 +129,26 @@ def test_the_signal_leads_the_time_limit(config: LaunchConfig, seconds: int) -> 
     assert launch._lead(config) == seconds
 
 
+def test_every_task_of_a_job_gets_its_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Since Slurm 22.05 srun does not take --cpus-per-task from its job: each task would be bound to one core."""
+    submitit = pytest.importorskip("submitit")
+    asked: dict[str, Any] = {}
+
+    class Executor:
+        def __init__(self, *args: Any, **named: Any) -> None: ...
+
+        def update_parameters(self, **named: Any) -> None:
+            asked.update(named)
+
+        def submit(self, step: Any) -> Any:
+            return SimpleNamespace(job_id="7")
+
+    monkeypatch.setattr(submitit, "SlurmExecutor", Executor)
+    node: Any = SimpleNamespace(key="3f9a1c2e")
+    assert launch._submit(LaunchConfig(processes=2, cpus=6), tmp_path, node, (), None) == "7"
+    assert asked["cpus_per_task"] == 6 and "--cpus-per-task=6" in asked["srun_args"]
+
+
 @pytest.mark.parametrize("config", [LaunchConfig(minutes=1, signal_seconds=90), LaunchConfig(signal_seconds=-1)])
 def test_a_lead_that_leaves_nothing(config: LaunchConfig) -> None:
     with pytest.raises(UserError, match=r"leaves nothing of launch\.minutes"):
