@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from contseg.benchmark.report.exports import records_of
+from contseg.benchmark.report.tables import shortened
 from contseg.benchmark.score.leaderboard import Leaderboard
 from contseg.benchmark.score.published import HOME
 from contseg.benchmark.score.scores import CELL, unmarked
-from contseg.benchmark.store.files import digest
 from contseg.datasets.errors import UserError
 from contseg.methods.grammar import parse
 from contseg.methods.registry import addons, methods
@@ -19,7 +19,6 @@ ENTRIES = "methods.bib"
 ENTRY = re.compile(r"^@\w+\{.*?^\}$", re.MULTILINE | re.DOTALL)
 OF = re.compile(r"^  methods = \{(.*)\},\n", re.MULTILINE)
 WITHOUT = ("FT", "Joint")  # they come from no paper
-LONGEST = 200  # bytes of a file name; file systems take 255
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -109,4 +108,4 @@ def eval_results(board: Leaderboard, hub: Mapping[str, str]) -> dict[Path, str]:
 def _plain(text: str) -> str:
     """A text as a file name; the tasks [1,3|2] and [1|3|2] stay two, and so do long texts of one beginning."""
     name = re.sub(r"[^\w.+=@-]+", "_", text.replace("|", "+")).strip("_")
-    return name if len(name.encode()) <= LONGEST else f"{name[:60]}-{digest(text)[:8]}"
+    return shortened(name, text)

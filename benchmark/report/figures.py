@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from contseg.benchmark.plan.protocol import Protocol
-from contseg.benchmark.report.tables import short_names, term_name, title
+from contseg.benchmark.report.tables import short_names, shortened, term_name, title
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
 from contseg.benchmark.score.metrics import mean, part_name, scored_counts
 from contseg.benchmark.score.records import Record
@@ -76,8 +76,9 @@ def contest_rows(board: Leaderboard) -> Iterator[tuple[Contest, Rows]]:
 
 
 def file_name(text: str) -> str:
-    """The text with only characters that every file system accepts; the tasks [1-2|3] and [1|2-3] stay two."""
-    return re.sub(r"[^\w.@=+-]+", "-", text.replace("|", "_"))
+    """The text with only characters that every file system accepts; the tasks [1-2|3] and [1|2-3] stay two, and so do
+    long texts of one beginning."""
+    return shortened(re.sub(r"[^\w.@=+-]+", "-", text.replace("|", "_")), text)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

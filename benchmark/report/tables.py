@@ -24,8 +24,10 @@ from contseg.benchmark.score.scores import (
     plain_name,
     unmarked,
 )
+from contseg.benchmark.store.files import digest
 from contseg.datasets.atomic import replacing
 
+LONGEST = 200  # bytes of a file name; file systems take 255
 # column -> title; mIoU in per cent
 TITLES = {
     "method": "method",
@@ -276,6 +278,11 @@ def _document(board: Leaderboard, heading: str, form: str, foot_line: str, bold:
 def as_csv(board: Leaderboard) -> str:
     """One row for each cell, with the frame's columns; four decimals, empty if there is no number."""
     return str(board.frame.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+
+
+def shortened(name: str, text: str) -> str:
+    """A file name made of a text; a long one is its beginning and eight digits of the text's hash."""
+    return name if len(name.encode()) <= LONGEST else f"{name[:60]}-{digest(text)[:8]}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -152,6 +152,13 @@ def test_file_names_are_safe() -> None:
     assert file_name("toy-sdr scoring, trained with void/../x") == "toy-sdr-scoring-trained-with-void-..-x"
 
 
+def test_a_long_task_is_a_name_of_a_folder_too() -> None:
+    """One group a class, as in an explicit task of ADE20K: a name has 255 bytes. Two of one beginning stay two."""
+    tasks = ["|".join(map(str, classes)) for classes in (range(1, 151), [*range(1, 149), 150, 149])]
+    one, two = (file_name(f"ade-[{task}]-overlapped-sdr") for task in tasks)
+    assert one != two and max(len(f".confusion-{name}.png.0123abcd.tmp".encode()) for name in (one, two)) <= 255
+
+
 def test_voc_colours_are_vocs_own_where_there_are_many_classes() -> None:
     table = label_colours(21)
     assert table[[1, 2, 3, 15, 20, 255]].tolist() == [
