@@ -49,12 +49,19 @@ def decompose(model: Any, images: tuple[Tensor, ...], out: SegOutput) -> SegOutp
     return out._replace(extra={**out.extra, "for": speaks_for, "against": speaks_against, "auxiliary": auxiliary})
 
 
+def half_for_background(model: Any, images: tuple[Tensor, ...], out: SegOutput) -> SegOutput:
+    """Forward hook. The logit of background is 0, a sigmoid of 1/2, and not that of row 0, which predicts nothing: the
+    arg max of the logits is then F-DKD-PRED, for whatever reads them (SDR, UCD)."""
+    return out._replace(logits=torch.cat([torch.zeros_like(out.logits[:, :1]), out.logits[:, 1:]], 1))
+
+
 def add_decomposition(model: Any, step: Step) -> None:
     """Make the network return the parts of its logits. The classifier does not change."""
     if step.index == 0:
         if not getattr(model.aspp, "nonnegative", True):
             raise UserError("DKD needs an embedding that is never negative: set model.head_activation=relu")
         model.register_forward_hook(decompose)
+        model.register_forward_hook(half_for_background)
 
 
 def start_from_auxiliary(model: Any, step: Step) -> None:

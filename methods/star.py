@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from contseg.datasets.scenario import BACKGROUND, VOID, Step
 from contseg.methods.base import Batch, Method, StepContext, Term, full_precision, resize
-from contseg.methods.dkd import MultiBCE, above_half, multi_bce
+from contseg.methods.dkd import MultiBCE, above_half, half_for_background, multi_bce
 from contseg.methods.losses import class_sums, hot
 from contseg.methods.lwf_mc import log_partition
 from contseg.methods.modules import drawn_from, without_background, without_norms
@@ -43,6 +43,8 @@ TINY = 1e-12  # a norm below it has no direction
 @without_background
 def kaiming_rows(model: Any, step: Step) -> None:
     """Draw the newest rows' weights as the release does: normal, variance 2 / E (models/model.py)."""
+    if step.index == 0:
+        model.register_forward_hook(half_for_background)
     with drawn_from(model.classifier.seed, f"STAR rows, step {step.index}"):
         rows = nn.init.kaiming_normal_(torch.empty(model.classifier.blocks[-1].weight.shape))
     with torch.no_grad():

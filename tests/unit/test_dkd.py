@@ -23,7 +23,10 @@ def test_parts_and_bias_are_the_logit() -> None:
     whole = out.extra["for"] + out.extra["against"] + bias
     torch.testing.assert_close(whole, out.logits[:, 1:], rtol=1e-12, atol=1e-12)
     assert (out.extra["for"] >= 0).all() and (out.extra["against"] <= 0).all()  # the embedding is not negative
-    torch.testing.assert_close(out.extra["auxiliary"], out.logits[:, :1], rtol=1e-12, atol=1e-12)
+    first = model.classifier.blocks[0]
+    auxiliary = F.conv2d(out.embedding, first.weight[:1], first.bias[:1])
+    torch.testing.assert_close(out.extra["auxiliary"], auxiliary, rtol=1e-12, atol=1e-12)
+    assert not out.logits[:, 0].any()  # of background: a sigmoid of 1/2
 
 
 def test_auxiliary_row_learns_and_the_features_do_not() -> None:

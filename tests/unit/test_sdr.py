@@ -6,10 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from contseg.methods.base import StepContext
+from contseg.methods.base import StepContext, shrink_labels
 from contseg.methods.mib import background_shares
 from contseg.methods.registry import build_method
-from contseg.methods.sdr import Attraction, Matching, Prototypes, Repulsion, Sparsity, mean_inverse_distance
+from contseg.methods.sdr import (
+    Attraction,
+    Matching,
+    Prototypes,
+    Repulsion,
+    Sparsity,
+    mean_inverse_distance,
+    pseudo_labels,
+)
+from contseg.methods.ucd import pair_labels
+from contseg.tests.unit.networks import make_batch, make_steps, student_of, taught
 from contseg.tests.unit.terms import (
     SETUPS,
     C,
@@ -137,6 +147,25 @@ def test_a_class_without_a_prototype_is_neither_attracted_nor_matched() -> None:
         value, _, found = value_and_gradients(term, data)
         assert value == 0
         assert not found.any()
+
+
+@pytest.mark.parametrize("base", ["MiB", "DKD", "STAR"])
+def test_background_is_matched_by_the_base_s_own_prediction(base: str) -> None:
+    """Sigmoid methods predict background where no class exceeds 1/2, not where their first row is the largest."""
+    method, (first, second) = build_method(f"{base}+SDR"), make_steps(3, 2)
+    old = taught(method, first)
+    with torch.no_grad():
+        rows = old.classifier.blocks[0]
+        rows.bias[0] -= 10  # as DKD's auxiliary row learns; STAR's is as drawn
+        rows.bias[1:] -= make_batch(old, None, first).out.logits[:, 1:].amax(1).median()
+        batch = make_batch(student_of(old, method, second), old, second)
+    whole, small = (method.predict(batch.old, size) for size in (batch.labels.shape[1:], batch.old.logits.shape[2:]))
+    unlabelled = batch.feature_labels == 0
+    assert base == "MiB" or 0 < (whole == 0).sum() < whole.numel()
+    expected = torch.where(unlabelled, shrink_labels(whole, batch.features.shape[2:]), 0)
+    assert torch.equal(pseudo_labels(batch), expected)
+    pairs = pair_labels(batch.labels, batch.old.logits)
+    assert torch.equal(pairs[unlabelled], small[unlabelled])
 
 
 # --- recipes -------------------------------------------------------------------------------------------------------
