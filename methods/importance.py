@@ -92,6 +92,8 @@ class PathIntegral(Importance):
         self.theta, self.gradient = {}, {}
 
     def after_backward(self, model: Any) -> None:
+        if not self.theta:  # the first update: a warm-up may have written weights since ``begin_step``
+            self._restart(model)
         theta, gradient = _copy(_weights(model)), _copy(_gradients(model))
         self._advance(self.theta, theta, self.gradient if self.formulation == "intended" else gradient)
         self.theta, self.gradient = theta, gradient
@@ -143,6 +145,8 @@ class RiemannianWalk(PathIntegral):
         closes = self._updates > 0 and self._updates % self.every == 0
         if self.formulation == "intended":
             super().after_backward(model)
+        elif not self._updates:
+            self._restart(model)
         elif closes:
             self._advance(self.start, _weights(model), _gradients(model))
         if closes:

@@ -67,6 +67,26 @@ def test_path_integral_is_the_fall_of_the_loss_along_the_whole_path() -> None:
         torch.testing.assert_close(observer.score[name], (fall / (way**2 + 1e-20)).clamp(min=0), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("form", ["intended", "released"])
+@pytest.mark.parametrize("kind", [PathIntegral, RiemannianWalk])
+def test_a_path_starts_where_a_warm_up_left_the_weights(kind: type[PathIntegral], form: str) -> None:
+    """NeST and AWT write rows between ``begin_step`` and the first update: that is no move of the training."""
+    scores = []
+    for warm_up in (True, False):
+        observer, model, written = kind(form), Net(FIRST), Net(SECOND)
+        if warm_up:
+            observer.begin_step(context(FIRST, model, None))
+        with torch.no_grad():
+            model.head.copy_(written.head)
+        if not warm_up:
+            observer.begin_step(context(FIRST, model, None))
+        trained(model, [observer], 15)
+        observer.end_step(context(FIRST, model, None))
+        scores.append(observer.score)
+    for name, score in scores[0].items():
+        torch.testing.assert_close(score, scores[1][name], rtol=0, atol=0)
+
+
 def test_on_a_quadratic_the_path_integral_nears_the_drop_of_the_loss() -> None:
     """theta^2 / 2 from 2 by small steps: the released form falls short of the drop, the intended one does not."""
     drops = {}
