@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
+import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contseg.benchmark.cli import run as run_cli
@@ -52,10 +55,33 @@ def main(args: argparse.Namespace) -> int:
     data = open_data_of(config, store.check())(config.scenarios[0].partition("/")[0])
     scenario = scenario_of(data, config.scenarios[0], config.seeds[0])
     tuning = make_tuning(config, scenario, on=args.on, n=args.trials, seed=args.draw)
+    _check_place(store.out, tuning)
     code = run_cli.run_grid(tuning.config, store, args, tuning)
     if code < 2 and not args.only and os.environ.get("RANK", "0") == "0":
         _write(tuning, store)
     return code
+
+
+def _check_place(out: Path, tuning: Tuning) -> None:
+    """Raise ``UserError`` if the folder holds another search, or trials of a method that this one leaves out."""
+    grid, trials = out / "tuned.toml", out / "trials.csv"
+    if grid.is_file():
+        try:
+            held = tomllib.loads(grid.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not text, or not TOML
+            held = {}
+        tuned, own = held.get("tuned") or {}, tuning.search
+        mine = ([*tuning.target.scenarios], own.on, own.scenario, own.draw)
+        if (held.get("scenarios"), tuned.get("on"), tuned.get("scenario"), tuned.get("draw", 0)) != mine:
+            raise UserError(f"{grid} is of another search, which this one would overwrite: choose a new --out")
+    if trials.is_file():
+        with trials.open(encoding="utf-8", errors="replace", newline="") as file:
+            lost = {str(row.get("method")): None for row in csv.DictReader(file)}.keys() - tuning.trials.keys()
+        if lost:
+            raise UserError(
+                f"{trials} holds trials of {', '.join(sorted(lost))}, which this search would overwrite: name all of "
+                "its methods, or choose a new --out"
+            )
 
 
 def _write(tuning: Tuning, store: Store) -> None:

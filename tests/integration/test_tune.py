@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from contseg.benchmark.plan.config import read_config
-from contseg.tests.integration.grid import call, records, small
+from contseg.tests.integration.grid import SMALL, call, records, small
 
 
 def test_a_search_ends_in_a_grid_and_is_done_once(tmp_path: Path) -> None:
@@ -57,6 +57,26 @@ def test_trials_on_the_test_images_stay_out_of_the_leaderboard(tmp_path: Path) -
     done = call("run", "--config", tmp_path / "tuned.toml", "--out", tmp_path)
     assert done.returncode == 0 and "to train now: 0 steps" in done.stdout
     assert "FT, tuned on test, 3 trials " in done.stdout
+    more = call("tune", *small(tmp_path, "FT", "LwF"), "--trials", "4", "--on", "test", "--launcher", "local")
+    assert more.returncode == 0 and len((tmp_path / "trials.csv").read_text().splitlines()) == 1 + 8, more.stderr
+
+
+def test_another_search_into_the_same_folder_is_refused_before_it_trains(tmp_path: Path) -> None:
+    """It would overwrite the trials and the grid of the first; more trials and more methods go on with it."""
+    words = ["--scenarios", "shapes/3-3/overlapped", "--out", tmp_path]
+    (tmp_path / "trials.csv").write_text("method,trial\nMiB,0\n")
+    (tmp_path / "tuned.toml").write_text(
+        'scenarios = ["shapes/3-3/overlapped"]\n\n[tuned]\non = "stream"\nscenario = "shapes/3-3/overlapped"\n'
+    )
+    for other, said in (
+        (["--methods", "MiB", "--on", "first"], "tuned.toml is of another search, which this one would overwrite: "),
+        (["--methods", "MiB", "--on", "stream", "--draw", "1"], "tuned.toml is of another search"),
+        (["--methods", "MiB", "--on", "stream", "--scenarios", "shapes/3-1/overlapped"], "tuned.toml is of another"),
+        (["--methods", "FT", "--on", "stream"], "trials.csv holds trials of MiB, which this search would overwrite"),
+    ):
+        done = call("tune", *words, *other, "--set", *SMALL)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["trials.csv", "tuned.toml"]
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
