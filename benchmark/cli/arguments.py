@@ -59,7 +59,10 @@ def number(option: str, least: int = 0, most: int | None = None) -> Callable[[st
 
 
 def places(items: Iterable[str]) -> dict[str, str]:
-    """Name -> folder of data sets, from the words ``NAME=PATH`` of ``--data``."""
+    """Name -> folder of data sets, from the words ``NAME=PATH`` of ``--data``.
+
+    Every folder must be there: one of a mistyped name is opened by no scenario, which would not be noticed.
+    """
     found: dict[str, str] = {}
     for item in items:
         name, _, path = item.partition("=")
@@ -68,6 +71,9 @@ def places(items: Iterable[str]) -> dict[str, str]:
         if name in found:
             raise UserError(f"--data: {name} is given twice, as {found[name]} and as {path}")
         found[name] = path
+    for name, path in found.items():
+        if not os.path.isdir(os.path.expanduser(path)):
+            raise UserError(f"data set {name!r}: there is no folder {path}")
     return found
 
 

@@ -124,6 +124,7 @@ def test_label_out_of_range_names_file_and_value(fails: Callable[..., str], tmp_
         (["run", "--methods", "FT"], "--scenarios"),
         (["run", "--scenarios", "shapes/3-3/overlapped"], "--methods"),
         ([*grid(), "--data", "voc"], "NAME=PATH"),
+        ([*grid(), "--data", "shape=/nowhere"], "data set 'shape': there is no folder /nowhere"),
         ([*grid(), "--plugin", "/nowhere/plugin.py"], "/nowhere/plugin.py"),
         ([*grid(), "train.batch=1"], "BatchNorm"),
     ],
