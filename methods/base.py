@@ -23,7 +23,7 @@ from torch import Tensor
 from contseg.datasets.scenario import VOID, Scenario, Step
 from contseg.methods.batch import Batch, Progress, Reduce, alone
 from contseg.methods.code import place
-from contseg.methods.faults import MethodError, not_a_loss
+from contseg.methods.faults import MethodError, not_a_loss, not_called_so
 from contseg.methods.fit import misfit
 from contseg.methods.identity import added_field, describe
 from contseg.methods.losses import full_precision, resize, shrink_labels
@@ -261,12 +261,15 @@ class Method:
         _check_terms("terms", self.terms)
         _check_terms("first", self.first)
         for name in HOOKS:
-            if not callable(getattr(self, name)):
-                raise TypeError(f"{name} is a {type(getattr(self, name)).__name__}: give a function")
+            if not callable(hook := getattr(self, name)):
+                raise TypeError(f"{name} is a {type(hook).__name__}: give a function")
+            _check_call(name, name, hook)
         for name in ("warm_up", "end_step"):
             functions = getattr(self, name)
             if not isinstance(functions, tuple) or not all(map(callable, functions)):
                 raise TypeError(f"{name} is a {type(functions).__name__}: give a tuple of functions, (fuse,)")
+            for hook in functions:
+                _check_call(name, name, hook)
 
     def plus(self, addon: Method) -> Method:
         """This method with the terms and hooks of an add-on.
@@ -322,9 +325,9 @@ class Method:
         batch.pixel_weight = next((partial(t.weigh, batch) for t in terms.values() if t.weigh), None)
         for name, term in terms.items():
             value = term(batch)
-            if value is None:
+            if value is None and (term.observes or not _only_called(term)):
                 continue
-            if fault := not_a_loss(term.observes, value):
+            if (fault := not_a_loss(term.observes, value, batch.labels.device)) or value is None:
                 raise MethodError(f"{self.name}: {name!r} {fault} ({place(term)})")
             values[name] = term.weight * value
         return values
@@ -357,6 +360,21 @@ def _check_terms(which: str, terms: Any) -> None:
             if not hasattr(term, attribute):
                 example = f"{attribute}: Tensor | None = field(default=None, init=False)"
                 raise TypeError(f"{type(term).__name__} has no attribute {attribute!r} of its state: declare {example}")
+        for function in ("__call__", "begin_step", "after_backward", "end_step"):
+            if getattr(type(term), function) is not getattr(Term, function):
+                _check_call(function, f"{type(term).__name__}.{function}", getattr(term, function))
+
+
+def _check_call(name: str, called: str, thing: Hook) -> None:
+    """``MethodError`` if a function does not take what it is called with."""
+    if fault := not_called_so(name, called, thing):
+        raise MethodError(f"{fault} ({place(getattr(thing, '__func__', thing))})")
+
+
+def _only_called(term: Term) -> bool:
+    """Whether a term has nothing but its value to act by."""
+    own = [n for n in ("begin_step", "after_backward", "end_step") if getattr(type(term), n) is not getattr(Term, n)]
+    return type(term).__call__ is not Term.__call__ and not own and not term.weigh and not term.state
 
 
 def _union(a: Method, b: Method, which: str) -> dict[str, Term]:

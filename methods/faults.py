@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sysconfig
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ SUITE = (
     *(str(HOME / "methods" / f"{name}.py") for name in CONTRACT),
     *(str(HOME / name) for name in (f"benchmark{os.sep}", f"datasets{os.sep}", "run_benchmark.py")),
 )
+# what each hook of a method, and each function of a term, is called with
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("build", "init", "trainable"), ("model", "step")),
+    "scenario": ("scenario",),
+    "predict": ("out", "size"),
+    **dict.fromkeys(("warm_up", "begin_step", "end_step"), ("ctx",)),
+    "__call__": ("batch",),
+    "after_backward": ("model",),
+}
 AUTHORS: set[str] = set()  # files and folders of plugins, also of those that are installed among the libraries
 LIBRARIES = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib"))
 
@@ -93,13 +103,44 @@ def foreign(file: str) -> bool:
     )
 
 
-def not_a_loss(observes: bool, value: Any) -> str:
-    """What is wrong with the value of a term; "" if nothing is."""
+def not_a_loss(observes: bool, value: Any, device: Any) -> str:
+    """What is wrong with the value of a term on this device; "" if nothing is."""
     if observes:
         return "only observes (observes = True): it must give None"
+    if value is None:
+        return "gives None: return its value; a term that only watches sets observes = True"
     if not hasattr(value, "shape"):
         return f"gives a {type(value).__name__}: give the scalar tensor itself, without .item()"
-    return f"gives a tensor of shape {tuple(value.shape)}: a loss is a scalar" if value.shape else ""
+    if value.shape:
+        return f"gives a tensor of shape {tuple(value.shape)}: a loss is a scalar"
+    if value.device != device:
+        return f"gives a tensor on {value.device}, and the batch is on {device}: make it of one that it is given"
+    return ""
+
+
+def no_loss(terms: Mapping[str, Any], losses: Mapping[str, Any]) -> str:
+    """What is wrong if the losses of a batch, together, have no gradient; "" if nothing is."""
+    if not losses:
+        given = f"none of the terms {', '.join(map(repr, terms))} gives one" if terms else "it has no terms"
+        return f"no loss at a step that trains: {given}; give one, or a `trainable` without groups"
+    if any(value.requires_grad for value in losses.values()):
+        return ""
+    return f"no loss has a gradient ({', '.join(map(repr, losses))}): do not detach what it is made of"
+
+
+def not_called_so(name: str, called: str, thing: Any) -> str:
+    """What is wrong with the parameters of a hook, or of a term's function; "" if nothing is. ``called``: shown."""
+    names = ARGUMENTS[name]
+    try:
+        signature = inspect.signature(thing)
+    except (TypeError, ValueError):  # it is none of Python's
+        return ""
+    try:
+        signature.bind(*names)
+    except TypeError:
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        return f"{called}{inspect.Signature(bare)} is called with ({', '.join(names)})"
+    return ""
 
 
 def _place(file: str, line: int | None) -> str:

@@ -21,6 +21,7 @@ from contseg.benchmark.models.load import half, term_states
 from contseg.benchmark.plan.build import StepNode
 from contseg.benchmark.plan.config import Config, TrainConfig
 from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.plan.views import made_by
 from contseg.benchmark.train.trainer import StepTrainer
 from contseg.datasets.scenario import BACKGROUND, VOID, Scenario, Step
 from contseg.datasets.view import StepView
@@ -69,8 +70,7 @@ class ToyRun:
         groups = tuple(tuple(range(e - n + 1, e + 1)) for e, n in zip(ends, self.sizes, strict=True))
         domains = tuple((f"domain {t}",) for t in range(len(groups))) if self.setup == "domain" else ()
         drawn = Scenario("drawn", "-".join(map(str, self.sizes)), self.setup, groups, domains=domains)
-        scenario: Scenario = method.scenario(replace(drawn, background=self.background))
-        return scenario
+        return made_by(method, replace(drawn, background=self.background))
 
     def draw(self, step: Step, number: int) -> ImagesLabels:
         """Images (noise, coloured by class) and labels (blocks of 8 x 8): a function of step and number."""
@@ -296,10 +296,11 @@ def steepest(toy: ToyRun, build: Build) -> dict[str, float]:
 
 
 def then(hook: Callable[[Any, Step], None], more: Callable[[Any, Step], None]) -> Callable[[Any, Step], None]:
-    """A hook that calls both, one after the other."""
+    """A hook that calls both, one after the other; the first at step 0 only if it is not marked ``@later``."""
 
     def both(model: Any, step: Step) -> None:
-        hook(model, step)
+        if step.index > 0 or not getattr(hook, "later", False):
+            hook(model, step)
         more(model, step)
 
     return both

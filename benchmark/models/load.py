@@ -21,6 +21,8 @@ from contseg.benchmark.store.files import LostStateError, Store, read_tensors
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import Step
 from contseg.methods.base import Method, Term, describe
+from contseg.methods.code import place
+from contseg.methods.faults import MethodError
 from contseg.methods.registry import build_method, load_plugins
 
 M = TypeVar("M", bound=nn.Module)
@@ -31,7 +33,7 @@ def fresh(config: ModelConfig, step: Step, method: Method, seed: int) -> Segment
     """The network in which step 0 begins, with the configured weights of its encoder."""
     model = build_model(config, [step.n_new], seed)
     model.background = step.background
-    method.build(model, step)
+    _build(model, step, method)
     return model
 
 
@@ -56,7 +58,16 @@ def grow(model: Any, step: Step, method: Method) -> None:
     """A block for the new classes, if there are any, then the method's ``build`` hook."""
     if step.n_new:
         model.classifier.grow(step.n_new)
-    method.build(model, step)
+    _build(model, step, method)
+
+
+def _build(model: Any, step: Step, method: Method) -> None:
+    """Call the method's ``build`` hook of the step. ``MethodError`` for one that makes another network."""
+    hook = method.hook("build", step)
+    made = hook(model, step)
+    if made is not None and made is not model:
+        what = f"build gives a {type(made).__name__}, which nobody uses"
+        raise MethodError(f"{what}: change the network that it is given, in place ({place(hook)})")
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

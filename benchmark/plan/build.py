@@ -16,7 +16,7 @@ from contseg.benchmark.plan.model_config import check, model_identity
 from contseg.benchmark.plan.observers import needed_observers, observed, observers_read, read_by
 from contseg.benchmark.plan.protocol import Protocol, parse_protocol
 from contseg.benchmark.plan.recipe import own_recipe
-from contseg.benchmark.plan.views import Views, check_domains, check_slots
+from contseg.benchmark.plan.views import Views, check_domains, check_slots, made_by
 from contseg.benchmark.store.files import Store, cell_path, digest
 from contseg.benchmark.store.origin import Origin, Origins, differing, evaluation_files, observer_files, training_files
 from contseg.datasets.base import SegmentationDataset
@@ -244,7 +244,7 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], b
     runs = {}
     for scenario, seed in asked:
         for method in methods.values():
-            run = builder.run(method.scenario(scenario), method, seed)
+            run = builder.run(made_by(method, scenario), method, seed)
             runs[run.scenario, run.method, seed] = run  # Joint of some classes has the name of Joint of all
     return Plan(config, protocol, builder.datasets, tuple(runs.values()), builder.nodes, builder.origins)
 

@@ -16,6 +16,7 @@ from scipy.stats import qmc
 
 from contseg.benchmark.plan.config import SELECTIONS, Config, TrainConfig, TunedConfig
 from contseg.benchmark.plan.recipe import own_recipe
+from contseg.benchmark.plan.views import made_by
 from contseg.datasets.errors import UserError, unknown
 from contseg.datasets.scenario import Scenario
 from contseg.methods.grammar import parse, recipe, value_text, with_parameters, with_recipe
@@ -175,7 +176,7 @@ def make_tuning(config: Config, scenario: Scenario, *, on: str, n: int, seed: in
     found: dict[str, list[Trial]] = {}
     for text in (one for given in config.methods for one in expand_methods(given)):
         method = build_method(text)
-        several = len(method.scenario(scenario).steps) > 1
+        several = len(made_by(method, scenario).steps) > 1
         first = config.train.lr[0] if several else 0.0
         name, train = own_recipe(config, method.name)
         drawn = trials(method.name, n, seed=seed, first_rate=first, rate=rate_space(train))

@@ -12,8 +12,10 @@ from contseg.datasets.memory import Choice, Kept, next_memory, stored_table, wit
 from contseg.datasets.scenario import Scenario
 from contseg.datasets.view import StepView, step_view
 from contseg.methods.base import Method
+from contseg.methods.code import place
+from contseg.methods.faults import is_a_plugins
 from contseg.methods.memory import Memory
-from contseg.methods.registry import build_method, methods
+from contseg.methods.registry import build_method, methods, reason
 
 
 class Views:
@@ -58,6 +60,22 @@ def check_slots(memory: Memory, train: TrainConfig, method: str) -> None:
             f"{method}: half of each batch are stored images, and train.batch is {train.batch[0]}: "
             "raise it to 2 or more, or take mix=append"
         )
+
+
+def made_by(method: Method, scenario: Scenario) -> Scenario:
+    """The scenario that a method makes of one. ``UserError`` for what a plugin's hook does instead."""
+    try:
+        made = method.scenario(scenario)
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_a_plugins(error):
+            raise
+        raise UserError(f"{method.name}: its hook scenario fails on {scenario.name}: {reason(error)}") from error
+    if not isinstance(made, Scenario):
+        what = f"its hook scenario gives a {type(made).__name__}: return the scenario to train"
+        raise UserError(f"{method.name}: {what} ({place(method.scenario)})")
+    return made
 
 
 def check_domains(scenario: Scenario, method: Method) -> None:

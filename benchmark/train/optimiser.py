@@ -8,7 +8,7 @@ decay. SGD without layer factors keeps the method's groups as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +16,48 @@ import torch
 from torch import Tensor, nn
 
 from contseg.benchmark.plan.config import TrainConfig
+from contseg.methods import code
+from contseg.methods.faults import MethodError
 
 BETA2 = 0.999  # torch's default, and that of the recipes in docs/networks.md
+GROUP = ("params", "lr_scale", "weight_decay")  # what a method may say of a group
+
+
+def method_groups(trainable: Callable[..., Any], model: Any, step: Any) -> list[dict[str, Any]]:
+    """The groups of the hook ``trainable``, without empty ones. ``MethodError``: what it gives is none.
+
+    As torch does, it takes parameters from any iterator, and a single one too.
+    """
+    made = trainable(model, step)
+    if fault := _no_groups(made):
+        raise MethodError(f"trainable {fault} ({code.place(trainable)})")
+    groups = [{**g, "params": [p] if isinstance(p := g["params"], Tensor) else list(p)} for g in made]
+    known, seen = {id(p) for p in model.parameters()}, set[int]()
+    for group in groups:
+        if fault := next(filter(None, (_no_parameter(p, known, seen) for p in group["params"])), ""):
+            raise MethodError(f"trainable {fault} ({code.place(trainable)})")
+        seen.update(map(id, group["params"]))
+    return [g for g in groups if g["params"]]
+
+
+def _no_groups(made: Any) -> str:
+    example = "give a list of groups, [{'params': list(model.parameters())}]"
+    if not isinstance(made, (list, tuple)):
+        return f"gives a {type(made).__name__}: {example}"
+    for group in made:
+        if not isinstance(group, dict) or not isinstance(group.get("params"), Iterable):
+            return f"gives a list with a {type(group).__name__}{' without params' * isinstance(group, dict)}: {example}"
+        if other := next((key for key in group if key not in GROUP), None):
+            return f"gives a group with {other!r}: it has {', '.join(GROUP)}; lr_scale is a factor on train.lr"
+    return ""
+
+
+def _no_parameter(p: Any, known: Collection[int], seen: Collection[int]) -> str:
+    if not isinstance(p, Tensor):
+        return f"gives params with a {type(p).__name__}: give parameters, as model.parameters() does"
+    if id(p) not in known:
+        return "gives a parameter that is not the network's: put its module into model.heads, in `build`"
+    return f"gives a parameter of shape {tuple(p.shape)} in two groups: put it into one" if id(p) in seen else ""
 
 
 def make_optimiser(

@@ -30,9 +30,9 @@ from contseg.benchmark.train.distributed import (
     gather,
     over_processes,
 )
-from contseg.benchmark.train.optimiser import make_optimiser, parameters, rate_factor
+from contseg.benchmark.train.optimiser import make_optimiser, method_groups, parameters, rate_factor
 from contseg.benchmark.train.rng import derive
-from contseg.benchmark.train.watch import GradientNorms, peak_memory, raise_if_bad, watch_memory
+from contseg.benchmark.train.watch import GradientNorms, backward_explained, peak_memory, raise_if_bad, watch_memory
 from contseg.datasets.base import SegmentationDataset
 from contseg.datasets.progress import progress
 from contseg.methods.base import Batch, Method, Progress, StepContext, Term
@@ -149,7 +149,7 @@ class StepTrainer:
         return True
 
     def _optimiser(self) -> None:
-        groups = [g for g in self.method.hook("trainable", self.step)(self.model, self.step) if len(g["params"])]
+        groups = method_groups(self.method.hook("trainable", self.step), self.model, self.step)
         trained = {id(p) for g in groups for p in g["params"]}
         for p in self.model.parameters():
             p.requires_grad_(id(p) in trained)
@@ -279,7 +279,8 @@ class StepTrainer:
                 with self._timed("observer"), torch.no_grad():
                     for term in self.shared.values():
                         term(batch)
-                self.scaler.scale(torch.stack(list(losses.values())).sum() / parts).backward()
+                with backward_explained(self.terms, losses):
+                    self.scaler.scale(torch.stack(list(losses.values())).sum() / parts).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / parts
         self.scaler.unscale_(self.optimizer)

@@ -15,6 +15,8 @@ from contseg.benchmark.train.checkpoint import StepProgress
 from contseg.benchmark.train.distributed import average
 from contseg.benchmark.train.optimiser import parameters
 from contseg.methods.base import Term
+from contseg.methods.code import is_ours, place
+from contseg.methods.faults import MethodError, no_loss
 
 
 class NonFiniteLossError(Exception):
@@ -30,6 +32,38 @@ def raise_if_bad(first: Mapping[str, float]) -> None:
             f"the loss {name!r} is not finite at update {bad[name]} "
             "(lower train.lr, or set train.clip=1); nothing earlier is lost"
         )
+
+
+@contextlib.contextmanager
+def backward_explained(terms: Mapping[str, Term], losses: Mapping[str, Tensor]) -> Iterator[None]:
+    """``MethodError`` for a backward pass that fails by what a term has done: torch names none of its lines."""
+    if not losses:
+        raise MethodError(no_loss(terms, losses))
+    try:
+        yield
+    except RuntimeError as error:
+        if fault := no_loss(terms, losses):
+            raise MethodError(f"{fault} ({place(terms[next(iter(losses))])})") from error
+        if fault := _spoiled_graph(terms, str(error)):
+            raise MethodError(fault) from error
+        raise
+
+
+def _spoiled_graph(terms: Mapping[str, Term], text: str) -> str:
+    """Which term kept or overwrote what a gradient needs; "" if it is another error, or none of a plugin's."""
+    theirs = {n: t for n, t in terms.items() if not is_ours(type(t).__module__)}
+    if not theirs:
+        return ""
+    if "backward through the graph a second time" in text:
+        for name, term in theirs.items():
+            for kept, value in vars(term).items():
+                inside = value.values() if isinstance(value, dict) else [value]
+                if any(isinstance(v, Tensor) and v.grad_fn is not None for v in inside):
+                    return f"{name!r} keeps {kept!r} with the gradients of an update: keep .detach() ({place(term)})"
+    if "modified by an inplace operation" in text:
+        who = ", ".join(f"{name!r} ({place(term)})" for name, term in theirs.items())
+        return f"a tensor that a gradient needs was written to: write x * a and not x.mul_(a); look into {who}"
+    return ""
 
 
 # --- gradients of terms ---------------------------------------------------------------------------------------------
