@@ -15,7 +15,16 @@ from pathlib import Path
 
 from contseg.datasets.base import register_dataset
 from contseg.datasets.errors import UserError
-from contseg.datasets.formats.paired import MAPS, Listing, PairedFiles, files_by_stem, first_folder, read_lines
+from contseg.datasets.formats.paired import (
+    IMAGES,
+    MAPS,
+    Listing,
+    PairedFiles,
+    files_by_stem,
+    first_folder,
+    id_of,
+    read_lines,
+)
 
 BELOW = ("VOC2012", "VOCdevkit/VOC2012", "PascalVOC12")
 HOLDS = ("JPEGImages", "SegmentationClassAug")
@@ -75,4 +84,6 @@ class Voc(PairedFiles):
         if path is None:
             looked = " and ".join(where.format(name) for where in LISTS)
             raise UserError(f"data set {self.name!r}: looked for {looked} in {self.folder}")
-        return [Path(line.split()[0]).stem for line in read_lines(path)]
+        images, labels = (files_by_stem(self.folder / name, IMAGES) for name in HOLDS)
+        known = images.keys() | labels.keys()
+        return [id_of(line, known) for line in read_lines(path)]

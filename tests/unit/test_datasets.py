@@ -39,6 +39,15 @@ class TestLayouts:
             tmp_path / below / p for p in ("JPEGImages/b.jpg", "SegmentationClassAug/b.png")
         )
 
+    @pytest.mark.parametrize("line", ["b.v1", "b.v1.jpg", "/JPEGImages/b.v1.jpg /SegmentationClassAug/b.v1.png"])
+    def test_voc_ids_may_have_dots(self, tmp_path, line):
+        voc_tree(tmp_path, "ids")
+        for path in ("JPEGImages/b.jpg", "SegmentationClassAug/b.png"):
+            (tmp_path / path).rename((tmp_path / path).with_stem("b.v1"))
+        (path,) = tmp_path.rglob("train_aug.txt")
+        write_list(path, [line if i == "b" else i for i in TRAIN])
+        assert open_dataset("voc", tmp_path).ids("train") == tuple("b.v1" if i == "b" else i for i in TRAIN)
+
     def test_voc_names(self):
         assert len(Voc.class_names) == 21
         with np.load(material("data", "voc_reference_splits", "voc_labels.npz"), allow_pickle=False) as data:
