@@ -22,7 +22,8 @@ from contseg.datasets.scenario import BACKGROUND
 
 Pixels = NDArray[np.uint8]
 STRENGTH = 0.6  # of a class's colour over the image
-SMALL, FONT = 480, 16  # pixels: an overlay is enlarged to at least this width; the height of the legend's letters
+SMALL, FONT = 480, 16  # pixels: an overlay has at least this width; the height of the legend's letters
+LARGE = 8 * SMALL  # pixels: the image in it is enlarged to at most this side
 
 
 def images_of(paths: Iterable[Path]) -> list[Path]:
@@ -127,11 +128,11 @@ def overlay(pixels: Pixels, labels: Pixels, colours: Pixels, said: Sequence[tupl
     mixed = (1 - STRENGTH) * pixels + STRENGTH * colours[labels]
     drawn = np.where((labels == BACKGROUND)[..., None], pixels, mixed.round()).astype(np.uint8)
     image = Image.fromarray(drawn)
-    times = -(-SMALL // image.width) if image.width < SMALL else 1
+    times = max(1, min(-(-SMALL // image.width), LARGE // max(image.size)))
     image = image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
     size = max(FONT, image.width // 60)
-    legend = _legend(said or [(np.zeros(3, np.uint8), "background only")], image.width, size)
-    whole = Image.new("RGB", (image.width, image.height + legend.height), "white")
+    legend = _legend(said or [(np.zeros(3, np.uint8), "background only")], max(SMALL, image.width), size)
+    whole = Image.new("RGB", (legend.width, image.height + legend.height), "white")
     whole.paste(image, (0, 0))
     whole.paste(legend, (0, image.height))
     return whole

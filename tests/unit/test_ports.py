@@ -20,7 +20,7 @@ from contseg.benchmark.models.segmenter import sliding_mean
 from contseg.benchmark.models.timm_encoder import TimmEncoder
 from contseg.benchmark.plan.config import identity
 from contseg.benchmark.plan.model_config import ModelConfig, check
-from contseg.benchmark.report.own_images import predict_images
+from contseg.benchmark.report.own_images import overlay, predict_images
 from contseg.benchmark.store.files import Store, cell_path, write_sealed, write_tensors
 from contseg.datasets.errors import UserError
 from contseg.datasets.images import decode_upright
@@ -106,6 +106,15 @@ def test_predictions_of_own_images(out: Path, tmp_path: Path, capsys: pytest.Cap
         assert label.mode == "P"
         assert np.array_equal(np.array(label), table(predict(read(tmp_path / name))))
     assert sorted(p.name for p in (tmp_path / "seen/overlays").iterdir()) == ["a.png", "b.png", "c.png", "d.png"]
+
+
+def test_an_overlay_of_a_narrow_image_is_not_enlarged_without_bound() -> None:
+    """4 x 4000 pixels became 480 x 480 000; its legend is as wide as that of any other."""
+    colours = np.zeros((256, 3), np.uint8)
+    for (width, height), (wide, high) in (((4, 4000), (480, 4000)), ((20, 200), (480, 3800)), ((60, 50), (480, 400))):
+        pixels, labels = np.zeros((height, width, 3), np.uint8), np.ones((height, width), np.uint8)
+        drawn = overlay(pixels, labels, colours, [(colours[1], "road")])
+        assert drawn.width == wide and 0 < drawn.height - high < 100
 
 
 def test_an_overlay_has_the_colours_of_its_legend(out: Path, tmp_path: Path) -> None:
