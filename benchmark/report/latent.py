@@ -26,6 +26,7 @@ from contseg.datasets.errors import UserError
 from contseg.datasets.palette import label_colours
 from contseg.datasets.scenario import VOID
 from contseg.methods.base import shrink_labels
+from contseg.methods.sdr import Prototypes
 
 IMAGES, PER_CLASS = 40, 200
 Values = NDArray[np.float64]
@@ -73,11 +74,11 @@ def features(stored: StoredNetworks, record: Record, ids: list[str]) -> tuple[Va
 
 
 def prototypes(stored: StoredNetworks, record: Record) -> dict[int, Values]:
-    """Raw label -> prototype (D,), for the classes whose prototype was stored with this step."""
+    """Raw label -> SDR's prototype (D,), for the classes whose prototype was stored with this step."""
     folder = Store(stored.out).step(str(record.get("step_key", record["key"])))
     for path in sorted(folder.glob("observer-*.safetensors")):
         loaded = read_tensors(path)
-        if loaded is not None and {"prototypes", "counts"} <= loaded[0].keys():
+        if loaded is not None and loaded[0].keys() == set(Prototypes.state):
             state = loaded[0]
             known = [c for c, n in enumerate(state["counts"].tolist()) if n > 0 and c > 0]
             return {record["channels"][c]: state["prototypes"][c].double().numpy() for c in known}
