@@ -146,5 +146,5 @@ def reminder(
     """
     prototypes = BatchPrototypes()
     term = SimilarityDistillation(prototypes, delta, temperature, weight=csw)
-    added = Method("CSW", terms={"csw": term, "prototypes": prototypes}, first={"prototypes": prototypes})
+    added = Method("CSW", terms={"csw": term, "means": prototypes}, first={"means": prototypes})
     return replace(plop(pod, pod_logits).plus(added), name="REMINDER")

@@ -161,4 +161,4 @@ def ucd(weight: Annotated[Weight, Search(0.001, 0.1)] = 0.01, temperature: Posit
     weight: of the contrastive term; 1/100 as released (train.py:116)
     temperature: of the similarities; 0.07 as released (argparser.py:138)
     """
-    return Method("UCD", terms={"contrast": UncertaintyContrast(temperature, weight=weight)}, first={})
+    return Method("UCD", terms={"ucd": UncertaintyContrast(temperature, weight=weight)}, first={})

@@ -137,7 +137,7 @@ RECIPES = {
     "FT+SDR": (CE, f"{CE} + {LATENT}"),
     "PLOP+UCB": (CE, f"{PSEUDO} + {POD} + ucb: UncertaintyBalance(threshold=0.8, stretch=True)"),
     "FT+UAC": (CE, f"{CE} + 0.1 uac: UncertainRunnerUp(sure=0.7)"),
-    "FT+UCD": (CE, f"{CE} + 0.01 contrast: UncertaintyContrast(temperature=0.07)"),
+    "FT+UCD": (CE, f"{CE} + 0.01 ucd: UncertaintyContrast(temperature=0.07)"),
 }
 OBSERVED = {
     "CFSSeg": "classifier: AnalyticClassifier(width=2048, gamma=10.0, threshold=0.7)",
@@ -145,7 +145,7 @@ OBSERVED = {
     "PI": "importance: PathIntegral(formulation=intended)",
     "RW": "importance: RiemannianWalk(formulation=intended, alpha=0.9, every=10)",
     "NearestPrototype": "means: ClassMeans",
-    "REMINDER": "prototypes: BatchPrototypes",
+    "REMINDER": "means: BatchPrototypes",
     "SDR": "prototypes: Prototypes",
     "Adapter": "statistics: ClassStatistics",
     "STAR": "statistics: ClassStatistics",

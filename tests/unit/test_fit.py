@@ -50,6 +50,10 @@ def test_an_addon_that_would_change_nothing_is_one_line(text: str, said: str) ->
         "DFTStar+Memory[loss=augm]",
         "STAR+Memory[loss=bce]",
         "SSUL+Memory",
+        "REMINDER+SDR",
+        "STAR+UCD",
+        "STAR-M+UCD",
+        "Adapter+UCD",
     ],
 )
 def test_an_addon_that_acts_is_taken(text: str) -> None:

@@ -97,8 +97,8 @@ def test_uniform_weights_and_equal_models_have_no_gradient() -> None:
 
 def test_prototypes_grow_by_steps_and_old_ones_stay() -> None:
     method = build_method("REMINDER")
-    observer = method.terms["prototypes"]
-    assert method.first["prototypes"] is observer is method.terms["csw"].prototypes
+    observer = method.terms["means"]
+    assert method.first["means"] is observer is method.terms["csw"].prototypes
     model, images = taught(method, FIRST), make_images()
     model.train()
     observer.end_step(StepContext(FIRST, model, None, lambda: [(images, make_labels(FIRST))]))
@@ -111,7 +111,7 @@ def test_prototypes_grow_by_steps_and_old_ones_stay() -> None:
 
 def test_prototypes_are_those_of_the_network_in_evaluation_mode() -> None:
     method = build_method("REMINDER")
-    observer, model, images = method.terms["prototypes"], taught(method, FIRST), make_images()
+    observer, model, images = method.terms["means"], taught(method, FIRST), make_images()
     with torch.no_grad():
         expected, _ = class_means(model(images).embedding, make_labels(FIRST), 0, FIRST.n_classes, alone)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -135,7 +135,7 @@ def test_the_whole_method_on_a_network() -> None:
     method = build_method("REMINDER[delta=1]")
     old = taught(method, FIRST)
     context = StepContext(FIRST, old, None, lambda: [(make_images(), make_labels(FIRST))])
-    method.first["prototypes"].end_step(context)
+    method.first["means"].end_step(context)
     model = student_of(old, method, SECOND)
     for term in method.terms.values():
         term.begin_step(StepContext(SECOND, model, old, lambda: [(make_images(), make_labels(SECOND))]))
