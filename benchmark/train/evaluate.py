@@ -18,6 +18,7 @@ from contseg.benchmark.models.pixels import pixels_of
 from contseg.benchmark.train.confusion import count_pairs, void_last
 from contseg.benchmark.train.distributed import check_stop, several
 from contseg.datasets.progress import progress
+from contseg.methods.losses import sent
 
 
 class Domains(NamedTuple):
@@ -59,19 +60,19 @@ def evaluate(
     counts = torch.zeros(parts, n_labels + 1, n_channels, dtype=torch.int64, device=device)
     loader: Iterable[tuple[int, Tensor, Tensor]] = DataLoader(
         _Numbered(images, own), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
-    )
+    )  # pinned, an image that waits for others of its size is out of the workers' shared memory
     bar = progress(loader, title, unit="image", total=len(own), leave=False, disable=rank > 0)
     for positions, pixels, labels in _equal_sizes(bar, batch):
         if stop():
             break  # the other processes finish their share
-        x = pixels_of(model).normalise(pixels.to(device, non_blocking=True)).to(_dtype(model))
+        x = pixels_of(model).normalise(sent(pixels, device)).to(_dtype(model))
         if device.type == "cuda":
             x = x.contiguous(memory_format=torch.channels_last)
-        labels = labels.to(device, non_blocking=True)
+        labels = sent(labels, device)
         with half(device, precision):
             out = model(x)
         prediction = predict(out, (labels.shape[-2], labels.shape[-1]))
-        block = part[positions].to(device, non_blocking=True)
+        block = sent(part[positions], device)
         rows = void_last(labels, n_labels) + block[:, None, None] * (n_labels + 1)
         counts += count_pairs(rows, prediction, parts * (n_labels + 1), n_channels).view_as(counts)
     check_stop(stop)

@@ -58,6 +58,24 @@ def test_every_pixel_is_counted_where_it_belongs(n_labels: int) -> None:
     assert matrix == {"seen": expected[0].tolist(), "unseen": expected[1].tolist()}
 
 
+def test_batches_are_sent_through_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stacking pinned images gives a batch that is not pinned, so the CPU waits for its copy to the GPU."""
+    shapes = []
+
+    def recorded(x: Tensor, device: torch.device) -> Tensor:
+        shapes.append(tuple(x.shape))
+        return x
+
+    monkeypatch.setattr("contseg.benchmark.train.evaluate.sent", recorded)
+    seen, cpu = torch.ones(11) > 0, torch.device("cpu")
+    evaluate(Hue(), argmax, Images(4), seen, n_labels=4, n_channels=CHANNELS, device=cpu, batch=5)
+    assert [s for s in shapes if len(s) > 1] == [
+        *((5, 3, 20, 13), (5, 20, 13)),
+        *((5, 3, 16, 17), (5, 16, 17)),
+        *((1, 3, 20, 13), (1, 20, 13)),
+    ]
+
+
 def test_the_forward_pass_runs_in_the_precision_of_training() -> None:
     passed = []
 
