@@ -18,6 +18,8 @@ from contseg.benchmark.models.pixels import pixels_of
 from contseg.benchmark.train.confusion import count_pairs, void_last
 from contseg.benchmark.train.distributed import check_stop, several
 from contseg.datasets.progress import progress
+from contseg.methods.code import place
+from contseg.methods.faults import MethodError
 from contseg.methods.losses import sent
 
 
@@ -61,6 +63,7 @@ def evaluate(
     loader: Iterable[tuple[int, Tensor, Tensor]] = DataLoader(
         _Numbered(images, own), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
     )  # pinned, an image that waits for others of its size is out of the workers' shared memory
+    extremes: list[Tensor] = []  # smallest and largest class of every batch, read once at the end
     bar = progress(loader, title, unit="image", total=len(own), leave=False, disable=rank > 0)
     for positions, pixels, labels in _equal_sizes(bar, batch):
         if stop():
@@ -72,16 +75,40 @@ def evaluate(
         with half(device, precision):
             out = model(x)
         prediction = predict(out, (labels.shape[-2], labels.shape[-1]))
+        if fault := _no_class_map(prediction, labels):
+            raise MethodError(f"predict gives {fault} ({place(predict)})")
+        prediction = prediction.long()
+        extremes.append(torch.stack(prediction.aminmax()))
+        prediction = prediction.clamp(0, n_channels - 1)
         block = sent(part[positions], device)
         rows = void_last(labels, n_labels) + block[:, None, None] * (n_labels + 1)
         counts += count_pairs(rows, prediction, parts * (n_labels + 1), n_channels).view_as(counts)
     check_stop(stop)
+    _check_range(extremes, n_channels, predict)
     if several():
         dist.all_reduce(counts)
     if domains is None:
         return {"seen": counts[0].tolist(), "unseen": counts[1].tolist()}
     total, by_name = counts.sum(0), dict(zip(domains.names, counts.tolist(), strict=True))
     return {"seen": total.tolist(), "unseen": torch.zeros_like(total).tolist(), "domains": by_name}
+
+
+def _no_class_map(prediction: Any, labels: Tensor) -> str:
+    """What is wrong with a prediction for these labels; "" if nothing is. It would be miscounted, or not counted."""
+    if not isinstance(prediction, Tensor):
+        return f"a {type(prediction).__name__}: give the class map"
+    if prediction.shape == labels.shape and not prediction.is_floating_point():
+        return ""
+    made = f"{str(prediction.dtype).removeprefix('torch.')} {tuple(prediction.shape)}"
+    return f"{made}: a class map is int64 {tuple(labels.shape)}, of the size that it is given"
+
+
+def _check_range(extremes: Iterable[Tensor], n_channels: int, predict: Callable[..., Tensor]) -> None:
+    """``MethodError`` for a class that there is not."""
+    for low, high in torch.stack([*extremes]).tolist() if extremes else ():
+        if low < 0 or high >= n_channels:
+            outside = low if low < 0 else high
+            raise MethodError(f"predict gives class {outside}: there are 0 to {n_channels - 1} ({place(predict)})")
 
 
 class _Numbered(Dataset[tuple[int, Tensor, Tensor]]):

@@ -22,7 +22,7 @@ from contseg.benchmark.store.claims import Claim
 from contseg.benchmark.store.files import LostStateError, Store, read_sealed, write_sealed
 from contseg.benchmark.train.distributed import InterruptedStepError, check_stop, gather
 from contseg.benchmark.train.step_record import make_record
-from contseg.benchmark.train.step_runner import Outcome, StepRunner
+from contseg.benchmark.train.step_runner import NotScoredError, Outcome, StepRunner
 from contseg.benchmark.train.watch import NonFiniteLossError
 from contseg.datasets.errors import UserError
 from contseg.methods.faults import is_a_plugins
@@ -73,6 +73,7 @@ class Runner:
         self.outcome: Outcome = self.steps.outcome
         self._signal: int | None = None
         self._failed_keys: set[str] = set()
+        self._not_scored: set[str] = set()  # trained steps with an evaluation that failed
         self._said = ""
         self._places: dict[str, list[tuple[Run, int]]] = {key: [] for key in plan.nodes}  # the runs that contain a step
         for run in plan.runs:
@@ -131,7 +132,7 @@ class Runner:
             parent_missing = node.parent is not None and node.parent.key in missing
             failed = self._failed_ancestor(node)
             if failed is not None or (parent_missing and only and node.parent not in todo):
-                self._fail(node, f"not trained, because {(failed or node.parent or node).title} is missing")
+                self._fail_step(node, f"not trained, because {(failed or node.parent or node).title} is missing")
             elif not parent_missing or node.key not in missing:
                 self._claim = Claim(self.store.step(node.key))
                 self._refuse_other_code(node)
@@ -147,7 +148,8 @@ class Runner:
 
     def _todo(self, only: Collection[str]) -> tuple[list[StepNode], set[str]]:
         """Steps to train or to score, and the keys of those to train."""
-        todo = [n for n in self.plan.to_score_or_train(self.store) if n.key not in self._failed_keys]
+        over = self._failed_keys | self._not_scored
+        todo = [n for n in self.plan.to_score_or_train(self.store) if n.key not in over]
         missing = {n.key for n in self.plan.to_train(self.store)}
         return [n for n in todo if not only or n.key in only], missing
 
@@ -187,23 +189,28 @@ class Runner:
         except LostStateError as error:
             self.say(f"{error}: its step will be retrained")  # the plan lists it again
         except NonFiniteLossError as error:
-            self._fail(node, str(error))
+            self._fail_step(node, str(error))
+        except NotScoredError as failed:
+            self._not_scored.add(node.key)
+            for title, one in failed.errors.items():
+                self._fail(title, _explained(one))
         except Exception as error:
             if self.accelerator.num_processes > 1:
                 raise  # the other processes wait in a collective operation: the launcher stops all
-            if not is_a_plugins(error):
-                traceback.print_exc(file=sys.stderr)
-            self._fail(node, reason(error))
+            self._fail_step(node, _explained(error))
         else:
             if self.accelerator.is_main_process:
                 self.say(f"{count} {node.title}: {time.perf_counter() - began:.0f} s")
         finally:
             self.accelerator.free_memory()  # Accelerate keeps every model and optimiser that it has prepared
 
-    def _fail(self, node: StepNode, reason: str) -> None:
-        self.outcome.failed[node.title] = reason
+    def _fail_step(self, node: StepNode, reason: str) -> None:
         self._failed_keys.add(node.key)
-        self.say(f"failed: {node.title}: {reason}")
+        self._fail(node.title, reason)
+
+    def _fail(self, title: str, reason: str) -> None:
+        self.outcome.failed[title] = reason
+        self.say(f"failed: {title}: {reason}")
 
     # --- records --------------------------------------------------------------------------------------------------
 
@@ -243,3 +250,10 @@ class Runner:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self._signal = self._signal or number
+
+
+def _explained(error: Exception) -> str:
+    """A failure in one line; what is no plugin's shows its traceback too."""
+    if not is_a_plugins(error):
+        traceback.print_exception(error, file=sys.stderr)
+    return reason(error)

@@ -24,11 +24,12 @@ from contseg.benchmark.store.files import (
 )
 from contseg.benchmark.store.provenance import provenance
 from contseg.benchmark.train.batches import loader_processes
-from contseg.benchmark.train.distributed import gather
+from contseg.benchmark.train.distributed import InterruptedStepError, gather
 from contseg.benchmark.train.evaluate import evaluate
 from contseg.benchmark.train.step_record import describe_step
 from contseg.benchmark.train.test_set import test_set
 from contseg.benchmark.train.trainer import Observer, StepTrainer
+from contseg.datasets.errors import UserError
 from contseg.methods.base import Method, describe
 from contseg.methods.registry import build_method
 
@@ -44,6 +45,14 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     branched: bool = False  # a retraining gave other weights: the grid must be planned again
     interrupted: int = 0  # the signal that stopped the run
+
+
+class NotScoredError(Exception):
+    """Some evaluations of a trained step failed: the errors by title."""
+
+    def __init__(self, errors: dict[str, Exception]) -> None:
+        super().__init__(", ".join(errors))
+        self.errors = errors
 
 
 class StepRunner:
@@ -88,10 +97,7 @@ class StepRunner:
         self.accelerator.wait_for_everyone()
         self.outcome.trained += 1
         self.trained.add(node.key)
-        model = on_device(trainer.model, self.accelerator.device)
-        for cell in self._unscored(node):
-            own = self._run_of[cell.score].method == node.method
-            self._score(cell, model, method if own else self._method_of(cell))
+        self._score_all(node, on_device(trainer.model, self.accelerator.device), method)
 
     def trainer(self, node: StepNode, method: Method) -> StepTrainer:
         """What trains a step of the plan, with every observer that needs this training."""
@@ -180,9 +186,27 @@ class StepRunner:
         """Score a step whose weights are in the cache."""
         steps, weights = node.scenario.steps[: node.index + 1], self.store.read_model(node.key)[0]
         model = trained(self.plan.config.model, steps, build_method(node.method), 0, weights)
-        model = on_device(model, self.accelerator.device)
+        self._score_all(node, on_device(model, self.accelerator.device))
+
+    def _score_all(self, node: StepNode, model: Any, trained: Method | None = None) -> None:
+        """Score a step by the prediction rule of every method that shares it; ``trained`` has its states already.
+
+        Raises ``NotScoredError`` at the end: a rule that fails is its own method's mistake, and takes no other along.
+        """
+        failed: dict[str, Exception] = {}
         for cell in self._unscored(node):
-            self._score(cell, model, self._method_of(cell))
+            run = self._run_of[cell.score]
+            try:
+                own = trained if run.method == node.method else None
+                self._score(cell, model, own or self._method_of(cell))
+            except (InterruptedStepError, LostStateError, UserError):
+                raise
+            except Exception as error:
+                if self.accelerator.num_processes > 1:
+                    raise  # the other processes wait in a collective operation
+                failed[f"{run.scenario.name} step {node.index} {run.method} seed {run.seed}"] = error
+        if failed:
+            raise NotScoredError(failed)
 
     def _unscored(self, node: StepNode) -> list[Cell]:
         cells = [c for c in self.plan.missing_scores(self.store) if c.node.key == node.key]

@@ -15,7 +15,7 @@ HEAD = """
 from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
-from contseg.methods.base import CrossEntropy, Method, Term, later
+from contseg.methods.base import CrossEntropy, Method, Term, argmax, later
 from contseg.methods.registry import register_method
 """
 TAIL = """
@@ -103,7 +103,7 @@ GROUPS = "def own(model, step):\n    return "
         (GROUPS + "[{'lr': 1}]\n", f"{CE}, trainable=own", "gives a list with a dict without params"),
         (GROUPS + "[{'params': model.parameters(), 'lr': 1}]\n", f"{CE}, trainable=own", "gives a group with 'lr'"),
         (GROUPS + "[{'params': model.named_parameters()}]\n", f"{CE}, trainable=own", "gives params with a tuple"),
-        (GROUPS + "[{'params': list(model.parameters())}] * 2\n", f"{CE}, trainable=own", "in two groups: put it into one"),
+        (GROUPS + "[{'params': list(model.parameters())}] * 2\n", f"{CE}, trainable=own", "in two groups: put it"),
         (GROUPS + "[{'params': nn.Linear(1, 1).parameters()}]\n", f"{CE}, trainable=own", "is not the network's"),
         ("def own(model, step):\n    return nn.Sequential(model)\n", f"{CE}, build=own",
          "build gives a Sequential, which nobody uses: change the network that it is given, in place"),
@@ -144,3 +144,30 @@ def test_a_scenario_that_is_none(tmp_path: Path, hook: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         Grid(tmp_path / "out", ("Mine",)).plan  # noqa: B018
     assert said in str(caught.value) and "(my_mistake.py, line" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("out.logits.argmax(1)", ", 8, 8): a class map is int64 ("),
+        ("argmax(out, size)[:, None]", ", 1, 32, 32): a class map is int64 ("),
+        ("argmax(out, size).float()", "predict gives float32 ("),
+        ("argmax(out, size) + 9", "predict gives class "),
+        ("argmax(out, size) - 9", "predict gives class -"),
+        ("out.nothing", "AttributeError: 'SegOutput' object has no attribute 'nothing'"),
+    ],
+)
+def test_a_rule_that_fails_is_its_own_methods_mistake(
+    tmp_path: Path, given: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FT, which shares the step, is scored and goes on, whoever is asked for first."""
+    load(tmp_path, f"def own(out, size):\n    return {given}\n", f"{CE}, predict=own")
+    grid = Grid(tmp_path / "out", ("FT", "Mine"))
+    done = grid.runner().run()
+    assert "Traceback" not in capsys.readouterr().err
+    assert [title.split()[2:4] for title in done.failed] == [["0", "Mine"], ["1", "Mine"]]
+    assert all(
+        said in reason and reason.endswith(f"(my_mistake.py, line {LINE + said.startswith('Attr')})")
+        for reason in done.failed.values()
+    )
+    assert {*grid.matrices()} == {("FT", 0), ("FT", 1)}
