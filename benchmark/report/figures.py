@@ -21,7 +21,7 @@ from contseg.benchmark.report.tables import short_names, shortened, term_name, t
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
 from contseg.benchmark.score.metrics import mean, part_name, scored_counts
 from contseg.benchmark.score.records import Record
-from contseg.benchmark.score.scores import CONTEST, Scored
+from contseg.benchmark.score.scores import CONTEST, Scored, one_order
 from contseg.datasets.palette import COLOURS
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -119,13 +119,21 @@ def curves(board: Leaderboard, key: Contest, rows: Rows) -> Figure:
 
 
 def classes(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
-    """IoU of every class after every step, a panel for each method: shows which classes are forgotten."""
+    """IoU of every class after every step, a panel for each method: shows which classes are forgotten.
+
+    Of seeds with orders of their own the first is shown.
+    """
     shown = [(method, runs) for method, runs in rows if runs[0].score.incremental]
     if not shown:
         return None
-    order = [k for group in shown[0][1][0].score.groups for k in group]
-    names = [part_name(k, shown[0][1][0].run.last["class_names"]) for k in order]
-    n = len(shown[0][1][0].score.groups)
+    first, said = shown[0][1][0], ""
+    if not one_order(s for _, runs in shown for s in runs):
+        alike = [(method, [s for s in runs if s.score.groups == first.score.groups]) for method, runs in shown]
+        shown = [(method, runs) for method, runs in alike if runs]
+        said = f", seed {first.run.seed}: each seed has an order of its own"
+    order = [k for group in first.score.groups for k in group]
+    names = [part_name(k, first.run.last["class_names"]) for k in order]
+    n = len(first.score.groups)
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
     size = (1.2 + columns * max(1.2, 0.3 * n), lines * (0.6 + 0.16 * max(len(order), 6)))
@@ -140,7 +148,7 @@ def classes(board: Leaderboard, key: Contest, rows: Rows) -> Figure | None:
     for ax in axes[len(shown) :]:
         ax.axis("off")
     figure.colorbar(drawn, ax=list(axes), label="IoU (%)", shrink=0.8)
-    figure.suptitle(title(key))
+    figure.suptitle(f"{title(key)}{said}")
     return figure
 
 

@@ -21,10 +21,11 @@ from contseg.benchmark.report.tables import TITLES, cell_text, cost, foot, numbe
 from contseg.benchmark.score.leaderboard import Contest, Leaderboard
 from contseg.benchmark.score.metrics import mean, part_name
 from contseg.benchmark.score.records import Run, flat_config
-from contseg.benchmark.score.scores import CONTEST, COST, METRICS, Scored
+from contseg.benchmark.score.scores import CONTEST, COST, METRICS, Scored, one_order
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 PHONE = ("method", "old", "new", "all")  # the columns shown on a phone
+OWN_ORDERS = "each seed has an order of its own"
 ABOUT = {
     "step0": "mIoU after step 0",
     "backward_transfer": "backward transfer",
@@ -129,6 +130,7 @@ def _detail(cell: dict[str, Any], runs: Sequence[Scored]) -> dict[str, Any]:
         "method": cell["method"],
         "curves": Markup(line_chart(curves, f"old, new and all mIoU of {cell['method']} over steps")),
         "classes": Markup(bar_chart(_bars(runs), f"{_bars_show(runs)}, {cell['method']}, after the last step")),
+        "colours": "blue: learned at step 0; orange: later" if one_order(runs) else OWN_ORDERS,
         "more": more,
         "seeds": seeds,
         "made": made,
@@ -158,14 +160,13 @@ def _bars_show(runs: Sequence[Scored]) -> str:
     return "mIoU of every domain" if runs[-1].run.last.get("domains") else "IoU of every class"
 
 
-def _bars(runs: Sequence[Scored]) -> list[tuple[str, float | None, int]]:
+def _bars(runs: Sequence[Scored]) -> list[tuple[str, float | None, int | None]]:
+    """In the order of learning; of seeds with orders of their own by label, and without steps."""
     score, names = runs[-1].score, runs[-1].run.last["class_names"]
     finals = [s.score.steps[-1] for s in runs]
-    return [
-        (part_name(k, names), none_of(mean([f.of(k) for f in finals])), step)
-        for step, group in enumerate(score.groups)
-        for k in group
-    ]
+    learned = [(k, step) for step, group in enumerate(score.groups) for k in group]
+    parts = learned if one_order(runs) else [(k, None) for k, _ in sorted(learned)]
+    return [(part_name(k, names), none_of(mean([f.of(k) for f in finals])), step) for k, step in parts]
 
 
 def config_text(run: Run) -> str:

@@ -94,8 +94,8 @@ def legend(names: Sequence[str]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def bar_chart(bars: Sequence[tuple[str, float | None, int]], label: str, width: int = 380) -> str:
-    """IoU in % by class, as horizontal bars: (class, value, step at which it is learned)."""
+def bar_chart(bars: Sequence[tuple[str, float | None, int | None]], label: str, width: int = 380) -> str:
+    """IoU in % by class, as horizontal bars: (class, value, step at which it is learned, if it is one)."""
     row, left, right = 17, 112, 40
     height = row * len(bars) + 4
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" class="chart">']
@@ -105,8 +105,9 @@ def bar_chart(bars: Sequence[tuple[str, float | None, int]], label: str, width: 
         bar = f'x="{left}" y="{top + 2}" height="{row - 5}"'
         short = name if len(name) <= 16 else name[:15] + "…"
         shown = "-" if value is None else f"{value:.1f}"
+        learned = "" if step is None else f", learned at step {step}"
         parts.append(
-            f"<g><title>{escape(name)}, learned at step {step}: {shown}</title>"
+            f"<g><title>{escape(name)}{learned}: {shown}</title>"
             f'<text x="{left - 6}" y="{top + 12}" text-anchor="end">{escape(short)}</text>'
             f'<rect class="rail" {bar} width="{width - left - right}"/>'
             f'<rect fill="var(--c{1 if step else 0})" {bar} width="{length:.1f}"/>'

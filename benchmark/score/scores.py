@@ -120,6 +120,11 @@ def score_runs(runs: Sequence[Run], protocol: Protocol, tuned: Searches | None =
     return list(scored.values())
 
 
+def one_order(runs: Iterable[Scored]) -> bool:
+    """Whether these runs learn the same in the same steps; the seeds of ``@random`` have orders of their own."""
+    return len({s.score.groups for s in runs}) == 1
+
+
 def searches_of(run: Run, tuned: Searches) -> list[Search | None]:
     """The rows that a run stands in: one for each search that chose it; ``None`` for the one without a search.
 

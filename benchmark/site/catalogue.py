@@ -157,9 +157,9 @@ def class_names(row: Row) -> list[str]:
     return list(row.runs[0].run.last["class_names"])
 
 
-def parts_shown(row: Row) -> list[tuple[str, int, Any]]:
+def parts_shown(run: Scored) -> list[tuple[str, int, Any]]:
     """Name, step and label of every class; where steps bring domains, of every domain, then of the classes."""
-    score, names = row.runs[0].score, class_names(row)
+    score, names = run.score, run.run.last["class_names"]
     parts = [(part_name(k, names), step, k) for step, group in enumerate(score.groups) for k in group]
     by_domain = any(isinstance(k, str) for _, _, k in parts)
     return parts + [(names[k], 0, k) for k in score.steps[-1].iou if by_domain]

@@ -62,7 +62,7 @@ def about(shown: Sequence[tuple[Row, Scored]]) -> dict[str, Any]:
         "losses": [(name, Markup(chart)) for name, chart in _losses(run)],
         "norms": Markup(_norms(run)),
         "steps": [r["step"] for r in run.records],
-        "classes": _classes(row, scored),
+        "classes": _classes(scored),
         "confusion": _confusion(row, scored),
         "cost": {COSTS[c]: cost(c, numbers[c]) for c in COST},
         "config": config_text(run),
@@ -103,10 +103,10 @@ def _floats(values: Any) -> list[float]:
     return [float("nan") if v is None else float(v) for v in values]
 
 
-def _classes(row: Row, scored: Scored) -> list[dict[str, Any]]:
+def _classes(scored: Scored) -> list[dict[str, Any]]:
     """One line a class, in the order of learning: its IoU after every step. By domain, the domains come first."""
     lines = []
-    for name, step, k in parts_shown(row):
+    for name, step, k in parts_shown(scored):
         values = [none_of(s.of(k)) for s in scored.score.steps]
         cells = [
             {"text": "" if v is None else f"{v:.1f}", "share": 0 if v is None else round(v / 100, 2)} for v in values

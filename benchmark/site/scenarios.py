@@ -14,7 +14,7 @@ from contseg.benchmark.report.svg import line_chart
 from contseg.benchmark.report.tables import TITLES, cell_text, foot, number
 from contseg.benchmark.score.leaderboard import Leaderboard
 from contseg.benchmark.score.metrics import mean, part_name
-from contseg.benchmark.score.scores import COST
+from contseg.benchmark.score.scores import COST, one_order
 from contseg.benchmark.site import catalogue as pages
 from contseg.benchmark.site.catalogue import SETUPS, Catalogue, Place, Row
 from contseg.benchmark.site.charts import Point, scatter
@@ -34,6 +34,7 @@ def about(place: Place, catalogue: Catalogue) -> dict[str, Any]:
         "title": " · ".join(place),
         "question": pages.question(place, groups),
         "setup": SETUPS.get(place[2], ""),
+        "seed": tables[0][0].runs[0].run.seed if _own_orders(tables) else None,  # whose steps are shown
         "steps": [[part_name(k, names) for k in group] for group in groups],
         "contests": contests,
         "protocols": [c["protocol"] for c in contests],
@@ -116,9 +117,11 @@ def _point(row: Row, kind: int) -> Point:
 
 def compared(place: Place, tables: Sequence[list[Row]]) -> dict[str, Any]:
     """Every method's IoU of every class after the last step: as a table, and by seed for the comparison."""
-    contests = []
+    contests, own_orders = list[dict[str, Any]](), _own_orders(tables)
     for rows in tables:
-        parts = pages.parts_shown(rows[0])
+        parts: list[tuple[str, int | None, Any]] = [*pages.parts_shown(rows[0].runs[0])]
+        if own_orders:  # no class has one step
+            parts = [(name, None, k) for name, _, k in sorted(parts, key=lambda p: (isinstance(p[2], int), p[2]))]
         finals = [{s.run.seed: [s.score.steps[-1].of(k) for _, _, k in parts] for s in row.runs} for row in rows]
         methods = [
             {"name": row.short, "seeds": {seed: [_rounded(v) for v in values] for seed, values in by_seed.items()}}
@@ -130,7 +133,13 @@ def compared(place: Place, tables: Sequence[list[Row]]) -> dict[str, Any]:
             {"protocol": rows[0].key[3], "methods": methods, "lines": lines, "names": [r.short for r in rows]}
         )
     data = {c["protocol"]: {"classes": [[n, s] for n, s, _ in c["lines"]], "methods": c["methods"]} for c in contests}
-    return {"title": " · ".join(place), "contests": contests, "data": data, "scenario_page": pages.scenario_page(place)}
+    said: dict[str, Any] = {"title": " · ".join(place), "contests": contests, "data": data}
+    return {**said, "scenario_page": pages.scenario_page(place), "own_orders": own_orders}
+
+
+def _own_orders(tables: Sequence[list[Row]]) -> bool:
+    """Whether the runs of a scenario have orders of their own."""
+    return not one_order(s for rows in tables for row in rows for s in row.runs)
 
 
 def _rounded(value: float) -> float | None:

@@ -105,7 +105,7 @@ function compare(form, data) {
   for (const r of rows) {
     const line = body.insertRow(), sign = v => (v > 0 ? "+" : "") + v.toFixed(1);
     line.append(node("th", r.name, { scope: "row" }));
-    for (const text of [r.step, shown(r.x), shown(r.y), r.d === null ? "-" : sign(r.d), r.n > 1 ? `${sign(r.low)} to ${sign(r.high)}` : ""]) line.append(node("td", text));
+    for (const text of [r.step ?? "-", shown(r.x), shown(r.y), r.d === null ? "-" : sign(r.d), r.n > 1 ? `${sign(r.low)} to ${sign(r.high)}` : ""]) line.append(node("td", text));
     const bar = node("span", undefined, { class: "bar", "aria-hidden": "true" }), fill = node("i");
     const wide = 50 * Math.abs(r.d ?? 0) / most;
     fill.style.width = wide + "%";
