@@ -94,6 +94,22 @@ def old_import(error: BaseException, own: Collection[str] = ()) -> str:
     return f"write {line.replace(name, new, 1)!r}{_place(frame.filename, frame.lineno)}: the package is contseg now"
 
 
+def beside(error: BaseException) -> str:
+    """What to do where a plugin imports a file that lies beside it, whose folder Python does not search; else ""."""
+    frame = blamed(error)
+    if frame is None or not isinstance(error, ImportError):
+        return ""
+    folder, where = Path(frame.filename).parent, _place(frame.filename, frame.lineno)
+    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    relative = re.match(r"from \.+(\w*) import (\w+)", frame.line or "")
+    if relative and "no known parent package" in str(error):
+        name = relative[1] or relative[2]
+    if not name or not ((folder / f"{name}.py").is_file() or (folder / name).is_dir()):
+        return ""
+    told = "import it without the dot, and set" if relative else "set"
+    return f"{name} lies beside it, where Python does not look: {told} PYTHONPATH={folder}{where}"
+
+
 def foreign(file: str) -> bool:
     """Whether a file is the suite's own or a library's. The file of a method, built in or a plugin's, is neither."""
     if file.startswith((f"{HOME / 'methods'}{os.sep}", *AUTHORS)):

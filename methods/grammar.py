@@ -8,6 +8,7 @@ gives one method for each value (``registry.expand_methods``). A key ``train.KEY
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import types
@@ -17,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from contseg.datasets.errors import UserError
-from contseg.methods.ranges import plain
+from contseg.methods.ranges import fits, plain, type_name
 
 TRAIN = "train."  # begins the keys of a recipe
 
@@ -103,6 +104,16 @@ def has_text(annotation: Any) -> bool:
     if origin in (typing.Union, types.UnionType, tuple):
         return all(has_text(a) for a in arguments if a is not ...)
     return annotation in (bool, int, float, str, types.NoneType)
+
+
+def misdeclared(parameter: inspect.Parameter, annotation: Any) -> str:
+    """What is wrong with a factory's parameter of this type; "" if nothing is."""
+    name, default = parameter.name, parameter.default
+    if not has_text(annotation):
+        return f"{name}: no text can give a {type_name(annotation)}; take float, int, bool, str, Literal or a tuple"
+    if default is not parameter.empty and not fits(default, annotation):
+        return f"the default of {name} is {default!r}, and its type {type_name(annotation)}: change one of them"
+    return ""
 
 
 def recipe(text: str) -> dict[str, str]:

@@ -80,6 +80,15 @@ def admit(name: str, value: Any, annotation: Any, written: str | None = None) ->
     raise UserError(f"{name} must be {_wanted(value, annotation) if finite else 'finite'}, not {shown}")
 
 
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is of the declared type, and in its range."""
+    try:
+        msgspec.convert(value, annotation)
+    except msgspec.ValidationError:
+        return False
+    return not isinstance(value, list)
+
+
 def plain(annotation: Any) -> Any:
     """The type without its range."""
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation

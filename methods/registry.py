@@ -39,7 +39,7 @@ from contseg.methods import code, faults
 from contseg.methods.grammar import (
     TRAIN,
     coerce,
-    has_text,
+    misdeclared,
     parse,
     recipe,
     split,
@@ -174,6 +174,10 @@ def load_plugins(*specs: str | Path) -> None:
 
 
 def _register(table: dict[str, Entry], kind: str, name: str, paper: str) -> Callable[[F], F]:
+    if not isinstance(name, str):  # without brackets it would be given the factory, and register nothing
+        given = getattr(name, "__name__", "NAME")
+        raise TypeError(f'the decorator needs a name: @register_{kind.replace("-", "")}("{given}")')
+
     def decorate(factory: F) -> F:
         origin = _origin(factory)
         if not re.fullmatch(r"[A-Za-z][\w.-]*", name):
@@ -226,7 +230,8 @@ def _guarded(what: str, action: Callable[[], object]) -> None:
         for table, saved in zip(tables, before, strict=True):
             table.clear()
             table.update(saved)
-        raise UserError(f"{what} could not be loaded: {faults.old_import(error) or reason(error)}") from error
+        why = faults.old_import(error) or faults.beside(error) or reason(error)
+        raise UserError(f"{what} could not be loaded: {why}") from error
 
 
 def _import(spec: str | Path) -> None:
@@ -238,6 +243,8 @@ def _import(spec: str | Path) -> None:
     if not path.is_file():
         raise UserError(f"no such file {path}")
     name = path.stem
+    if "." in name:
+        raise UserError(f"a module's name has no dot: rename {path.name} to {name.replace('.', '_')}.py")
     present = importlib.util.find_spec(name)
     holder = Path(present.origin or name).resolve() if present is not None else path
     if holder != path:
@@ -267,8 +274,8 @@ def _parameters(kind: str, name: str, factory: Factory) -> tuple[Parameter, ...]
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name not in hints:
             raise UserError(f"{kind} {name!r} of {_origin(factory)}: parameter {parameter} needs a name and a type")
         annotation = hints[parameter.name]
-        if not has_text(annotation):
-            raise UserError(f"{kind} {name!r} of {_origin(factory)}: no text can give a {type_name(annotation)}")
+        if fault := misdeclared(parameter, annotation):
+            raise UserError(f"{kind} {name!r} of {_origin(factory)}: {fault}")
         found.append(Parameter(parameter.name, annotation, parameter.default, notes.get(parameter.name, "")))
     return tuple(found)
 

@@ -35,7 +35,8 @@ def load(specs: Iterable[str]) -> None:
 def _check_module(name: str) -> None:
     """Raise ``UserError`` if there is no module of this name, and say what its user may have meant."""
     try:
-        found = name in sys.modules or importlib.util.find_spec(name) is not None
+        # a dot begins a path, ./mine
+        found = not name.startswith(".") and (name in sys.modules or importlib.util.find_spec(name) is not None)
     except ValueError:  # an empty part, as in ``a..b``
         found = False
     except (
