@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,8 @@ def open_checked(
         dataset = _call(f"{where} cannot be made", root, lambda: kind(name, root, cache))
         if not hasattr(dataset, "_indices"):
             raise UserError(f"{where}: its __init__ must call super().__init__(name, root, cache)")
-        missing = [] if hasattr(dataset, "class_names") else ["class_names"]
+        named = _call(f"{where}: class_names fails", root, lambda: hasattr(dataset, "class_names"))
+        missing = [] if named else ["class_names"]
     if missing:
         raise UserError(f"{where} does not define {' and '.join(missing)}: docs/your_data.md shows a complete one")
     check_names(dataset.class_names, where)
@@ -39,8 +41,8 @@ def open_checked(
             raise UserError(f"{call} gives {_kind(ids)}: it must be a tuple of str, such as tuple(sorted(...))")
         if list(ids) != sorted(set(ids)):
             raise UserError(f"{call} gives ids that are not ascending or not distinct: return tuple(sorted(set(...)))")
-        if ids:
-            _check_files(f"{where}: files({ids[0]!r}, {split!r})", dataset, ids[0], split)
+        for image_id in ids:
+            _check_files(f"{where}: files({image_id!r}, {split!r})", dataset, image_id, split, first=image_id == ids[0])
         for image_id in ids if dataset.domains else ():
             call = f"{where}: domain_of({image_id!r})"
             domain = _call(f"{call} fails", root, lambda i=image_id: dataset.domain_of(i))  # type: ignore[misc]
@@ -49,12 +51,14 @@ def open_checked(
     return dataset
 
 
-def _check_files(call: str, dataset: SegmentationDataset, image_id: str, split: str) -> None:
+def _check_files(call: str, dataset: SegmentationDataset, image_id: str, split: str, *, first: bool) -> None:
+    """``UserError`` unless an image has two files, or none and is drawn: only the first one is, to look at it."""
     files = _call(f"{call} fails", dataset.root, lambda: dataset.files(image_id, split))
     if files is None:
         if type(dataset).load is SegmentationDataset.load:
             raise UserError(f"{call} gives None, which means drawn images: define load")
-        _check_drawn(call.replace("files", "load"), dataset, image_id, split)
+        if first:
+            _check_drawn(call.replace("files", "load"), dataset, image_id, split)
     elif not (isinstance(files, tuple) and len(files) == 2 and all(isinstance(f, Path) for f in files)):
         raise UserError(f"{call} gives {_kind(files)}: it must be two pathlib.Path, the image and the label map")
 
@@ -88,9 +92,16 @@ def _call(failure: str, root: Path | None, code: Callable[[], T]) -> T:
     except UserError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}{_line(error)}"
         hint = "" if root else "; no folder was given: use --data NAME=DIR (or --root DIR)"
         raise UserError(f"{failure} ({reason}){hint}") from error
+
+
+def _line(error: Exception) -> str:
+    """The line of the author's file, where the error is in its code and not in the call of it."""
+    behind = traceback.extract_tb(error.__traceback__)[2:]  # of ``_call`` and of what it calls
+    own = [f for f in behind if f.filename == behind[0].filename and Path(f.filename).parent != Path(__file__).parent]
+    return f"; {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
 
 
 def _kind(value: object) -> str:
