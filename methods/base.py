@@ -23,7 +23,7 @@ from torch import Tensor
 from contseg.datasets.scenario import VOID, Scenario, Step
 from contseg.methods.batch import Batch, Progress, Reduce, alone
 from contseg.methods.code import place
-from contseg.methods.faults import MethodError, not_a_loss, not_called_so
+from contseg.methods.faults import MethodError, called_by_nobody, not_a_loss, not_called_so
 from contseg.methods.fit import misfit
 from contseg.methods.identity import added_field, describe
 from contseg.methods.losses import full_precision, resize, shrink_labels
@@ -119,6 +119,8 @@ class Term:
         super().__init_subclass__()
         if isinstance(cls.state, str):
             raise TypeError(f"{cls.__name__}.state is the text {cls.state!r}: write a tuple, ({cls.state!r},)")
+        if fault := called_by_nobody(cls):
+            raise TypeError(fault)
 
     def begin_step(self, ctx: StepContext) -> None:
         """Called before the first update, after the parent's state is loaded: extend the state to the new classes."""

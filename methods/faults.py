@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
 import re
@@ -142,6 +143,17 @@ def no_loss(terms: Mapping[str, Any], losses: Mapping[str, Any]) -> str:
     if any(value.requires_grad for value in losses.values()):
         return ""
     return f"no loss has a gradient ({', '.join(map(repr, losses))}): do not detach what it is made of"
+
+
+def called_by_nobody(kind: type) -> str:
+    """What is wrong with the names of a term's functions: one that is nearly a name of the contract; else ""."""
+    known = ("begin_step", "after_backward", "end_step")
+    for name, value in vars(kind).items():
+        if not inspect.isfunction(value) or name.startswith("_") or name in known:
+            continue
+        if near := difflib.get_close_matches(name, known, 1, 0.85):
+            return f"{kind.__name__}.{name} is called by nobody: write {near[0]}, or give it another name"
+    return ""
 
 
 def not_called_so(name: str, called: str, thing: Any) -> str:

@@ -256,7 +256,8 @@ def interruption_is_harmless(build: Build) -> None:
             continue
         whole, again = make(), make()
         if changed := _differing(_weights(whole), _weights(again)):
-            raise Broken(f"{changed} differs where step {whole.step.index} begins again: draw numbers by torch only")
+            remedy = "draw numbers by torch, and those of `build` and begin_step by methods.modules.drawn_from"
+            raise Broken(f"{changed} differs where step {whole.step.index} begins again: {remedy}")
         saved = whole.updates(range(3)).save()
         kept, weights = whole.updates(range(3, 6)).end(), _weights(whole)
         later = again.resume(saved).updates(range(3, 6))

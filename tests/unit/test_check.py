@@ -265,7 +265,7 @@ CASES: list[tuple[str, Callable[[], Method], str]] = [
     ("observers_only_observe", with_term(Meddling), "encoder"),
     ("state_survives", with_term(Forgetful), "extra:asked"),
     ("interruption_is_harmless", with_term(Counter), "differs at step 0"),
-    ("interruption_is_harmless", with_term(CrossEntropy, warm_up=(unseeded,)), "where step 1 begins again"),
+    ("interruption_is_harmless", with_term(CrossEntropy, warm_up=(unseeded,)), "by torch, and those of `build`"),
     ("future_is_unseen", with_foresight, "at step 1"),
     ("processes_agree", with_loss(local_mean), "loss 'extra'"),
     ("domains_work", with_loss(mean_of_new, domains=True), "'extra' is nan"),

@@ -359,15 +359,9 @@ class TestClassesOfOnesOwn:
             ((NAMES, IDS.replace("tuple(", "list("), FILES), "ids('train') gives a list of str: it must be a tuple"),
             ((NAMES, IDS.replace(".split())", ".split()[::-1])"), FILES), "not ascending"),
             ((NAMES, IDS, FILES.replace("self.root", "self.rot")), ".py, line 9)"),
-            (
-                (NAMES, IDS, FILES.replace("return ", "[0][image_id[-1] != '0']; return ")),
-                "files('train1', 'train') fails (Ind",
-            ),
+            ((NAMES, IDS, FILES.replace("return ", "[0][image_id[-1] != '0']; return ")), "'train1', 'train') fails"),
             ((NAMES, IDS, FILES.replace("return ", "return 1 if image_id[5:] == '1' else ")), "of PosixPath, int"),
-            (
-                (f"@property\n    def {NAMES[:11]}(self):\n        return {{}}[1]\n", IDS, FILES),
-                "class_names fails (Key",
-            ),
+            ((f"@property\n    def {NAMES[:11]}(self):\n        return {{}}[1]\n", IDS, FILES), "class_names fails"),
             ((NAMES, IDS, NONE), "which means drawn images: define load"),
             ((NAMES, IDS, NONE, "\n    def load(self, i, split):\n        return [], []\n"), "two uint8 tensors"),
             (('class_names = "background"', IDS, FILES), "must be a tuple of names"),

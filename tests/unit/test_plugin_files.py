@@ -93,3 +93,12 @@ def test_a_path_without_its_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_file_whose_name_has_a_dot(tmp_path: Path) -> None:
     assert "a module's name has no dot: rename my.v2.py to my_v2.py" in said(tmp_path, "", "my.v2.py")
+
+
+@pytest.mark.parametrize("name", ["begin_steps", "beginstep", "on_begin_step", "after_backwards", "endstep"])
+def test_a_function_of_a_term_that_is_nearly_one_of_the_contract(tmp_path: Path, name: str) -> None:
+    text = "from contseg.methods.base import Term\nclass Mine(Term):\n    def {}(self, ctx): ...\n"
+    assert f"Mine.{name} is called by nobody: write " in (found := said(tmp_path, text.format(name)))
+    assert found.endswith("or give it another name (my_plugin.py, line 2)")
+    for other in ("_begin_step", "weights", "begin_step", "backward", "step"):
+        assert "registers nothing" in said(tmp_path, text.format(other))
