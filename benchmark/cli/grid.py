@@ -103,15 +103,16 @@ def plan_grid(config: Config, store: Store) -> Plan:
 
 
 def _try_networks(plan: Plan) -> None:
-    """Let every method that changes the network do so, on torch's device "meta": ``UserError`` if it refuses it.
+    """Let every method that changes the network do so, on torch's device "meta": ``UserError`` if it refuses it, or
+    breaks the contract.
 
     Anything else that goes wrong there is told when the step is trained, as it may be of this device.
     """
-    import contextlib
     from dataclasses import replace
 
     from contseg.datasets.errors import UserError
     from contseg.methods.base import HOOKS, describe
+    from contseg.methods.faults import MethodError
     from contseg.methods.registry import build_method
 
     first = {run.method: run.scenario.steps[0] for run in plan.runs}
@@ -127,11 +128,13 @@ def _try_networks(plan: Plan) -> None:
 
         from contseg.benchmark.models.load import fresh
 
-        with contextlib.suppress(RuntimeError, TypeError, ValueError), torch.device("meta"):
-            try:
+        try:
+            with torch.device("meta"):
                 fresh(replace(plan.config.model, weights="none"), first[name], method, 0)
-            except UserError as refused:
-                raise UserError(f"{name}: {refused}") from None
+        except (MethodError, UserError) as refused:
+            raise UserError(f"{name}: {refused}") from None
+        except Exception:
+            continue
 
 
 def open_data_of(config: Config, store: Store) -> Callable[[str], SegmentationDataset]:

@@ -30,8 +30,12 @@ from contseg.datasets.progress import progress
 from contseg.datasets.scenario import Scenario
 from contseg.datasets.transforms import EvalTransform
 from contseg.datasets.view import scored_view
+from contseg.methods.faults import MethodError
 from contseg.methods.grammar import with_recipe
 from contseg.methods.identity import describe
+
+# what comes of weights and records that do not fit each other
+UNFIT = (AttributeError, LookupError, MethodError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def keys(stored: StoredNetworks, run: Run) -> list[tuple[str, str]]:
@@ -154,7 +158,7 @@ class Rescorer:
         if place not in self._matrices:
             try:
                 self._matrices[place] = self._score(record, home)
-            except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            except UNFIT as error:
                 why = " ".join(str(error).split())[:200]
                 raise UserError(f"the network stored in {home} is not what the record describes ({why})") from error
         return self._matrices[place]

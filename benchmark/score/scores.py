@@ -27,6 +27,7 @@ CONTEST = ["dataset", "task", "setup", "protocol"]
 CELL = [*CONTEST, "method"]
 ALIKE = ["tuned_on", "external"]
 WITH_STD = ["old", "new", "all", "avg", "forgetting"]
+DIFFERENCES = ("to_ft", "to_joint")  # between runs
 METRICS = [
     *WITH_STD,
     "step0",
@@ -36,8 +37,7 @@ METRICS = [
     "accuracy",
     "old_foreground",
     "all_foreground",
-    "to_ft",
-    "to_joint",
+    *DIFFERENCES,
 ]
 COST = ["images", "updates", "seconds", "peak_memory_mb", "parameters"]
 COLUMNS = [
@@ -54,7 +54,7 @@ ORDER = [
     *("SDR", "PLOP", "UCD", "RCIL", "REMINDER", "SSUL", "DKD", "EWF"),
 ]
 # no winner in a column that all methods share (step 0) or that repeats another column
-RANKED = [m for m in METRICS if m not in ("step0", "to_ft", "to_joint")]
+RANKED = [m for m in METRICS if m not in ("step0", *DIFFERENCES)]
 LOWER_IS_BETTER = {"forgetting", *COST}
 TUNED = ", tuned on "  # between a method and the search that chose it
 BOUND = "Joint[like="  # joint training of one method: the bound of that method, no reference of all
@@ -164,7 +164,8 @@ def _kind(run: Run) -> tuple[Any, ...]:
 def run_frame(scored: Sequence[Scored]) -> pd.DataFrame:
     """One row for each run."""
     rows = [s.row() for s in scored]
-    frame = pd.DataFrame(rows, columns=[*CELL, *ALIKE, "seed", "configuration", *METRICS[:-2], *COST])
+    own = [m for m in METRICS if m not in DIFFERENCES]
+    frame = pd.DataFrame(rows, columns=[*CELL, *ALIKE, "seed", "configuration", *own, *COST])
     return _with_differences(frame)
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from contseg import run_benchmark
 from contseg.datasets.errors import UserError
 from contseg.methods import registry
 from contseg.methods.registry import build_method, load_plugins
-from contseg.tests.unit.steps import Grid
+from contseg.tests.unit.steps import SETS, Grid
 
 HEAD = """
 from dataclasses import dataclass, field
@@ -171,3 +172,20 @@ def test_a_rule_that_fails_is_its_own_methods_mistake(
         for reason in done.failed.values()
     )
     assert {*grid.matrices()} == {("FT", 0), ("FT", 1)}
+
+
+@pytest.mark.parametrize(
+    ("hook", "code", "said"),
+    [
+        ("    return nn.Sequential(model)\n", 2, "error: Mine: build gives a Sequential, which nobody uses"),
+        ("    model.backbone.eval()\n", 1, "AttributeError: 'Segmenter' object has no attribute 'backbone'"),
+    ],
+)
+def test_a_build_hook_that_fails_at_step_0(
+    tmp_path: Path, hook: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(tmp_path, f"def own(model, step):\n{hook}", f"{CE}, build=own")
+    words = ["--scenarios", "shapes/offline/overlapped", "--methods", "Mine", "--out", str(tmp_path / "out")]
+    assert run_benchmark.main(["run", *words, "--set", *SETS, "run.workers=0"]) == code
+    told = capsys.readouterr().err
+    assert said in told and "(my_mistake.py, line " in told and "Traceback" not in told

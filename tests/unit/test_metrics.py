@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from contseg.benchmark.plan.protocol import PROTOCOLS, Protocol, parse_protocol
-from contseg.benchmark.score.metrics import class_iou, harmonic, score_run, score_step, scored_counts
+from contseg.benchmark.score import scores
+from contseg.benchmark.score.leaderboard import leaderboard
+from contseg.benchmark.score.metrics import RunScore, class_iou, harmonic, score_run, score_step, scored_counts
 from contseg.benchmark.train.confusion import confusion
 from contseg.tests.records import make_run
 
@@ -169,3 +171,13 @@ def test_harmonic_mean_at_zero() -> None:
     assert harmonic(0, 0) == 0
     assert harmonic(0, 50) == 0
     assert np.isnan(harmonic(float("nan"), 50))
+
+
+def test_a_metric_that_is_added_at_the_end_has_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/architecture.md says: computed in ``RunScore.summary``, named in ``METRICS``."""
+    summary = RunScore.summary
+    monkeypatch.setattr(RunScore, "summary", lambda self: {**summary(self), "mine": 0.5})
+    monkeypatch.setattr(scores, "METRICS", [*scores.METRICS, "mine"])
+    monkeypatch.setattr(scores, "COLUMNS", [*scores.COLUMNS, "mine"])
+    cells = leaderboard(make_run("FT") + make_run("MiB"), PROTOCOLS["sdr"]).frame
+    assert cells["mine"].tolist() == [0.5, 0.5] and cells["to_ft"].tolist() == [0, 0]
