@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from contseg import run_benchmark
+from contseg.benchmark.contract.check import check_method
 from contseg.datasets.errors import UserError
 from contseg.methods import registry
 from contseg.methods.registry import build_method, load_plugins
@@ -189,3 +190,22 @@ def test_a_build_hook_that_fails_at_step_0(
     assert run_benchmark.main(["run", *words, "--set", *SETS, "run.workers=0"]) == code
     told = capsys.readouterr().err
     assert said in told and "(my_mistake.py, line " in told and "Traceback" not in told
+
+
+SEEDS = "is each number drawn from batch.generator or ctx.seed?"
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        "def begin_step(self, ctx): self.by = torch.rand(())",
+        "def begin_step(self, ctx): self.by = random.random()",
+        "def after_backward(self, model): self.by = random.random()",
+    ],
+)
+def test_the_check_finds_numbers_that_are_drawn_without_a_seed(tmp_path: Path, drawn: str) -> None:
+    body = (
+        f"{drawn}\n    by = 1.0\n    def __call__(self, batch): return batch.logits.float().square().mean() * self.by\n"
+    )
+    load(tmp_path, "import random\n" + term(body), OWN)
+    assert SEEDS in str(check_method("Mine"))
