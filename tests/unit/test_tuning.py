@@ -103,11 +103,12 @@ def test_what_more_trials_buy(frame: pd.DataFrame) -> None:
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in budget_table(frame, "github").split("\n")
     ]
-    assert lines[0] == ["method", "best of 1", "best of 4", "best of 5", "chosen"]
+    assert lines[0] == ["method", "best of 1", "best of 4", "best of 5", "old", "new", "chosen"]
     ft = f"{frame['all'][0]:.1f}"
-    assert lines[2] == ["FT", ft, "-", "-", "FT"]
+    old_new = [[f"{value:.1f}" for value in row] for row in frame[frame["chosen"]][["old", "new"]].values.tolist()]
+    assert lines[2] == ["FT", ft, "-", "-", *old_new[0], "FT"]
     assert lines[3][1:4] == [f"{mib[0]:.1f}", f"{mib[2]:.1f}", f"{mib[2]:.1f}"] and mib[4] > mib[2]
-    assert lines[3][4] == "MiB[kd=3,train.lr=(0.01,0.002)]"
+    assert lines[3][4:] == [*old_new[1], "MiB[kd=3,train.lr=(0.01,0.002)]"]
 
 
 def test_a_search_without_any_score_chooses_nothing() -> None:
