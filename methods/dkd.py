@@ -41,12 +41,13 @@ def logit_parts(embedding: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decompose(model: Any, images: tuple[Tensor, ...], out: SegOutput) -> SegOutput:
-    """Forward hook. It adds to ``extra``: "for" and "against" (B, C - 1, h, w) of the foreground classes, and
-    "auxiliary" (B, 1, h, w), which gives no gradient to the features."""
+    """Forward hook. It gives background the logit 0, and adds to ``extra``: "for" and "against" (B, C - 1, h, w) of the
+    foreground classes, and "auxiliary" (B, 1, h, w), which gives no gradient to the features."""
     rows = torch.cat([block.weight for block in model.classifier.blocks])
     speaks_for, speaks_against = logit_parts(out.embedding, rows[1:])
     auxiliary = F.conv2d(out.embedding.detach(), rows[:1], model.classifier.blocks[0].bias[:1])
-    return out._replace(extra={**out.extra, "for": speaks_for, "against": speaks_against, "auxiliary": auxiliary})
+    parts = {"for": speaks_for, "against": speaks_against, "auxiliary": auxiliary}
+    return half_for_background(model, images, out._replace(extra={**out.extra, **parts}))
 
 
 def half_for_background(model: Any, images: tuple[Tensor, ...], out: SegOutput) -> SegOutput:
@@ -61,7 +62,6 @@ def add_decomposition(model: Any, step: Step) -> None:
         if not getattr(model.aspp, "nonnegative", True):
             raise UserError("DKD needs an embedding that is never negative: set model.head_activation=relu")
         model.register_forward_hook(decompose)
-        model.register_forward_hook(half_for_background)
 
 
 def start_from_auxiliary(model: Any, step: Step) -> None:
