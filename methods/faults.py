@@ -159,10 +159,8 @@ def called_by_nobody(kind: type) -> str:
 
 def not_called_so(name: str, called: str, thing: Any) -> str:
     """What is wrong with the parameters of a hook, or of a term's function; "" if nothing is. ``called``: shown."""
-    if isinstance(
-        thing, functools.partial
-    ):  # no key would see its values: the plan refuses it, and says how to write it
-        return ""
+    if isinstance(thing, functools.partial):
+        return ""  # refused by the plan, with what to write: no key would see its values
     names = ARGUMENTS[name]
     try:
         signature = inspect.signature(thing)
