@@ -76,7 +76,7 @@ def _check_place(out: Path, tuning: Tuning) -> None:
             raise UserError(f"{grid} is of another search, which this one would overwrite: choose a new --out")
     if trials.is_file():
         with trials.open(encoding="utf-8", errors="replace", newline="") as file:
-            lost = {str(row.get("method")): None for row in csv.DictReader(file)}.keys() - tuning.trials.keys()
+            lost = {str(row.get("method")) for row in csv.DictReader(file)} - tuning.trials.keys()
         if lost:
             raise UserError(
                 f"{trials} holds trials of {', '.join(sorted(lost))}, which this search would overwrite: name all of "

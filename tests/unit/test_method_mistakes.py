@@ -1,7 +1,5 @@
 """Mistakes in a plugin's terms and hooks that torch, or nobody, would tell: one line each, with the author's line."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,6 @@ import pytest
 from contseg import run_benchmark
 from contseg.benchmark.contract.check import check_method
 from contseg.datasets.errors import UserError
-from contseg.methods import registry
 from contseg.methods.registry import build_method, load_plugins
 from contseg.tests.unit.steps import SETS, Grid
 
@@ -28,15 +25,7 @@ def mine() -> Method:
 LINE = len(HEAD.splitlines()) + 1  # of what stands between them
 
 
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    """Plugins of a test are forgotten after it."""
-    registry.methods()
-    before = dict(registry._METHODS)
-    yield
-    sys.modules.pop("my_mistake", None)
-    registry._METHODS.clear()
-    registry._METHODS.update(before)
+pytestmark = pytest.mark.usefixtures("own_plugins")
 
 
 def load(folder: Path, before: str, arguments: str) -> None:

@@ -1,7 +1,5 @@
 """Plugin files that register nothing, cannot be imported, or declare what no text or type allows: one line each."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +16,7 @@ from contseg.methods.registry import register_addon, register_method
 """
 
 
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    """What a test registers is forgotten after it."""
-    registry.methods()
-    before = dict(registry._METHODS)
-    yield
-    sys.modules.pop("my_plugin", None)
-    registry._METHODS.clear()
-    registry._METHODS.update(before)
+pytestmark = pytest.mark.usefixtures("own_plugins")
 
 
 def said(folder: Path, text: str, name: str = "my_plugin.py") -> str:
