@@ -87,38 +87,38 @@ class SegmentationDataset(ABC):
         """Classes without background."""
         return len(self.class_names) - 1
 
-    def presence(self, split: str, progress: bool = True) -> np.ndarray:
+    def presence(self, split: str) -> np.ndarray:
         """(N, 256) bool: whether raw label c (column) occurs in image i. ``UserError`` for a label out of range."""
-        return self._index(split, progress).present
+        return self._index(split).present
 
-    def sizes(self, split: str, progress: bool = True) -> np.ndarray:
+    def sizes(self, split: str) -> np.ndarray:
         """(N, 2) int32: height and width."""
-        return self._index(split, progress).sizes
+        return self._index(split).sizes
 
-    def fingerprints(self, split: str, progress: bool = True) -> np.ndarray:
+    def fingerprints(self, split: str) -> np.ndarray:
         """(N, 16) uint8: a hash of the content of both files of every image."""
-        return self._index(split, progress).prints
+        return self._index(split).prints
 
     def fingerprint(self, image_id: str, split: str) -> str:
         """The fingerprint of one image, 32 hexadecimal digits."""
         return self.fingerprints(split)[self.ids(split).index(image_id)].tobytes().hex()
 
-    def _index(self, split: str, progress: bool = True) -> Index:
+    def _index(self, split: str) -> Index:
         if split not in self._indices:
             ids = self.ids(split)
             if not ids:
                 raise UserError(f"data set {self.name!r} has no {split} images")
-            index = self._read(ids, split, progress)
+            index = self._read(ids, split)
             self.check_range(ids, split, index.present)
             self._indices[split] = index
         return self._indices[split]
 
-    def _read(self, ids: tuple[str, ...], split: str, progress: bool) -> Index:
+    def _read(self, ids: tuple[str, ...], split: str) -> Index:
         files = [f for image_id in ids if (f := self.files(image_id, split)) is not None]
         if files:
             where = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
             stored = self.cache / f"{self.name}-{split}-{where}.npz" if self.cache else None
-            return read_index(files, stored, f"{self.name} {split}", progress, table=self.value_to_label)
+            return read_index(files, stored, f"{self.name} {split}", self.value_to_label)
         drawn = (tuple(x.contiguous().numpy() for x in self.load(image_id, split)) for image_id in ids)
         return gather(
             row(np.bincount(label.ravel(), minlength=256), label.shape, image.tobytes(), label.tobytes())

@@ -101,9 +101,9 @@ class Pool(SegmentationDataset):
     def load(self, image_id: str, split: str) -> tuple[Tensor, Tensor]:
         return self.dataset.load(image_id, self._split_of[image_id])
 
-    def _index(self, split: str, progress: bool = True) -> Index:
+    def _index(self, split: str) -> Index:
         if not self._indices:
-            parts = [self.dataset._index(s, progress) for s in SPLITS]
+            parts = [self.dataset._index(s) for s in SPLITS]
             joined = (np.concatenate([getattr(p, name) for p in parts]) for name in ("present", "sizes", "prints"))
             self._indices = dict.fromkeys(SPLITS, Index(*joined))
         return self._indices[split]

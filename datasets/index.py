@@ -47,19 +47,14 @@ def gather(rows: Iterable[Row]) -> Index:
 
 
 def read_index(
-    files: Sequence[tuple[Path, Path]],
-    stored: Path | None,
-    title: str,
-    progress: bool = True,
-    *,
-    table: np.ndarray | None = None,
+    files: Sequence[tuple[Path, Path]], stored: Path | None, title: str, table: np.ndarray | None = None
 ) -> Index:
     """The table of these (image, label map) pairs; ``stored`` is its cache file; ``table``: pixel value -> label."""
     keys = [_key(image, label, table) for image, label in files]
     rows = _load(stored) if stored else {}
     todo = [i for i, key in enumerate(keys) if key not in rows]
     if todo:
-        read = in_parallel(lambda i: _read(*files[i], table), todo, f"reading {title}", progress)
+        read = in_parallel(lambda i: _read(*files[i], table), todo, f"reading {title}")
         rows.update({keys[i]: row for i, row in zip(todo, read, strict=True)})
     index = gather(rows[key] for key in keys)
     if todo and stored:
@@ -67,7 +62,7 @@ def read_index(
     return index
 
 
-def in_parallel(function: Callable[[int], R], items: Sequence[int], title: str, shown: bool) -> list[R]:
+def in_parallel(function: Callable[[int], R], items: Sequence[int], title: str, shown: bool = True) -> list[R]:
     """``map`` over threads with a progress bar (Pillow and hashlib release the interpreter's lock)."""
     with ThreadPoolExecutor(_cores()) as threads:
         done = threads.map(function, items)

@@ -31,7 +31,7 @@ class Told(SegmentationDataset):
     def files(self, image_id: str, split: str) -> None:
         return None
 
-    def _read(self, ids: tuple[str, ...], split: str, progress: bool) -> Index:
+    def _read(self, ids: tuple[str, ...], split: str) -> Index:
         prints = np.zeros((len(ids), 16), np.uint8)
         prints[:, :4] = np.arange(len(ids), dtype=np.uint32).view(np.uint8).reshape(-1, 4)
         prints[:, 4] = [self.contents.get(i, 0) for i in ids]

@@ -155,7 +155,7 @@ class Shapes(SegmentationDataset):
         seed, index = SEEDS[split], int(image_id.removeprefix(f"{split}_"))
         return torch.tensor(draw_image(seed, index)), torch.tensor(draw_label(seed, index))  # copies
 
-    def _read(self, ids: tuple[str, ...], split: str, progress: bool) -> Index:
+    def _read(self, ids: tuple[str, ...], split: str) -> Index:
         """Only the labels are drawn: seed, number and version of a drawing identify its content."""
         seed = SEEDS[split]
         return gather(

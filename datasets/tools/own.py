@@ -192,7 +192,7 @@ def _new_ids(own: Own) -> dict[str, list[str]]:
 
 
 def _look(pairs: list[Pair], title: str) -> list[Look | str]:
-    return in_parallel(lambda i: look(pairs[i].image, pairs[i].label), range(len(pairs)), title, True)
+    return in_parallel(lambda i: look(pairs[i].image, pairs[i].label), range(len(pairs)), title)
 
 
 def _write_map(source: Path, target: Path, table: np.ndarray) -> None:

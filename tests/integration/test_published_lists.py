@@ -38,7 +38,7 @@ class Presence(SegmentationDataset):
             rows[split] = {image_id: n for n, image_id in enumerate(self.ids(split))}
         return rows[split]
 
-    def presence(self, split, progress=True):
+    def presence(self, split):
         return self.splits[split][1]
 
 

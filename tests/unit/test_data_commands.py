@@ -170,7 +170,7 @@ class TestWhichDataSet:
     def test_a_table_that_cannot_be_kept(self, own: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         files = [(own / "JPEGImages/train0.jpg", own / "SegmentationClass/train0.png")]
-        assert read_index(files, tmp_path / "file" / "t.npz", "", False).present.sum() == 2
+        assert read_index(files, tmp_path / "file" / "t.npz", "").present.sum() == 2
 
 
 class TestNames:

@@ -156,7 +156,7 @@ class TestPresence:
         for split in ("train", "val"):
             maps = [np.array(Image.open(folder / f"SegmentationClass/{i}.png")) for i in dataset.ids(split)]
             expected = [[value in m for value in range(256)] for m in maps]
-            np.testing.assert_array_equal(dataset.presence(split, progress=False), expected)
+            np.testing.assert_array_equal(dataset.presence(split), expected)
 
     def test_counts_of_real_images(self):
         """The table in voc_small's README."""

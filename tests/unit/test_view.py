@@ -189,7 +189,7 @@ class Drawn(SegmentationDataset):
     def files(self, image_id, split):
         return None
 
-    def _read(self, ids, split, progress) -> Index:
+    def _read(self, ids, split) -> Index:
         return gather(row(p, (4, 4), f"{self.contents}{i}".encode()) for i, p in zip(ids, self.present, strict=True))
 
 
