@@ -58,11 +58,6 @@ def by_domain(domain_of: Sequence[str], groups: Sequence[Sequence[str]]) -> list
     return steps
 
 
-def trained_on(steps: Sequence[DomainStep]) -> int:
-    """How many test images of the last step some step trained on."""
-    return int(np.isin(steps[-1].test, np.concatenate([step.train for step in steps])).sum())
-
-
 def _split(domain_of: Sequence[str], domains: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Four fifths and the rest of the images of these domains, in the order of the released shuffle."""
     wanted = set(domains)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contseg.datasets.domains import as_released, by_domain, images_for, trained_on
+from contseg.datasets.domains import DomainStep, as_released, by_domain, images_for
 from contseg.datasets.errors import UserError
 from contseg.datasets.formats.cityscapes import CITIES
 from contseg.datasets.registry import open_dataset
@@ -47,6 +47,11 @@ def test_cities():
     assert city_groups("1-1") == tuple((c,) for c in CITIES)
     assert city_groups("offline") == (tuple(CITIES),)
     assert [len(cities) for cities in city_groups("11-5")] == [11, 5, 5]
+
+
+def trained_on(steps: list[DomainStep]) -> int:
+    """How many test images of the last step some step trained on."""
+    return int(np.isin(steps[-1].test, np.concatenate([step.train for step in steps])).sum())
 
 
 @pytest.mark.parametrize("task", RELEASED)
