@@ -77,16 +77,11 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; all processes get the same answer."""
-    return any(gather(flag)) if several() else flag
-
-
 class InterruptedStepError(Exception):
     """SIGTERM or SIGINT arrived. Finished steps are kept; the current one can resume from its last checkpoint."""
 
 
 def check_stop(stop: Callable[[], bool]) -> None:
     """Raise ``InterruptedStepError`` in every process if ``stop()`` is true in one of them. Called by all processes."""
-    if any_process(stop()):
+    if any(gather(stop())):
         raise InterruptedStepError
