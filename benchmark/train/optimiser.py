@@ -72,7 +72,7 @@ def make_optimiser(
     optimiser = torch.optim.SGD(divided, lr=train.lr[0], momentum=train.momentum, nesterov=nesterov, fused=fused)
     if train.momentum:
         # zeros: a buffer that torch's fused step makes itself stays uninitialised if the first gradients overflow
-        for p in (p for group in optimiser.param_groups for p in group["params"]):
+        for p in parameters(optimiser):
             optimiser.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimiser
 
@@ -166,8 +166,7 @@ def load_state(optimiser: torch.optim.Optimizer, model: nn.Module, tensors: dict
     """Put ``state_tensors`` back, in the layout of their parameters; the groups stay as they are."""
     named = dict(model.named_parameters())
     names = {id(p): name for name, p in named.items()}
-    order = [names[id(p)] for group in optimiser.param_groups for p in group["params"]]
-    numbers = {name: i for i, name in enumerate(order)}
+    numbers = {names[id(p)]: i for i, p in enumerate(parameters(optimiser))}
     states: dict[int, dict[str, Tensor]] = {}
     for place, tensor in tensors.items():
         kind, _, name = place.partition("/")
