@@ -1,7 +1,7 @@
 """What a number means: the conventions in which published numbers silently differ, each a named field.
 
-A protocol has three parts, because their changes cost different work: *labelling* changes training, *pass* needs the
-stored weights and a new evaluation, *scoring* is derived from a stored confusion matrix. The conventions of each
+Its fields differ in what a change of them costs: ``void_in_training`` needs another training, ``eval_view`` the stored
+weights and a new evaluation; the others are applied to a stored confusion matrix. The conventions of each
 repository were read in its released code: MiB ``dataset/voc.py:142``, SDR ``dataset/voc.py:151``, PLOP
 ``dataset/voc.py:182``.
 """
@@ -16,10 +16,6 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from contseg.datasets.errors import UserError, unknown
-
-LABELLING = ("void_in_training",)
-PASS = ("eval_view",)
-SCORING = ("test_images", "future_at_test", "background_in_mean", "class0_at_test", "absent_classes")
 
 # Data sets whose label 0 is not a background but "other", what the annotators left out.
 NO_TRUE_BACKGROUND = frozenset({"ade"})
