@@ -262,10 +262,6 @@ class Store:
             return int(self.step(key, "updates.txt").read_text())
         return 0
 
-    def trained(self, key: str, observers: tuple[str, ...] = ()) -> bool:
-        """Whether a step's model and the states of these observers are stored."""
-        return self.model(key).exists() and all(self.observer(key, o).exists() for o in observers)
-
     def read_model(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights and metadata of a trained step. Raises ``LostStateError``."""
         return self._tensors(self.model(key))
