@@ -1,4 +1,7 @@
-"""The confusion matrix of a batch, on any device."""
+"""The confusion matrix of a batch, on any device: its rows, and the count.
+
+Labels must be in range: the data set checks them (``SegmentationDataset.presence``).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,6 @@ import torch
 from torch import Tensor
 
 from contseg.datasets.scenario import VOID
-
-
-def confusion(labels: Tensor, prediction: Tensor, n_rows: int, n_cols: int) -> Tensor:
-    """Counts of (label, prediction): (n_rows, n_cols) int64.
-
-    ``labels`` (..., H, W) holds the data set's labels 0..n_rows-2 and 255; void is counted in the last row.
-    ``prediction`` (..., H, W) holds channels 0..n_cols-1. Labels must be in range: the data set checks them
-    (``SegmentationDataset.presence``).
-    """
-    return count_pairs(void_last(labels, n_rows - 1), prediction, n_rows, n_cols)
 
 
 def void_last(labels: Tensor, n_labels: int) -> Tensor:

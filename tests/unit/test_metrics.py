@@ -8,7 +8,7 @@ from contseg.benchmark.plan.protocol import PROTOCOLS, Protocol, parse_protocol
 from contseg.benchmark.score import scores
 from contseg.benchmark.score.leaderboard import leaderboard
 from contseg.benchmark.score.metrics import RunScore, class_iou, harmonic, score_run, score_step, scored_counts
-from contseg.benchmark.train.confusion import confusion
+from contseg.benchmark.train.confusion import count_pairs, void_last
 from contseg.tests.records import make_run
 
 VOID = 255
@@ -19,6 +19,11 @@ def drawn(seed: int, n: int = 5, images: int = 4) -> tuple[np.ndarray, np.ndarra
     rng = np.random.default_rng(seed)
     labels = rng.choice([*range(n + 1), VOID], size=(images, 6, 7))
     return labels, rng.integers(0, 4, size=labels.shape)
+
+
+def confusion(labels: torch.Tensor, prediction: torch.Tensor, n_rows: int, n_cols: int) -> torch.Tensor:
+    """Counts of (label, prediction) as an evaluation makes them; void is the last row."""
+    return count_pairs(void_last(labels, n_rows - 1), prediction, n_rows, n_cols)
 
 
 def test_confusion_counts_every_pixel_where_it_belongs() -> None:
