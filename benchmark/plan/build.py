@@ -31,6 +31,7 @@ from contseg.methods.registry import build_method, expand_methods, plugins_of, r
 # Of trainer, network and transforms, by train.precision: raised when their numbers change, so that no old step is
 # reused. 2: a step in float64 starts from its parent's weights unrounded; in fp16 with a loss scale of its own.
 REVISIONS = {"no": 1, "bf16": 1, "fp16": 2, "double": 2}
+TRAINING_HOOKS = ("build", "trainable", "init")
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def make_plan(config: Config, open_data: Callable[[str], SegmentationDataset], b
         training_files([*m.first.values(), *m.terms.values()])
     builder = _Builder(config, protocol, open_data, branches)
     builder.recipes |= recipes
-    asked = [builder.scenario(text, seed) for text in config.scenarios for seed in config.seeds]
+    asked = [(builder.scenario(text, seed), seed) for text in config.scenarios for seed in config.seeds]
     runs = {}
     for scenario, seed in asked:
         for method in methods.values():
@@ -269,11 +270,11 @@ class _Builder:
         self._tests: dict[Any, dict[str, Any]] = {}  # by data set; for tuning by scenario and step
         self._model = model_identity(config.model)
 
-    def scenario(self, text: str, seed: int) -> tuple[Scenario, int]:
+    def scenario(self, text: str, seed: int) -> Scenario:
         name = text.partition("/")[0]
         if name not in self.datasets:
             self.datasets[name] = self.open_data(name)
-        return scenario_of(self.datasets[name], text, seed), seed
+        return scenario_of(self.datasets[name], text, seed)
 
     def run(self, scenario: Scenario, method: Method, seed: int) -> Run:
         check_domains(scenario, method)
@@ -301,12 +302,10 @@ class _Builder:
                 node = StepNode(
                     key, parent, scenario, step.index, method.name, seed, train, view, branch=branch, memory=memory
                 )
-                train.fitting(node.epoch_images)
+                train.warmup_updates(node.epoch_images)  # refuses a warm-up longer than the step
                 self.nodes[key] = node
-                things = [*self._made_by(step, method), *method.warm_ups(step), *method.endings(step)]
-                seen = observers_read(method.active(step), before)
-                on = (*([parent.key] if parent else ()), *seen)
-                self.origins.add(key, Origin("model", key, training_files(things), on))
+                on = (*([parent.key] if parent else ()), *observers_read(active, before))
+                self.origins.add(key, Origin("model", key, training_files(_called(step, method)), on))
             for name, term in shared.items():
                 state, earlier = states[id(term)], before.get(id(term))
                 node.observers.setdefault(state, SharedObserver(method.name, name, earlier))
@@ -325,12 +324,6 @@ class _Builder:
             parent = node
         return _with_paths(scenario, method, seed, cells)
 
-    @staticmethod
-    def _made_by(step: Step, method: Method) -> list[Any]:
-        """The terms and hooks that a step's training calls."""
-        terms = [t for t in method.active(step).values() if not t.observes]
-        return [*terms, *(method.hook(name, step) for name in ("build", "trainable", "init"))]
-
     def _step_key(
         self,
         step: Step,
@@ -342,8 +335,7 @@ class _Builder:
         states: dict[int, str],
     ) -> str:
         terms = {n: t for n, t in method.active(step).items() if not t.observes}
-        hooks = {name: method.hook(name, step) for name in ("build", "trainable", "init")}
-        hooks = {name: describe(hook) for name, hook in hooks.items() if hook is not HOOKS[name]}
+        hooks = {n: describe(h) for n in TRAINING_HOOKS if (h := method.hook(n, step)) is not HOOKS[n]}
         reads = observers_read(terms, states)
         warm_ups, endings = method.warm_ups(step), method.endings(step)
         uses_setup = bool(hooks or warm_ups or endings) or any(t.uses_setup for t in terms.values())
@@ -359,7 +351,7 @@ class _Builder:
                 "train": describe(self.recipes[method.name].at(step.index)),
                 "seed": seed,
                 "terms": [[n if t.state else None, describe(t)] for n, t in terms.items()],
-                "doors": hooks,
+                "doors": hooks,  # their name when the first keys were made
                 "end_step": describe(endings),
                 **({"warm_up": describe(warm_ups)} if warm_ups else {}),
                 **({"memory": method.memory.shown} if method.memory and view.stored else {}),
@@ -382,6 +374,13 @@ class _Builder:
                 **({"counted": 2} if len(dataset.class_names) > 127 else {}),
             }
         return self._tests[place]
+
+
+def _called(step: Step, method: Method) -> list[Any]:
+    """The terms and hooks that a step's training calls, without observers."""
+    terms = [t for t in method.active(step).values() if not t.observes]
+    hooks = [method.hook(name, step) for name in TRAINING_HOOKS]
+    return [*terms, *hooks, *method.warm_ups(step), *method.endings(step)]
 
 
 def _with_paths(scenario: Scenario, method: Method, seed: int, cells: list[Cell]) -> Run:

@@ -93,11 +93,6 @@ class TrainConfig:
         cut = {n: getattr(self, n)[min(step, len(getattr(self, n)) - 1) :][:1] for n in PER_STEP if getattr(self, n)}
         return replace(self, **cut)
 
-    def fitting(self, images: int) -> TrainConfig:
-        """The same, for a step of so many images. ``UserError`` if its warm-up is longer than the step."""
-        self.warmup_updates(images)
-        return self
-
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of a training image."""
