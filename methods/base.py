@@ -158,7 +158,7 @@ class Term:
 
 @dataclass(eq=False)
 class CrossEntropy(Term):
-    """Mean cross entropy over the valid pixels of the global batch (F-CE, ``mean_valid``)."""
+    """Mean cross entropy over the valid pixels of the global batch (F-CE)."""
 
     uses_setup: ClassVar[bool] = False
 

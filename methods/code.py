@@ -29,7 +29,7 @@ from contseg.datasets.errors import UserError
 
 HOME = Path(__file__).resolve().parent.parent
 PACKAGE = __name__.partition(".")[0]
-# the libraries of contseg: every record has their versions, no key has their code
+# the libraries of contseg: no key has their code; records have the versions of those that can move a number
 LIBRARIES = ("torch", "torchvision", "numpy", "PIL", "accelerate", "msgspec")
 STDLIB = Path(os.__file__).resolve().parent
 

@@ -4,7 +4,7 @@ The stages are the outputs of the residual stages *before their last activation*
 Here a residual block activates its input instead of its output: the same function as torchvision's, bit by bit, and
 the maps between the blocks are those before activation. No hook, no copy.
 
-``layers`` says which parameters are a layer, in the way of timm's ``group_matcher`` (``models.parameters``).
+``layers`` says which parameters are a layer, in the way of timm's ``group_matcher`` (``train.optimiser``).
 
 What an encoder promises of its maps, beside their shapes: ``nonnegative``, that no feature is negative; ``activated``,
 that the stages are what the network hands on, after an activation if it has one, and not before it.

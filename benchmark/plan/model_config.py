@@ -138,7 +138,7 @@ def check(config: ModelConfig) -> ModelConfig:
 
 
 def check_layers(backbone: str) -> None:
-    """``UserError`` if it is not known which layers a network has (``models.parameters``)."""
+    """``UserError`` if it is not known which layers a network has (``train.optimiser``)."""
     backbone_of(backbone)
     if backbone.startswith(PREFIX) and not hasattr(whole_network(backbone), "group_matcher"):
         raise UserError(f"train.layer_decay: timm does not say which layers {backbone} has; set train.layer_decay=1")

@@ -70,7 +70,7 @@ class TimmNetwork:
         return {s: tuple(max(1, round(16 * rate / s)) for rate in (6, 12, 18)) for s in strides}
 
 
-# the ways in which a network may be asked for, the first that it takes; "getter" builds plain networks
+# the ways in which a network may be asked for, the first that it takes
 _WAYS: tuple[dict[str, Any], ...] = (
     {"output_stride": 16},
     {"strict_img_size": False},  # Swin: any image
