@@ -81,9 +81,9 @@ def is_a_plugins(error: BaseException) -> bool:
     return isinstance(error, MethodError) or (frame is not None and not built_in)
 
 
-def old_import(error: BaseException, own: Collection[str] = ()) -> str:
+def old_import(error: BaseException) -> str:
     """What to write instead of an import from before the package, such as ``from methods.base import ...``; else ""."""
-    frame = blamed(error, own)
+    frame = blamed(error)
     line = ((frame.line if frame else "") or "").partition("#")[0].rstrip(" (\\")
     written = re.match(r"(?:from|import) ((benchmark|datasets|methods)(?:\.(\w+))*)", line)
     if frame is None or written is None or not isinstance(error, ModuleNotFoundError):
