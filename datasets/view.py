@@ -142,7 +142,10 @@ def listed(dataset: SegmentationDataset, scenario: Scenario, index: int) -> np.n
     ids, wanted = dataset.ids("train"), set(scenario.lists[index])
     foreign = sorted(wanted.difference(ids))
     if foreign:
-        raise UserError(f"{scenario.name}: {foreign[0]} of step {index} is not a training image of {dataset.name}")
+        raise UserError(
+            f"{scenario.name}: {foreign[0]} of step {index} is not a training image of {dataset.name}: take the data "
+            "that the lists were made for, or make them anew with `data import-splits`"
+        )
     return np.array([i in wanted for i in ids])
 
 

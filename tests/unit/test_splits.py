@@ -249,5 +249,5 @@ def test_files_that_are_no_lists(data, tmp_path):
     error_of(parse(tmp_path / "other.json"), "own/3-1/disjoint", "other steps")
     write_scenario(tmp_path / "foreign.json", scenario(), {"train": dict.fromkeys(range(3), ("elsewhere",))})
     foreign = parse_scenario(f"own/2-1/overlapped+{tmp_path / 'foreign.json'}", 4)
-    error_of(lambda: step_view(data, foreign, 0), "elsewhere", "not a training image")
+    error_of(lambda: step_view(data, foreign, 0), "elsewhere", "not a training image", "`data import-splits`")
     error_of(lambda: parse_scenario("own/2-1/overlapped+gone.json", 4), "there is no file gone.json", "import-splits")
