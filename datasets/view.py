@@ -199,9 +199,8 @@ def partition(present: np.ndarray, scenario: Scenario) -> np.ndarray:
     """
     finer = _finer(scenario)
     steps = _partition(np.packbits(present, axis=1).tobytes(), finer.groups)
-    ends = np.cumsum([len(g) for g in scenario.groups])
-    merged = [int((np.cumsum([len(g) for g in finer.groups])[t] > ends).sum()) for t in range(len(finer.groups))]
-    return np.where(steps < 0, -1, np.array(merged)[steps])
+    ends, finer_ends = (np.cumsum([len(g) for g in s.groups]) for s in (scenario, finer))
+    return np.where(steps < 0, -1, np.searchsorted(ends, finer_ends)[steps])
 
 
 def _finer(scenario: Scenario) -> Scenario:
