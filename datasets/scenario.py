@@ -183,10 +183,9 @@ def _by_rule(text: str, n_foreground: int, seed: int) -> Scenario:
         return Scenario(dataset, _plain(written), setup, _named_groups(written, n_foreground))
     sizes, order = _sizes_and_order(written, n_foreground)
     task = _standard(sizes, n_foreground)
+    classes = _class_order(dataset, task, order, n_foreground, seed)
     if task == "offline":
-        classes = sorted(_class_order(dataset, task, order, n_foreground, seed))
-    else:
-        classes = _class_order(dataset, task, order, n_foreground, seed)
+        classes = sorted(classes)
     ends = [sum(sizes[: t + 1]) for t in range(len(sizes))]
     groups = tuple(tuple(classes[end - size : end]) for size, end in zip(sizes, ends, strict=True))
     return Scenario(dataset, task, setup, groups, order)

@@ -64,7 +64,7 @@ def coerce(text: str, annotation: Any) -> Any:
     annotation = plain(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is types.NoneType:
-        return {"none": None}[text.lower()] if text.lower() == "none" else _fail(text)
+        return None if text.lower() == "none" else _fail(text)
     if origin in (typing.Union, types.UnionType):
         return _first_fit(text, sorted(arguments, key=lambda a: a is not types.NoneType))
     if origin is Literal:
@@ -75,7 +75,7 @@ def coerce(text: str, annotation: Any) -> Any:
         kinds = [arguments[0]] * len(items) if arguments[1:] == (...,) else arguments
         return tuple(coerce(item, kind) for item, kind in zip(items, kinds, strict=True))
     if annotation is bool:
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _fail(text)
+        return text.lower() == "true" if text.lower() in ("true", "false") else _fail(text)
     if annotation is float:
         value = float(text)
         return value if math.isfinite(value) else _fail(text)
