@@ -13,10 +13,12 @@ from contseg.datasets.errors import UserError
 from contseg.methods.base import HOOKS, Method, describe
 from contseg.methods.code import place, stamp
 
+BESIDE_TERMS = (*HOOKS, "warm_up", "end_step", "memory")
+
 
 def whole(method: Method) -> Any:
     """The canonical form of everything in a method."""
-    hooks = [getattr(method, name) for name in (*HOOKS, "warm_up", "end_step", "memory")]
+    hooks = [getattr(method, name) for name in BESIDE_TERMS]
     return describe([[*method.first.items()], [*method.terms.items()], hooks])
 
 
@@ -24,9 +26,7 @@ def check_visible(method: Method) -> None:
     """Raises ``UserError``, one line with file and line number, for the first thing that would be in no key."""
     for name, term in [*method.first.items(), *method.terms.items()]:
         _look(term, f"term {name!r}")
-    for name in HOOKS:
-        _look(getattr(method, name), name)
-    for name in ("warm_up", "end_step", "memory"):
+    for name in BESIDE_TERMS:
         _look(getattr(method, name), name)
 
 
