@@ -7,6 +7,7 @@ from typing import Any
 
 
 def product(name: str, term: Any) -> str:
+    """``10 unkd: UnbiasedDistillation``: the weight of a term, its name, and its class if that has another name."""
     weight = "" if term.weight == 1 else f"{term.weight:g} "
     return f"{weight}{name}: {words(term)}" if name.lower() != type(term).__name__.lower() else f"{weight}{name}"
 
