@@ -64,7 +64,7 @@ def read_index(
 
 def in_parallel(function: Callable[[int], R], items: Sequence[int], title: str, shown: bool = True) -> list[R]:
     """``map`` over threads with a progress bar (Pillow and hashlib release the interpreter's lock)."""
-    with ThreadPoolExecutor(_cores()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         done = threads.map(function, items)
         return list(progress(done, title, total=len(items), unit="image", disable=not shown, delay=1))
 
@@ -125,5 +125,6 @@ def _store(path: Path, keys: list[bytes], index: Index) -> None:
         )
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may run on; all of the machine where the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,6 +20,7 @@ from contseg.benchmark.plan.config import Config
 from contseg.benchmark.plan.model_config import backbone_of
 from contseg.benchmark.train.rng import HalfStored, Order
 from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.index import usable_cores
 from contseg.datasets.step_dataset import StepImages, collate, room
 from contseg.datasets.transforms import TrainTransform
 from contseg.methods.batch import divided
@@ -120,7 +121,7 @@ def processes_here() -> int:
 
 def cores_here() -> int:
     """Cores of this training process: of a Slurm job its own, to which Slurm may have bound it; else its share."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     own = int(os.environ.get("CONTSEG_CORES", 0))  # benchmark/train/slurm_job.py
     return min(usable, own) if own else usable // processes_here()
 
