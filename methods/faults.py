@@ -68,7 +68,7 @@ def blamed(error: BaseException, own: Collection[str] = ()) -> traceback.FrameSu
     return next((f for f in reversed(frames) if f.filename in own or not foreign(f.filename)), None)
 
 
-def place(error: BaseException) -> str:
+def blamed_line(error: BaseException) -> str:
     """`` (mine.py, line 12)``: the author's line that caused an error; "" if there is none."""
     frame = blamed(error)
     return _place(frame.filename, frame.lineno) if frame else ""

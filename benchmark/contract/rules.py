@@ -31,7 +31,7 @@ from contseg.benchmark.models.load import term_states
 from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.datasets.errors import UserError
 from contseg.methods.base import Method, held
-from contseg.methods.faults import place
+from contseg.methods.faults import blamed_line
 from contseg.methods.registry import build_method
 from contseg.methods.visible import check_visible
 
@@ -232,7 +232,7 @@ def terms_do_not_wait(build: Build) -> None:
             stage.update(0)  # the first may copy what is then kept, such as window matrices
             stage.update(1, no_waits())
         except WaitError as wait:
-            raise Broken(f"{wait} at step {stage.step.index}{place(wait)}: use tensors of fixed shapes") from wait
+            raise Broken(f"{wait} at step {stage.step.index}{blamed_line(wait)}: use tensors of fixed shapes") from wait
 
 
 def signed_features(build: Build) -> None:
