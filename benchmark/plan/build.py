@@ -131,7 +131,7 @@ class Plan:
 
     def recorded(self, store: Store, cell: Cell) -> bool:
         """Whether a cell's record is stored. A record of other code does not count, unless it is trusted."""
-        return store.record_key(cell.path) == cell.score and not self._record_differs(store, cell)
+        return store.record_of(cell.path)[0] == cell.score and not self._record_differs(store, cell)
 
     def scored(self, store: Store, cell: Cell) -> bool:
         """Whether a cell's evaluation is in the cache, made by the present code."""

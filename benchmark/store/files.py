@@ -305,10 +305,6 @@ class Store:
         _check_format(path, record.get("format"), RECORD_FORMAT)
         return record
 
-    def record_key(self, cell: Path) -> str | None:
-        """The key of a record; read again only if the file changes."""
-        return self.record_of(cell)[0]
-
     def record_of(self, cell: Path) -> tuple[str | None, Any]:
         """The key of a record and the code that made it; read again only if the file changes."""
 

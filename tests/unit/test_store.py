@@ -112,7 +112,7 @@ def test_another_format_is_said(tmp_path: Path) -> None:
 def test_a_record_of_format_1_is_as_good_as_none(tmp_path: Path) -> None:
     write_sealed(tmp_path / "records/a.json", {"format": 1, "key": "k"})
     write_sealed(tmp_path / "records/b.json", {"format": 2, "key": "k"})
-    assert [Store(tmp_path).record_key(Path(f"{n}.json")) for n in "ab"] == [None, "k"]
+    assert [Store(tmp_path).record_of(Path(f"{n}.json"))[0] for n in "ab"] == [None, "k"]
 
 
 def test_lost_terms_have_their_step_done_again(tmp_path: Path) -> None:
