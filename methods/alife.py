@@ -15,11 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from contseg.datasets.scenario import BACKGROUND, VOID, Step
 from contseg.methods.base import Batch, Method, Term, later
+from contseg.methods.losses import cross_entropy_sum
 from contseg.methods.mib import background_shares
 from contseg.methods.modules import without_norms
 from contseg.methods.ranges import Search, Weight
@@ -40,7 +40,7 @@ class ForegroundCrossEntropy(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         labels = batch.labels.masked_fill(batch.labels == BACKGROUND, VOID)
-        return batch.reduce(F.cross_entropy(batch.logits, labels, ignore_index=VOID, reduction="sum")) / batch.n_pixels
+        return batch.reduce(cross_entropy_sum(batch.logits, labels)) / batch.n_pixels
 
 
 @dataclass(eq=False)

@@ -17,16 +17,15 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from contseg.datasets.scenario import VOID, Scenario, Step
+from contseg.datasets.scenario import Scenario, Step
 from contseg.methods.batch import Batch, Progress, Reduce, alone
 from contseg.methods.code import place
 from contseg.methods.faults import MethodError, called_by_nobody, not_a_loss, not_called_so
 from contseg.methods.fit import misfit
 from contseg.methods.identity import added_field, describe
-from contseg.methods.losses import full_precision, resize, shrink_labels
+from contseg.methods.losses import cross_entropy_sum, full_precision, resize, shrink_labels
 from contseg.methods.memory import Memory
 from contseg.methods.network import Classifier, OnDemand, SegModel, SegOutput
 from contseg.methods.wording import product, words
@@ -164,7 +163,7 @@ class CrossEntropy(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         # one fused pass for the sum; the mean is a ratio of global sums
-        total = F.cross_entropy(batch.logits, batch.labels, ignore_index=VOID, reduction="sum")
+        total = cross_entropy_sum(batch.logits, batch.labels)
         return batch.reduce(total) / batch.n_valid
 
 

@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contseg.datasets.errors import UserError
-from contseg.datasets.scenario import VOID, Scenario, Step
+from contseg.datasets.scenario import Scenario, Step
 from contseg.methods.base import Batch, CrossEntropy, Method, Term, full_precision, later, resize
 from contseg.methods.fit import PARTS, freezes
+from contseg.methods.losses import cross_entropy_sum
 from contseg.methods.modules import beside, drawn_from
 from contseg.methods.ranges import Number
 from contseg.methods.registry import register_method
@@ -114,7 +115,7 @@ class ReservedCrossEntropy(Term):
     def __call__(self, batch: Batch) -> Tensor:
         rows = torch.cat([full_precision(batch.out.logits), full_precision(batch.out.extra["reserve"])], 1)
         logits = resize(rows, (batch.labels.shape[-2], batch.labels.shape[-1]))
-        total = F.cross_entropy(logits, batch.labels, ignore_index=VOID, reduction="sum")
+        total = cross_entropy_sum(logits, batch.labels)
         return batch.reduce(total) / batch.reduce(batch.valid.sum().to(total.dtype)).clamp(min=1)
 
 

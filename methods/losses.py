@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contseg.datasets.scenario import VOID
+
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear, ``align_corners=False``: logits (B, C, h, w) -> (B, C, H, W); unchanged if they have that size."""
@@ -25,6 +27,17 @@ def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
         return labels
     # float32 holds 0..255 exactly
     return F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].to(labels.dtype)
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of logits (B, C, H, W) and labels (B, H, W), summed over the pixels that are not void.
+
+    A GPU sums inside of the loss in any order, and has no other way there (``torch.use_deterministic_algorithms``):
+    where the order is to be the same, the sum is taken of the pixels.
+    """
+    if logits.device.type != "cpu" and torch.are_deterministic_algorithms_enabled():
+        return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none").sum()
+    return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -52,7 +52,9 @@ TESTS = {
     "trainer.py": "trainer warm_up golden_runs run processes",
     "optimiser.py": "optimiser golden_runs",
     "checkpoint.py": "trainer optimiser kill",
-    "distributed.py": "processes",
+    "distributed.py": "devices processes",
+    "losses.py": "devices losses",
+    "runner.py": "devices runner",
     "step_dataset.py": "step_dataset",
     "scenario.py": "scenario",
     "transforms.py": "transforms",
@@ -156,6 +158,10 @@ FAULTS = [
     Fault("tracker.py", "if not accelerator.trackers:", "if True:"),
     Fault("paired_test.py", "np.std(differences, ddof=1)", "np.std(differences, ddof=0)"),
     Fault("scores.py", "cells[f\"{name}_std\"] = grouped[name].std(ddof=1)", "cells[f\"{name}_std\"] = grouped[name].std(ddof=0)"),
+    # what only a GPU refuses, or computes otherwise
+    Fault("distributed.py", "x.detach().clone(memory_format=torch.contiguous_format)", "x.detach().clone()"),
+    Fault("losses.py", "ignore_index=VOID, reduction=\"none\").sum()", "ignore_index=VOID, reduction=\"sum\")"),
+    Fault("runner.py", "(\"enable_flash_sdp\", \"enable_mem_efficient_sdp\", \"enable_cudnn_sdp\")", "(\"enable_flash_sdp\", \"enable_cudnn_sdp\")"),
     # work that is done again and again
     Fault("cache.py", "        size = _size(store.step(key))\n", "        size = sum(_size(store.step(k)) for k in store.steps() if k == key)\n"),
     Fault("records.py", "why = fault(record) or _broken_seal(record)", "why = fault(record) or fault(record) or _broken_seal(record)"),

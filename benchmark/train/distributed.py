@@ -18,15 +18,20 @@ from torch import Tensor
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.detach().clone()
+        total = _copy(x)
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        total = gradient.clone()
+        total = _copy(gradient)
         dist.all_reduce(total)
         return total
+
+
+def _copy(x: Tensor) -> Tensor:
+    """Contiguous, for NCCL refuses any other layout, such as that of a transposed matrix, which a clone keeps."""
+    return x.detach().clone(memory_format=torch.contiguous_format)
 
 
 def several() -> bool:
@@ -46,7 +51,7 @@ class AllProcesses:
     def max(self, x: Tensor) -> Tensor:
         if not several():
             return x.detach()
-        highest = x.detach().clone()
+        highest = _copy(x)
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         return highest
 

@@ -51,6 +51,10 @@ def make_accelerator(config: Config, out: Path) -> Accelerator:
             InitProcessGroupKwargs(timeout=PATIENCE),
         ],
     )
+    if config.run.deterministic and accelerator.device.type == "cuda":
+        # where torch only warns, the backward passes of its fused attentions add in any order
+        for enable in ("enable_flash_sdp", "enable_mem_efficient_sdp", "enable_cudnn_sdp"):
+            getattr(torch.backends.cuda, enable)(False)
     if config.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision=fp16 needs a GPU: on a CPU set train.precision=bf16, or no")
     return accelerator
