@@ -7,13 +7,14 @@ distilled by themselves.
 
 Source: F-CE-FG, F-ALI and F-ALIFE-KD of docs/methods.md, from ``ALIFE@353bf0b`` (``run_step1.py``, ``configs/``). The
 printed equations were not read. This is the release's ALIFE without memory: its feature replay (ALIFE-M) has a second
-and a third training stage with stored features. Its decoder has one more 3x3 convolution, which networks here have not.
+and a third training stage with stored features. Its decoder has one more 3x3 convolution, and dropout of
+1/2 in front of it at step 0, which networks here have not; it upsamples logits with aligned corners, here without.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
@@ -37,6 +38,7 @@ class ForegroundCrossEntropy(Term):
     """Cross entropy where the label is neither background nor void, mean over all pixels (as released)."""
 
     uses_setup = False
+    counts_void: ClassVar[bool] = True
 
     def __call__(self, batch: Batch) -> Tensor:
         labels = batch.labels.masked_fill(batch.labels == BACKGROUND, VOID)

@@ -39,10 +39,11 @@ def attribution(gap: Tensor, labels: Tensor, n_old: int, row: Tensor) -> tuple[T
 
 
 def top_channels(total: Tensor, images: Tensor, share: float) -> Tensor:
-    """(E,) of 0 and 1: the channels of the largest maximum over positions of the mean; none if there is no image."""
+    """(E,) of 0 and 1: the channels of the largest maximum over positions of the mean; none if no position counts: no
+    image shows a new class, or none does at feature size."""
     scores = (total / images.clamp(min=1)).amax((1, 2))
     chosen = scores.topk(max(int(share * len(scores)), 1)).indices
-    return torch.zeros_like(scores).index_fill(0, chosen, 1) * (images > 0)
+    return torch.zeros_like(scores).index_fill(0, chosen, 1) * total.any()
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,8 @@ class Method:
     ``domains``: whether the method can do steps that bring images of a new domain and no class (setup ``domain``); such
     a step has ``step.n_new == 0``, complete labels, and no call of ``init``.
 
-    A hook that acts at steps >= 1 only is marked ``@later``. ``hook`` and ``endings`` return the hooks of a step.
+    A hook that acts at steps >= 1 only is marked ``@later``, but not ``scenario`` and ``predict``, which know no step.
+    ``hook`` and ``endings`` return the hooks of a step.
     A hook is a function, or an object with ``__call__`` whose dataclass fields are its parameters.
     """
 
@@ -264,6 +265,8 @@ class Method:
         for name in HOOKS:
             if not callable(hook := getattr(self, name)):
                 raise TypeError(f"{name} is a {type(hook).__name__}: give a function")
+            if name in ("scenario", "predict") and getattr(hook, "later", False):
+                raise TypeError(f"{name} is marked @later, and knows no step: take the mark off")
             _check_call(name, name, hook)
         for name in ("warm_up", "end_step"):
             functions = getattr(self, name)

@@ -1,9 +1,9 @@
 """EWF: endpoints weight fusion (Xiao et al., CVPR 2023, arXiv 2305.06071).
 
 After each step the network is averaged with the previous one. The weight depends only on the numbers of classes. There
-is no loss. An add-on for any method: ``MiB+EWF``, ``PLOP+EWF``. Source: F-EWF of docs/methods.md, equal to the released
-code (``EWF_official@560382d``, ``run.py:511-545``, ``train.py:334``). Its option ``threshold_choice``, which is not in
-the paper, is left out.
+is no loss. An add-on for any method (``MiB+EWF``, ``PLOP+EWF``) but PI and RW, which read how far the updates moved the
+weights. Source: F-EWF of docs/methods.md, equal to the released code (``EWF_official@560382d``, ``run.py:511-545``,
+``train.py:334``). Its option ``threshold_choice``, which is not in the paper, is left out.
 
 Note for MiB's initialisation: it lowers the background bias by log(N + 1). The bias is then frozen and fused, so at the
 end it is only alpha log(N + 1) lower, while the new rows were trained against the full shift.

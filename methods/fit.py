@@ -6,7 +6,9 @@
 - ``own_heads`` of a ``build`` hook: the network does not predict by such rows; ``no_background``: not by row 0;
 - ``frozen`` of a ``trainable`` hook: which of ``PARTS`` no longer train at steps >= 1;
 - ``acts_through`` of a term: the one of ``PARTS`` without which its loss has no gradient;
-- ``same_steps`` of a ``scenario`` hook: it gives the steps that it is given, or an error.
+- ``same_steps`` of a ``scenario`` hook: it gives the steps that it is given, or an error;
+- ``reads_moves`` of a term: its ``end_step`` reads how far the updates moved the weights;
+- ``counts_void`` of a term: its supervised loss is a mean over all pixels, void ones included.
 """
 
 from __future__ import annotations
@@ -42,10 +44,14 @@ def misfit(method: Any, addon: Any) -> str:
         return f"{addon.name} weighs the pixels of a pseudo-labelled loss, and {method.name} {why}"
     if addon.memory and (why := _no_use_of_memory(method)):
         return f"{addon.name} stores images, and {method.name} {why}"
+    if addon.memory and addon.memory.apart and _any(method, "counts_void"):
+        return f"{addon.name} hides stored images as void, which counts in {method.name}'s mean: write loss=shared"
     losses = [t for t in addon.terms.values() if not t.observes]
     if one_training(method) and (losses or addon.warm_up or addon.end_step) and not _acts_at_step_0(addon):
         return f"{addon.name} acts on later steps, and {method.name} trains once, on all classes"
     for one, other in ((addon, method), (method, addon)):
+        if one.end_step and _any(other, "reads_moves"):
+            return f"{one.name} moves weights after the last update, and {other.name} reads how far updates moved them"
         if _writes_rows(one) and getattr(other.build, "own_heads", False):
             return f"{one.name} writes rows of a 1x1 classifier, and {other.name} predicts by other heads"
     writes = _writes_rows(addon)
@@ -87,4 +93,4 @@ def _writes_rows(method: Any) -> bool:
 
 def _any(method: Any, declared: str) -> bool:
     """Whether a term of later steps declares this."""
-    return any(getattr(term, declared) for term in method.terms.values())
+    return any(getattr(term, declared, False) for term in method.terms.values())

@@ -40,6 +40,8 @@ def _parts(text: str) -> list[tuple[str, dict[str, str]]]:
             key, equals, value = (piece.strip() for piece in item.partition("="))
             if not (key and equals and value):
                 raise UserError(f"method {text!r}: cannot read {item!r}; write key=value")
+            if value[0] in "\"'":
+                raise UserError(f"method {text!r}: a value has no quotes; write {key}={value.replace(value[0], '')}")
             if key in given:
                 raise UserError(f"method {text!r}: {key} is given twice; {key}={given[key]}|{value} sweeps both")
             given[key] = value
@@ -106,9 +108,19 @@ def has_text(annotation: Any) -> bool:
     return annotation in (bool, int, float, str, types.NoneType)
 
 
+def _two_numbers(annotation: Any) -> bool:
+    """Whether 1 could be an ``int`` and a ``float``: one method would have two keys."""
+    annotation = plain(annotation)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    both = origin in (typing.Union, types.UnionType) and {int, float} <= {plain(a) for a in arguments}
+    return both or any(_two_numbers(a) for a in arguments if origin is not Literal)
+
+
 def misdeclared(parameter: inspect.Parameter, annotation: Any) -> str:
     """What is wrong with a factory's parameter of this type; "" if nothing is."""
     name, default = parameter.name, parameter.default
+    if _two_numbers(annotation):
+        return f"{name}: write float instead of {type_name(annotation)}, it takes whole numbers too"
     if not has_text(annotation):
         return f"{name}: no text can give a {type_name(annotation)}; take float, int, bool, str, Literal or a tuple"
     if default is not parameter.empty and not fits(default, annotation):

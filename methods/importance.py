@@ -86,6 +86,11 @@ class PathIntegral(Importance):
     theta: ByName = field(default_factory=dict, init=False, repr=False)  # at the last update seen, with its gradient
     gradient: ByName = field(default_factory=dict, init=False, repr=False)
 
+    @property
+    def reads_moves(self) -> bool:
+        """Whether ``end_step`` reads the weights that the last update left: no fusion may come before it."""
+        return True
+
     def begin_step(self, ctx: StepContext) -> None:
         self.score = {name: self.score[name] for name in _names(ctx.old_model)}
         self._restart(ctx.model)
@@ -134,6 +139,10 @@ class RiemannianWalk(PathIntegral):
     every: int = 10  # run.py of MiB
     fisher: ByName = field(default_factory=dict, init=False, repr=False)
     walk: ByName = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def reads_moves(self) -> bool:
+        return self.formulation == "intended"
 
     def begin_step(self, ctx: StepContext) -> None:
         super().begin_step(ctx)

@@ -7,7 +7,7 @@ Every channel is a binary classifier. The arg max of the sigmoids is the arg max
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,6 +56,7 @@ class ReplacedTargets(Term):
 
     uses_old = True
     uses_setup = False
+    counts_void: ClassVar[bool] = True
     keep_background: bool = False
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -157,6 +157,7 @@ class PseudoLabelCrossEntropy(Term):
     uses_old = True
     uses_setup = False
     weighable = True
+    counts_void: ClassVar[bool] = True
     state = ("thresholds",)
     formulation: Formulation = "intended"
     thresholds: Tensor | None = field(default=None, init=False, repr=False)

@@ -25,7 +25,8 @@ from contseg.methods.registry import register_addon
 
 
 def class_factors(frequencies: Tensor, n_old: int) -> Tensor:
-    """(C,) v: the mean frequency of the foreground classes seen over a class's own, within sqrt(N/O) to sqrt(O/N).
+    """(C,) v: the mean frequency of the foreground classes seen over a class's own, within sqrt(N/O) to sqrt(O/N);
+    sqrt(O/N) for all of them where there are more new classes than old ones, as released.
 
     frequencies (C,), background first; 1 for background, and the upper limit for a class never seen.
     """

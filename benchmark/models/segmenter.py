@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -208,15 +209,28 @@ def _synchronised(norm: nn.BatchNorm2d) -> nn.Module:
 
 
 def _frozen(norm: nn.BatchNorm2d) -> nn.Module:
-    if not _has_activation(norm):
+    frozen: nn.Module
+    if _has_activation(norm):
+        from timm.layers import freeze_batch_norm_2d
+
+        frozen = freeze_batch_norm_2d(norm)
+    else:
         from torchvision.ops import FrozenBatchNorm2d
 
         frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
         frozen.load_state_dict({k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"})
-        return frozen
-    from timm.layers import freeze_batch_norm_2d
+    frozen.__class__ = _in_the_inputs_type(type(frozen))
+    return frozen
 
-    return freeze_batch_norm_2d(norm)  # type: ignore[no-any-return]
+
+@cache
+def _in_the_inputs_type(kind: type[nn.Module]) -> type[nn.Module]:
+    """The frozen norm of torchvision or timm, which of bf16 or fp16 gives float32, with an output as its input is."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return kind.forward(self, x).to(x.dtype)  # type: ignore[no-any-return]
+
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def _grouped(norm: Any) -> nn.Module:

@@ -28,9 +28,9 @@ from contseg.methods.base import HOOKS, Method, describe, held
 from contseg.methods.memory import Memory
 from contseg.methods.registry import build_method, expand_methods, plugins_of, refuse_equal
 
-# Of trainer, network and transforms, by train.precision: raised when their numbers change, so that no old step is
-# reused. 2: a step in float64 starts from its parent's weights unrounded; in fp16 with a loss scale of its own.
-REVISIONS = {"no": 1, "bf16": 1, "fp16": 2, "double": 2}
+# Of trainer, network and transforms, by train.precision (and norm): raised when numbers change, so that no old step is
+# reused. In float64 weights are passed on unrounded, fp16 scales each step by itself, frozen norms keep half precision.
+REVISIONS = {"no": 1, "bf16": 1, "fp16": 2, "double": 2, "bf16 frozen": 2, "fp16 frozen": 3}
 TRAINING_HOOKS = ("build", "trainable", "init")
 
 
@@ -334,6 +334,7 @@ class _Builder:
         parent: StepNode | None,
         states: dict[int, str],
     ) -> str:
+        precision = self.config.train.precision
         terms = {n: t for n, t in method.active(step).items() if not t.observes}
         hooks = {n: describe(h) for n in TRAINING_HOOKS if (h := method.hook(n, step)) is not HOOKS[n]}
         reads = observers_read(terms, states)
@@ -341,7 +342,7 @@ class _Builder:
         uses_setup = bool(hooks or warm_ups or endings) or any(t.uses_setup for t in terms.values())
         return digest(
             {
-                "revision": REVISIONS[self.config.train.precision],
+                "revision": REVISIONS.get(f"{precision} {self.config.model.norm}", REVISIONS[precision]),
                 "parent": parent.key if parent else self._model,
                 "reads": reads,
                 "sees": view.digest,

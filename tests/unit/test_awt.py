@@ -7,6 +7,7 @@ import torch
 
 from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import VOID
+from contseg.methods.awt import attribution, top_channels
 from contseg.methods.base import StepContext
 from contseg.methods.registry import build_method
 from contseg.tests.unit.networks import make_images, make_labels, make_steps, student_of, taught
@@ -53,3 +54,14 @@ def test_heads_that_are_no_rows_are_refused_in_one_line() -> None:
     (transfer,) = build_method("FT+AWT").warm_up
     with pytest.raises(UserError, match="AWT writes the rows of a 1x1 classifier"):
         transfer(StepContext(SECOND, student_of(old, ssul, SECOND), old, lambda: []))
+
+
+def test_no_channel_is_taken_where_none_has_an_attribution() -> None:
+    """A new class of one pixel, which no position of the feature map shows: which channels would matter?"""
+    labels = torch.zeros(1, 8, 8, dtype=torch.long)
+    labels[0, 1, 1] = 3
+    total, images = attribution(torch.ones(1, 8, 2, 2), labels, 3, torch.ones(8))
+    assert images == 1 and not top_channels(total, images, 0.25).any()
+    labels[0, 0, 0] = 3
+    total, images = attribution(torch.ones(1, 8, 2, 2), labels, 3, torch.ones(8))
+    assert top_channels(total, images, 0.25).sum() == 2

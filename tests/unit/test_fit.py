@@ -29,6 +29,13 @@ FIXED = "and {0} trains nothing after step 0"
         ("MiB+AWT+NeST", "NeST writes the new rows, and MiB+AWT has written them already"),
         ("STAR+AWT", "AWT makes new rows of background's, and STAR never trains that one"),
         ("Adapter+NeST", "NeST makes new rows of background's, and Adapter never trains that one"),
+        *((f"{m}+EWF", f"EWF moves weights after the last update, and {m} reads") for m in ("PI", "RW", "PI+SDR")),
+        ("PI[formulation=released]+EWF", "EWF moves weights after the last update, and PI"),
+        *(
+            (f"{m}+Memory[loss=augm]", f"hides stored images as void, which counts in {m.partition('[')[0]}")
+            for m in ("PLOP", "REMINDER", "ALIFE", "LwF-MC[targets=replaced]")
+        ),
+        ("PLOP+Memory[loss=bce]", "which counts in PLOP's mean: write loss=shared"),
         ("SSUL+AWT", "AWT writes rows of a 1x1 classifier, and SSUL predicts by other heads"),
     ],
 )
@@ -43,6 +50,10 @@ def test_an_addon_that_would_change_nothing_is_one_line(text: str, said: str) ->
     [
         *(f"FT+{name}" for name in addons() if name != "UCB"),
         "FT+Memory[loss=bce]",
+        *(f"{m}+Memory" for m in ("PLOP", "REMINDER", "ALIFE", "LwF-MC[targets=replaced]")),
+        "LwF-MC+Memory[loss=bce]",
+        "EWC+EWF",
+        "RW[formulation=released]+EWF",
         "FrozenBackbone+UCD",
         "LinearProbe+Memory[loss=bce]",
         "DFTStar+UAC",

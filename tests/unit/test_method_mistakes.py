@@ -110,6 +110,16 @@ def test_what_a_step_cannot_do(
     assert done.trained == 1  # step 0, and nothing without its loss
 
 
+@pytest.mark.parametrize(
+    ("hook", "code"), [("predict", "def own(out, size): ..."), ("scenario", "def own(scenario): return scenario")]
+)
+def test_a_hook_without_a_step_is_not_marked_later(tmp_path: Path, hook: str, code: str) -> None:
+    """It would be called at step 0 all the same."""
+    load(tmp_path, f"@later\n{code}\n", f"{CE}, {hook}=own")
+    with pytest.raises(UserError, match=f"{hook} is marked @later, and knows no step: take the mark off"):
+        build_method("Mine")
+
+
 def test_parameters_may_come_from_an_iterator(tmp_path: Path) -> None:
     load(tmp_path, GROUPS + "[{'params': model.parameters()}, {'params': iter(())}]\n", f"{CE}, trainable=own")
     assert Grid(tmp_path / "out", ("Mine",)).run().trained == 2

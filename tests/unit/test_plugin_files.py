@@ -46,6 +46,8 @@ def test_a_decorator_without_its_name(tmp_path: Path, kind: str) -> None:
         ("mode: Literal['a', 'b'] = 'c'", "the default of mode is 'c', and its type a | b"),
         ("sizes: tuple[int, ...] = [1, 2]", "the default of sizes is [1, 2], and its type tuple[int, ...]"),
         ("a: int = 1, sizes: list[int] = ()", "sizes: no text can give a list[int]; take float, int"),
+        ("kd: int | float = 1", "kd: write float instead of int | float, it takes whole numbers too"),
+        ("kd: tuple[float | int, ...] = ()", "kd: write float instead of tuple[float | int, ...]"),
     ],
 )
 def test_a_parameter_that_is_not_what_it_declares(tmp_path: Path, declared: str, fault: str) -> None:

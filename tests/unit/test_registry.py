@@ -127,6 +127,8 @@ def test_values_reach_the_terms() -> None:
         ("SDR+SDR", "cannot be composed"),
         ("MiB[kd=1", "cannot read 'MiB[kd=1'"),
         ("MiB[kd]", "cannot read 'kd'"),
+        ('PLOP[formulation="released"]', "a value has no quotes; write formulation=released"),
+        ("Joint[like='RCIL']", "write like=RCIL"),
         ("MiB[kd=1,kd=2]", "kd is given twice"),
         ("", "cannot read ''"),
         ("FT+", "cannot read ''"),

@@ -207,6 +207,18 @@ def test_frozen_norm_is_batch_norm_in_evaluation_for_good() -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "timm:tf_efficientnet_lite0"])
+def test_frozen_norms_keep_the_type_of_their_input(name: str) -> None:
+    """torchvision's and timm's give float32 in mixed precision, and all maps behind them were twice as large."""
+    model = build_model(ModelConfig(name, weights="none", norm="frozen"), [3])
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(images(2, 3, 32, 32))
+    assert {t.dtype for t in (*out.stages, out.features, out.embedding, out.logits)} == {torch.bfloat16}
+    for norm in (m for m in model.modules() if hasattr(m, "running_mean")):
+        x = images(2, len(norm.running_mean), 3, 3)
+        assert torch.equal(norm(x), type(norm).__mro__[1].forward(norm, x))  # in float32 nothing changes
+
+
+@pytest.mark.parametrize("name", ["tiny", "timm:tf_efficientnet_lite0"])
 def test_group_norm_has_no_statistics(name: str) -> None:
     model = build_model(ModelConfig(name, weights="none", norm="group"), [3])
     assert not list(model.buffers())

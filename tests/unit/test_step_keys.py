@@ -231,3 +231,11 @@ def test_the_trainers_revision_moves_everything_of_its_precision(monkeypatch: py
     monkeypatch.setitem(plan_module.REVISIONS, "no", plan_module.REVISIONS["no"] + 1)
     assert moved(before["no"], grid()) == EVERYTHING
     assert moved(before["double"], grid("train.precision=double")) == NOTHING
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16", "double"])
+def test_frozen_norms_have_a_revision_in_half_precision(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"train.precision={precision}", "model.norm=frozen"
+    before = grid(*text)
+    monkeypatch.delitem(plan_module.REVISIONS, f"{precision} frozen", raising=False)
+    assert moved(before, grid(*text)) == (EVERYTHING if precision in ("bf16", "fp16") else NOTHING)
