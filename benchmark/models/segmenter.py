@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -219,18 +218,13 @@ def _frozen(norm: nn.BatchNorm2d) -> nn.Module:
 
         frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
         frozen.load_state_dict({k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"})
-    frozen.__class__ = _in_the_inputs_type(type(frozen))
+    frozen.register_forward_hook(_in_the_inputs_type)
     return frozen
 
 
-@cache
-def _in_the_inputs_type(kind: type[nn.Module]) -> type[nn.Module]:
-    """The frozen norm of torchvision or timm, which of bf16 or fp16 gives float32, with an output as its input is."""
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return kind.forward(self, x).to(x.dtype)  # type: ignore[no-any-return]
-
-    return type(kind.__name__, (kind,), {"forward": forward})
+def _in_the_inputs_type(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """The frozen norms of torchvision and timm make float32 of bf16 and fp16."""
+    return output.to(inputs[0].dtype)
 
 
 def _grouped(norm: Any) -> nn.Module:
