@@ -107,9 +107,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(top: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments; of words that the command does not take: the nearest option, or whose option they are."""
-    args, left = top.parse_known_args(arguments)
+    args, left = top.parse_known_args([*map(_expanded, arguments)])
     if not left:
-        return argparse.Namespace(**{name: _expanded(value) for name, value in vars(args).items()})
+        return args
     import difflib
 
     commands = _commands(top)
@@ -122,11 +122,10 @@ def _parse(top: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.N
     command.error(f"unrecognized arguments: {' '.join(left)}{hint}")
 
 
-def _expanded(value: Any) -> Any:
-    """Paths with the folder of a user in place of ~: in ``--out=~/x`` the shell leaves it."""
-    if isinstance(value, list):
-        return [_expanded(one) for one in value]
-    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+def _expanded(word: str) -> str:
+    """A word with the folder of a user in place of ~: in ``--out=~/x`` the shell leaves it."""
+    name, equals, value = word.partition("=")
+    return f"{name}={os.path.expanduser(value)}" if equals and name.startswith("--") else word
 
 
 def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from contseg.datasets.errors import UserError
+from contseg.datasets.errors import UserError, file_of, in_one_line
 from contseg.datasets.images import decode_image, decode_label, looked_up, read_bytes, same_size
 from contseg.datasets.index import Index, gather, read_index, row
 from contseg.datasets.scenario import VOID
@@ -119,10 +119,10 @@ class SegmentationDataset(ABC):
             where = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
             stored = self.cache / f"{self.name}-{split}-{where}.npz" if self.cache else None
             return read_index(files, stored, f"{self.name} {split}", self.value_to_label)
-        drawn = (tuple(x.contiguous().numpy() for x in self.load(image_id, split)) for image_id in ids)
+        pairs = (tuple(x.contiguous().numpy() for x in drawn(self, image_id, split)) for image_id in ids)
         return gather(
             row(np.bincount(label.ravel(), minlength=256), label.shape, image.tobytes(), label.tobytes())
-            for image, label in drawn
+            for image, label in pairs
         )
 
     def check_range(self, ids: tuple[str, ...], split: str, present: np.ndarray) -> None:
@@ -135,6 +135,19 @@ class SegmentationDataset(ABC):
                 f"label {value + len(self.class_names)} in {files[1] if files else ids[i]}: "
                 f"{self.name} has the labels 0..{self.n_foreground} and {VOID} (void)"
             )
+
+
+def drawn(dataset: SegmentationDataset, image_id: str, split: str) -> tuple[Tensor, Tensor]:
+    """``load`` of an image without files; ``UserError`` if it fails, or gives something else than image and labels."""
+    import torch
+
+    call = f"data set {dataset.name!r} ({file_of(type(dataset))}): load({image_id!r}, {split!r})"
+    given = in_one_line(f"{call} fails", dataset.root, lambda: dataset.load(image_id, split))
+    pair = given if isinstance(given, tuple) and len(given) == 2 else (None, None)
+    image, label = ((x.dtype, tuple(x.shape)) if isinstance(x, torch.Tensor) else (None, ()) for x in pair)
+    if image != (torch.uint8, (3, *label[1])) or label[0] != torch.uint8 or len(label[1]) != 2:
+        raise UserError(f"{call} must give two uint8 tensors: the image (3, H, W) and its labels (H, W)")
+    return given
 
 
 REGISTRY: dict[str, type[SegmentationDataset]] = {}

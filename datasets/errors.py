@@ -2,7 +2,13 @@
 
 import difflib
 import importlib.util
-from collections.abc import Iterable
+import inspect
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 EXTRAS = {  # package -> extra of contseg
     "pycocotools": "coco",
@@ -38,3 +44,30 @@ def need(package: str, purpose: str) -> None:
     if importlib.util.find_spec(package) is None:
         install = f"'contseg[{EXTRAS[package]}]'" if package in EXTRAS else package
         raise UserError(f"{purpose} needs {package}, which is not installed: pip install {install}")
+
+
+def in_one_line(failure: str, root: Path | None, code: Callable[[], T]) -> T:
+    """The result of a plugin's code; any error of it becomes one line. ``root``: the folder that it was given."""
+    try:
+        return code()
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}{_line(error)}"
+        hint = "" if root else "; no folder was given: use --data NAME=DIR (or --root DIR)"
+        raise UserError(f"{failure} ({reason}){hint}") from error
+
+
+def _line(error: Exception) -> str:
+    """The line of the author's file, where the error is in its code and not in the call of it."""
+    behind = traceback.extract_tb(error.__traceback__)[2:]  # of ``in_one_line`` and of what it calls
+    own = [f for f in behind if f.filename == behind[0].filename and Path(f.filename).parent != Path(__file__).parent]
+    return f"; {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
+
+
+def file_of(kind: type) -> str:
+    """The name of the file that defines a class."""
+    try:
+        return Path(inspect.getfile(kind)).name
+    except (TypeError, OSError):
+        return kind.__module__

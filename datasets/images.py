@@ -23,6 +23,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # of EXIF's orientation
+_SIDEWAYS = [_TURNS[k] for k in (5, 6, 7, 8)]  # they exchange height and width
+_NOTES = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")  # where a PNG may say how to turn it
 
 
 def read_bytes(path: Path) -> bytes:
@@ -58,11 +60,18 @@ def decode_label(data: bytes, path: Path) -> np.ndarray:
 def _upright(image: Image.Image) -> Image.Image:
     """The image, turned. Of EXIF only the orientation is read: ``ImageOps.exif_transpose`` writes all of it anew, and
     fails where a camera or a program wrote what Pillow cannot."""
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (*_BROKEN, TypeError, KeyError):  # it cannot be read: then nothing says how to turn
-        return image
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How EXIF says to turn an image; of a TIFF, which Pillow turns itself while it decodes, nothing is left to do."""
+    if image.format == "TIFF":
+        return None
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (*_BROKEN, TypeError, KeyError):  # it cannot be read: then nothing says how to turn
+        return None
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
@@ -84,10 +93,15 @@ def looked_up(table: np.ndarray, raw: np.ndarray) -> np.ndarray:
 
 
 def inspect(image: Path, label: Path, image_data: bytes, label_data: bytes) -> tuple[list[int], tuple[int, int]]:
-    """How often each of the 256 raw labels occurs, and (H, W); pixels of a JPEG or of a whole PNG are not decoded."""
+    """How often each of the 256 raw labels occurs, and (H, W); pixels of a JPEG or of a whole PNG are not decoded.
+
+    Images are read as they are stored, whatever EXIF says: ``UserError`` unless the map's size says that it lies so.
+    """
     try:
         with Image.open(io.BytesIO(image_data)) as header:
             size, kind, mode = header.size, header.format, header.mode
+            noted = kind != "PNG" or any(word in image_data for word in _NOTES)  # without them, it would be decoded
+            turn = _turn(header) if noted else None
     except _BROKEN as error:
         raise _unreadable(image, error) from error
     _eight_bits(mode, image)
@@ -98,6 +112,11 @@ def inspect(image: Path, label: Path, image_data: bytes, label_data: bytes) -> t
         _decode(image_data, image)
     map_ = _label(label_data, label)
     same_size(size[::-1], map_.size[::-1], image, label)
+    if turn is not None and (turn not in _SIDEWAYS or size[0] == size[1]):
+        raise UserError(
+            f"image {image} is to be turned, as its EXIF says, and its size does not tell whether its label map "
+            f"{label} is so already: save the image as the map shows it, without EXIF"
+        )
     return map_.histogram(), size[::-1]
 
 
@@ -129,21 +148,46 @@ def same_size(image_size: tuple[int, ...], label_size: tuple[int, ...], image: P
 
 
 def _label(data: bytes, path: Path) -> Image.Image:
-    image = _decode(data, path)
+    image = _open(data, path)
+    stored = _raw_mode(image)
+    _load(image, path)
     if image.mode not in ("P", "L"):
         raise UserError(
             f"label map {path} has mode {image.mode}: it must be 8-bit, palette or grey, with labels as pixel values"
+        )
+    if stored[:3] in ("L;2", "L;4"):
+        raise UserError(
+            f"label map {path} has {stored[2]} bits of grey a pixel, which are read as shades from 0 to 255, not as "
+            "labels: save it as 8-bit, palette or grey"
         )
     return image
 
 
 def _decode(data: bytes, path: Path) -> Image.Image:
+    image = _open(data, path)
+    _load(image, path)
+    return image
+
+
+def _open(data: bytes, path: Path) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data))
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+
+
+def _load(image: Image.Image, path: Path) -> None:
+    try:
         image.load()
     except _BROKEN as error:
         raise _unreadable(path, error) from error
-    return image
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels of a file are stored, before it is decoded."""
+    tile = getattr(image, "tile", None)  # of an image that is open as a file
+    arguments = tile[0][3] if tile else ""
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

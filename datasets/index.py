@@ -23,7 +23,7 @@ from contseg.datasets.errors import UserError
 from contseg.datasets.images import inspect, read_bytes
 from contseg.datasets.progress import progress
 
-REVISION = 1  # of the stored table
+REVISION = 2  # of the stored table, and of what is refused while it is read
 
 Row = tuple[np.ndarray, tuple[int, int], bytes]
 R = TypeVar("R")

@@ -35,7 +35,7 @@ def folder(option: str) -> Callable[[str], Path]:
     """The type of an option that names a folder, which may not exist yet."""
 
     def read(text: str) -> Path:
-        path = Path(os.path.expanduser(text))
+        path = Path(text)
         if not text.strip():
             raise UserError(f"{option}: the name of the folder is empty")
         if path.exists() and not path.is_dir():

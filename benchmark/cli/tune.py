@@ -7,7 +7,7 @@ import csv
 import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from contseg.benchmark.cli import run as run_cli
 from contseg.benchmark.cli.arguments import number
@@ -15,6 +15,7 @@ from contseg.benchmark.cli.grid import open_data_of, plan_grid, read_grid
 from contseg.datasets.errors import UserError
 
 if TYPE_CHECKING:
+    from contseg.benchmark.plan.config import Config
     from contseg.benchmark.plan.search import Tuning
     from contseg.benchmark.store.files import Store
 
@@ -74,6 +75,10 @@ def _check_place(out: Path, tuning: Tuning) -> None:
         mine = ([*tuning.target.scenarios], own.on, own.scenario, own.draw)
         if (held.get("scenarios"), tuned.get("on"), tuned.get("scenario"), tuned.get("draw", 0)) != mine:
             raise UserError(f"{grid} is of another search, which this one would overwrite: choose a new --out")
+        if other := _other_settings(held, tuning.target):
+            raise UserError(
+                f"{grid} is of a search that differs in {other}, which this one would overwrite: choose a new --out"
+            )
     if trials.is_file():
         with trials.open(encoding="utf-8", errors="replace", newline="") as file:
             lost = {str(row.get("method")) for row in csv.DictReader(file)} - tuning.trials.keys()
@@ -82,6 +87,24 @@ def _check_place(out: Path, tuning: Tuning) -> None:
                 f"{trials} holds trials of {', '.join(sorted(lost))}, which this search would overwrite: name all of "
                 "its methods, or choose a new --out"
             )
+
+
+def _other_settings(held: dict[str, Any], target: Config) -> str:
+    """The first setting in which two grids differ, other than in how and where work is done; "" if there is none.
+
+    ``held``: a grid's TOML. With more seeds, a search goes on.
+    """
+    from contseg.benchmark.plan.toml import as_toml
+
+    mine = tomllib.loads(as_toml(target))
+    if not set(held.get("seeds", [0])) <= set(target.seeds):
+        return "seeds"
+    ours, theirs = (
+        {"protocol": table.get("protocol")}
+        | {f"{part}.{key}": value for part in ("model", "train", "eval") for key, value in table.get(part, {}).items()}
+        for table in (mine, held)
+    )
+    return next((key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)), "")
 
 
 def _write(tuning: Tuning, store: Store) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from contseg.benchmark.score.leaderboard import Leaderboard, ranked
 from contseg.benchmark.score.paired_test import LEVEL, holm
+from contseg.benchmark.score.rows import NO_SEARCH
 from contseg.benchmark.score.scores import CONTEST, marked_name, plain_name, unmarked
 
 TO_FT = "(all - FT) / (Joint - FT)"
@@ -27,6 +28,7 @@ ENOUGH_CELLS = 10  # below, mean ranks cannot separate methods
 PROFILE_CELLS = 4
 RESAMPLES = 2_000
 ALONE = "no row of another task was tuned alike, saw the same external data and has the same configuration"
+ALONE_TUNED = "a search chose them for one task, and no other task has them; the table of their task ranks them"
 Values = NDArray[np.float64]
 
 
@@ -81,9 +83,13 @@ def over_tasks(board: Leaderboard) -> list[OverTasks]:
             continue
         kinds = ranked(same)
         compared = [replace(_over(part), kind=kind) for part, kind in kinds if part["block"].nunique() > 1]
-        alone = [m for part, _ in kinds if part["block"].nunique() == 1 for m in dict.fromkeys(part["method"])]
-        if alone:
-            note = f"left out of the score over tasks: {_list([*map(marked_name, alone)], '; ')}: {ALONE}"
+        alone = [part for part, _ in kinds if part["block"].nunique() == 1]
+        for why, tuned in ((ALONE, False), (ALONE_TUNED, True)):
+            parts = [part for part in alone if (part["tuned_on"].iloc[0] != NO_SEARCH) is tuned]
+            if not parts:
+                continue
+            names = [marked_name(m) for part in parts for m in dict.fromkeys(part["method"])]
+            note = f"left out of the score over tasks: {_list(names, '; ')}: {why}"
             first = compared[0] if compared else _none(TO_FT, (), [])
             compared[:1] = [replace(first, notes=(*first.notes, note))]
         found += compared

@@ -14,6 +14,7 @@ from contseg.benchmark.models.load import load_terms, term_states
 from contseg.benchmark.store.files import read_tensors, write_tensors
 from contseg.benchmark.train.distributed import gather
 from contseg.benchmark.train.optimiser import load_state, state_tensors
+from contseg.datasets.errors import UserError
 from contseg.methods.base import Term
 
 LAYOUT = 4  # of this file: a checkpoint of another layout is not resumed
@@ -78,10 +79,19 @@ def save(state: StepState, path: Path, accelerator: Any) -> None:
 
 
 def read(path: Path, observers: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and metadata of an intact checkpoint of the same observers; ``None`` if there is none."""
+    """Tensors and metadata of an intact checkpoint of the same observers; ``None`` if there is none.
+
+    Called by all processes. ``UserError`` in all of them unless they read the same: each would train its own network.
+    """
     loaded = read_tensors(path) if path.exists() else None
-    if loaded is None or loaded[1].get("layout") != LAYOUT or loaded[1]["observers"] != sorted(observers):
-        return None
+    if loaded is not None and (loaded[1].get("layout") != LAYOUT or loaded[1]["observers"] != sorted(observers)):
+        loaded = None
+    found = gather("none" if loaded is None else f"update {loaded[1]['progress']['update']}")
+    if len(set(found)) > 1:
+        raise UserError(
+            f"{path}: the processes read different checkpoints ({', '.join(found)}): a shared file system may lag "
+            "behind; run again in a minute"
+        )
     return loaded
 
 

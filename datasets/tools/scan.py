@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from contseg.datasets.base import SegmentationDataset
+from contseg.datasets.base import SegmentationDataset, drawn
 from contseg.datasets.errors import UserError
 from contseg.datasets.formats.paired import IMAGES, MAPS, PairedFiles, ending_hint, files_by_stem, two_files
 from contseg.datasets.images import inspect, read_bytes
@@ -78,7 +78,7 @@ def look(image: Path, label: Path) -> Look | str:
 
 
 def _drawn(dataset: SegmentationDataset, image_id: str, split: str) -> Look:
-    label = dataset.load(image_id, split)[1].numpy()
+    label = drawn(dataset, image_id, split)[1].numpy()
     return np.bincount(label.ravel(), minlength=256).tolist(), label.shape
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from contseg.benchmark.plan.config import read_config
+from contseg.benchmark.plan.toml import as_toml
 from contseg.tests.integration.grid import SMALL, call, records, small
 
 
@@ -65,9 +66,8 @@ def test_another_search_into_the_same_folder_is_refused_before_it_trains(tmp_pat
     """It would overwrite the trials and the grid of the first; more trials and more methods go on with it."""
     words = ["--scenarios", "shapes/3-3/overlapped", "--out", tmp_path]
     (tmp_path / "trials.csv").write_text("method,trial\nMiB,0\n")
-    (tmp_path / "tuned.toml").write_text(
-        'scenarios = ["shapes/3-3/overlapped"]\n\n[tuned]\non = "stream"\nscenario = "shapes/3-3/overlapped"\n'
-    )
+    grid = as_toml(read_config(None, SMALL, scenarios=("shapes/3-3/overlapped",)))
+    (tmp_path / "tuned.toml").write_text(f'{grid}\n[tuned]\non = "stream"\nscenario = "shapes/3-3/overlapped"\n')
     for other, said in (
         (["--methods", "MiB", "--on", "first"], "tuned.toml is of another search, which this one would overwrite: "),
         (["--methods", "MiB", "--on", "stream", "--draw", "1"], "tuned.toml is of another search"),

@@ -18,6 +18,8 @@ from contseg.benchmark.models.timm_encoder import TimmEncoder
 from contseg.benchmark.plan import model_config
 from contseg.benchmark.plan.config import TrainConfig, read_config
 from contseg.benchmark.plan.model_config import ModelConfig
+from contseg.benchmark.store.files import write_tensors
+from contseg.benchmark.train import checkpoint
 from contseg.benchmark.train.distributed import InterruptedStepError
 from contseg.benchmark.train.optimiser import (
     layer_factors,
@@ -317,3 +319,14 @@ def test_a_network_whose_layers_are_unknown_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(model_config, "whole_network", lambda name: object())
     with pytest.raises(UserError, match=r"timm does not say which layers timm:resnet18 has; set train\.layer_decay=1"):
         read_config(None, ["model.backbone=timm:resnet18", "train.layer_decay=0.9"])
+
+
+def test_processes_that_read_different_checkpoints_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a kill, a shared file system may show one process what another does not see yet."""
+    path = tmp_path / "checkpoint.safetensors"
+    write_tensors(path, {}, {"layout": checkpoint.LAYOUT, "observers": [], "progress": {"update": 7}})
+    assert checkpoint.read(path, ()) is not None and checkpoint.read(tmp_path / "none", ()) is None
+    for other in ("none", "update 4"):
+        monkeypatch.setattr(checkpoint, "gather", lambda own, other=other: [own, other])
+        with pytest.raises(UserError, match=rf"different checkpoints \(update 7, {other}\): a shared file system"):
+            checkpoint.read(path, ())

@@ -109,13 +109,13 @@ def test_rows_that_have_no_like_in_another_task_are_named() -> None:
     assert over.methods == ("LwF", "MiB")
     assert over.notes == (
         "left out of the score over tasks: MiB, tuned on first (toy/[1|3]/overlapped), 4 trials; MiB, tuned on first "
-        "(toy/[2|3]/overlapped), 4 trials: no row of another task was tuned alike, saw the same external data and has "
-        "the same configuration",
+        "(toy/[2|3]/overlapped), 4 trials: a search chose them for one task, and no other task has them; the table "
+        "of their task ranks them",
     )
     bare = [r for r in records if r["method"] not in ("MiB", "LwF")]
     (alone,) = over_tasks(leaderboard(bare, MIB, tuned=tuned))
     assert (alone.methods, alone.notes, alone.title) == ((), over.notes, "over tasks")
-    assert "no row of another task was tuned alike" in render(leaderboard(bare, MIB, tuned=tuned))
+    assert "a search chose them for one task, and no other" in render(leaderboard(bare, MIB, tuned=tuned))
 
 
 def test_a_task_whose_joint_is_not_above_ft_has_no_scale() -> None:

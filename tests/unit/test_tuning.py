@@ -9,13 +9,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from contseg.benchmark.cli.tune import _check_place
 from contseg.benchmark.plan.config import TunedConfig, read_config
 from contseg.benchmark.plan.protocol import PROTOCOLS
-from contseg.benchmark.plan.search import Trial, make_tuning
+from contseg.benchmark.plan.search import Trial, Tuning, make_tuning
 from contseg.benchmark.plan.toml import as_toml
 from contseg.benchmark.report.tuning import budget_table, write_tuning
 from contseg.benchmark.score.leaderboard import leaderboard
 from contseg.benchmark.score.tuning import trial_frame
+from contseg.datasets.errors import UserError
 from contseg.datasets.scenario import parse_scenario
 from contseg.tests.records import make_run
 
@@ -169,3 +171,27 @@ def test_a_configuration_is_the_same_after_toml(sets: list[str], tmp_path: Path)
     path = tmp_path / "grid.toml"
     path.write_text(as_toml(config))
     assert read_config(path) == config
+
+
+def test_the_same_search_with_other_settings_is_refused(tmp_path: Path) -> None:
+    """It would overwrite the trials of the first; where and how it runs, more seeds and more trials do not matter."""
+
+    def search(*sets: str, n: int = 2, **chosen: Any) -> Tuning:
+        given = {"scenarios": ("mini/3-1/overlapped",), "methods": ("MiB",), "seeds": (1,)} | chosen
+        config = read_config(None, ["train.epochs=3", *sets], **given)
+        return make_tuning(config, parse_scenario("mini/3-1/overlapped", 4), on="first", n=n, seed=0)
+
+    held = search()
+    (tmp_path / "tuned.toml").write_text(as_toml(held.chosen([held.trials["MiB"][1].name])))
+    for same in (search(), search("run.workers=3", n=4), search(seeds=(0, 1)), search(methods=("MiB", "FT"))):
+        _check_place(tmp_path, same)
+    for other, named in (
+        (search("train.epochs=4"), "train.epochs"),
+        (search("train.epochs=30"), "train.epochs"),  # the default, which a grid leaves out
+        (search("model.backbone=tiny"), "model.backbone"),
+        (search("eval.crop=32"), "eval.crop"),
+        (search(protocol="plop"), "protocol"),
+        (search(seeds=(0,)), "seeds"),
+    ):
+        with pytest.raises(UserError, match=rf"tuned.toml is of a search that differs in {named}, which"):
+            _check_place(tmp_path, other)
