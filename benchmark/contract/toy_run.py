@@ -239,7 +239,7 @@ class ToyStep(StepTrainer):
         """(B, H, W): the class map."""
         self.model.eval()
         with torch.no_grad():
-            with half(self.device, self.train.precision):
+            with half(self.device, self.precision):
                 out = self.prepared(images)
             prediction: Tensor = self.method.predict(out, (images.shape[-2], images.shape[-1]))
         return prediction

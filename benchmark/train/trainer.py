@@ -74,6 +74,7 @@ class StepTrainer:
         self.store, self.accelerator, self.stop = store, accelerator, stop
         self.step, self.train = node.step, node.train
         self.device = accelerator.device
+        self.precision: str = self.train.precision
         self.dtype = torch.float64 if self.train.precision == "double" else torch.float32
         self.step_batches = self.batches(node, config, dataset, accelerator, self.dtype)
         self.epoch_updates = self.train.epoch_updates(node.epoch_images)
@@ -295,7 +296,7 @@ class StepTrainer:
 
     def _batch(self, images: Tensor, labels: Tensor, *memory: Tensor) -> Batch:
         """What the terms read: both networks' outputs of a micro-batch. ``memory``: as in ``StepBatches.updates``."""
-        with half(self.device, self.train.precision):
+        with half(self.device, self.precision):
             out = self.prepared(images)
             with torch.no_grad():
                 old = None if self.old is None else self.old(images)
