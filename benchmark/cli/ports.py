@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,7 @@ def export(args: argparse.Namespace) -> int:
     if args.out.suffix == ".pt2":
         from contseg.benchmark.models.export import export, save
 
+        print("torch.export follows the network (seconds; Swin: more than five minutes) ...", file=sys.stderr)
         save(export(network, method.predict, channels), args.out, about)
     else:
         from contseg.benchmark.models import plain
