@@ -193,12 +193,14 @@ def _first(here: Sequence[int], there: Sequence[int], record: Record) -> str:
 
 
 def _planned_updates(record: Record) -> int | None:
-    """The planned number of updates, from the record's configuration and its number of images."""
+    """The planned number of updates, from the record's configuration and the images that an epoch shows."""
     if record["cost"].get("trained_parameters") == 0:
         return 0
     images = record.get("sees", {}).get("images")
     if images is None:
         return None
+    if record.get("memory", {}).get("mix") == "append":
+        images += record["sees"].get("stored", 0)
     return TrainConfig(**tuples(record["config"]["train"])).plan_updates(images)
 
 

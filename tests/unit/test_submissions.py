@@ -149,6 +149,18 @@ def test_a_step_of_which_nothing_trains_makes_no_update() -> None:
     assert reasons(records) == ["step 1: evaluated after 100 updates, not after the last of 0"]
 
 
+@pytest.mark.parametrize(("mix", "made"), [("append", 150), ("half", 100)])
+def test_appended_stored_images_make_an_epoch_longer(mix: str, made: int) -> None:
+    records = make_run()
+    records[1]["config"] = copy.deepcopy(records[1]["config"])  # the steps of ``make_run`` hold one
+    records[1]["config"]["train"].update(updates=[], epochs=[1.0], batch=[1])
+    records[1].update(sees={"images": 100, "stored": 50}, memory={"mix": mix})
+    records[1]["cost"].update(updates=made)
+    assert reasons(records) == []
+    records[1]["cost"].update(updates=120)
+    assert reasons(records) == [f"step 1: evaluated after 120 updates, not after the last of {made}"]
+
+
 def test_a_run_with_a_step_missing_is_refused() -> None:
     assert reasons(make_run()[1:]) == ["incomplete: steps [1] of 2"]
 
