@@ -123,9 +123,11 @@ def _parse(top: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.N
 
 
 def _expanded(word: str) -> str:
-    """A word with the folder of a user in place of ~: in ``--out=~/x`` the shell leaves it."""
+    """A word with the folder of a user in place of ~, which a shell leaves in ``--out=~/x``."""
     name, equals, value = word.partition("=")
-    return f"{name}={os.path.expanduser(value)}" if equals and name.startswith("--") else word
+    if equals and name.startswith("--"):
+        return f"{name}={os.path.expanduser(value)}"
+    return os.path.expanduser(word)
 
 
 def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

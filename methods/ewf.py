@@ -46,6 +46,9 @@ def fuse_with_previous(ctx: StepContext) -> None:
     fuse_(ctx.model.state_dict(), ctx.old_model.state_dict(), fusion_weight(ctx.step.n_old, ctx.step.n_new))
 
 
+fuse_with_previous.moves_weights = True  # type: ignore[attr-defined]
+
+
 @later
 def freeze_old_rows(model: Any, step: Step) -> list[dict[str, Any]]:
     """Everything trains except the classifier rows of earlier steps, including the background row."""

@@ -7,7 +7,8 @@
 - ``frozen`` of a ``trainable`` hook: which of ``PARTS`` no longer train at steps >= 1;
 - ``acts_through`` of a term: the one of ``PARTS`` without which its loss has no gradient;
 - ``same_steps`` of a ``scenario`` hook: it gives the steps that it is given, or an error;
-- ``reads_moves`` of a term: its ``end_step`` reads how far the updates moved the weights;
+- ``moves_weights`` of an ``end_step`` function: it changes trained weights; ``reads_moves`` of a term: its own
+  ``end_step`` reads how far the updates moved them;
 - ``counts_void`` of a term: its supervised loss is a mean over all pixels, void ones included.
 """
 
@@ -50,7 +51,7 @@ def misfit(method: Any, addon: Any) -> str:
     if one_training(method) and (losses or addon.warm_up or addon.end_step) and not _acts_at_step_0(addon):
         return f"{addon.name} acts on later steps, and {method.name} trains once, on all classes"
     for one, other in ((addon, method), (method, addon)):
-        if one.end_step and _any(other, "reads_moves"):
+        if _any(other, "reads_moves") and any(getattr(f, "moves_weights", False) for f in one.end_step):
             return f"{one.name} moves weights after the last update, and {other.name} reads how far updates moved them"
         if _writes_rows(one) and getattr(other.build, "own_heads", False):
             return f"{one.name} writes rows of a 1x1 classifier, and {other.name} predicts by other heads"

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 
+from contseg.benchmark.plan.config import TrainConfig
 from contseg.benchmark.plan.external import recorded
+from contseg.benchmark.plan.model_config import ModelConfig
 from contseg.benchmark.plan.protocol import from_record, parse_protocol
 from contseg.benchmark.store.files import RECORD_FORMAT, digest
 from contseg.datasets.errors import UserError
@@ -24,6 +26,12 @@ from contseg.methods.grammar import recipe
 
 Record: TypeAlias = dict[str, Any]
 OFFLINE = "offline"
+LEFT_OUT = {  # settings that a record does not name while they have their default
+    f"{section}.{field.name}": json.loads(json.dumps(field.default))
+    for section, kind in (("model", ModelConfig), ("train", TrainConfig))
+    for field in fields(kind)
+    if field.metadata.get("added")
+}
 
 Labels: TypeAlias = list[int]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -335,7 +343,7 @@ def identity(run: Run) -> dict[str, Any]:
     found = {
         f"step {r['step']} {name}": value
         for r in run.records
-        for name, value in flat_config(r).items()
+        for name, value in (LEFT_OUT | flat_config(r)).items()
         if name.split(".")[0] in ("model", "train", "eval") and name not in said
     }
     crops = {f"step {r['step']} eval.crop": crop_of(r) for r in run.records if r["protocol"]["eval_view"] == "crop"}

@@ -112,6 +112,7 @@ def test_words_that_no_command_takes(words: list[str], line: str, capsys: pytest
     ("words", "name", "path"),
     [
         (["run", "--out=~/x"], "out", "x"),
+        (["run", "--out", "~/x"], "out", "x"),
         (["run", "--config=~/grid.toml"], "config", "grid.toml"),
         (["data", "prepare", "voc", "--root=~/voc"], "root", "voc"),
         (["report", "--records=~/a", "--figures=~/f"], "records", "a"),

@@ -3,6 +3,7 @@
 import pytest
 
 from contseg.datasets.errors import UserError
+from contseg.methods.base import Method, StepContext
 from contseg.methods.external import external_of
 from contseg.methods.registry import addons, build_method
 from contseg.tests.unit.probe import grid
@@ -79,3 +80,11 @@ def test_reserved_rows_are_no_joint_training() -> None:
     assert [len(cell.node.view.stored) for cell in plan.runs[0].cells] == [0, 2, 2, 2]
     joint = build_method("Joint[like=DFTStar[reserve=3]]")
     assert external_of(joint) == () and joint.build is not type(joint).build
+
+
+def test_a_hook_that_only_reads_the_trained_network_goes_with_pi() -> None:
+    def norm(ctx: StepContext) -> None:
+        """Log a norm, say."""
+
+    method = build_method("PI").plus(Method("Mine", terms={}, first={}, end_step=(norm,)))
+    assert method.end_step == (norm,)

@@ -10,7 +10,15 @@ import pytest
 
 from contseg import __version__
 from contseg.benchmark.report.reporter import load_records
-from contseg.benchmark.score.records import differing, fault, flat_config, gather_runs, read_records
+from contseg.benchmark.score.records import (
+    configurations,
+    differing,
+    fault,
+    flat_config,
+    gather_runs,
+    identity,
+    read_records,
+)
 from contseg.benchmark.store.provenance import versions
 from contseg.datasets.errors import UserError
 from contseg.tests.records import Record, make_run, write_records
@@ -178,3 +186,17 @@ def test_configurations_are_compared_by_setting() -> None:
     assert flat_config(a) == {"model.backbone": "tiny", "train.epochs": [1.0], "train.batch": [8], "eval.split": "val"}
     assert differing([flat_config(a), flat_config(b)]) == ["eval.split", "model.backbone", "train.batch"]
     assert differing([flat_config(a)]) == []
+
+
+def test_a_setting_that_is_left_out_at_its_default_tells_configurations_apart() -> None:
+    """Records do not name a setting that a class gained later while it has its default."""
+    plain, jittered = (
+        {"model": {}, "train": {"epochs": [1.0], **more}, "eval": {}} for more in ({}, {"jitter": [0.4]})
+    )
+    runs = gather_runs(
+        [*make_run(seed=0, config=plain), *make_run(seed=1, config=jittered), *make_run(seed=2, config=plain)]
+    )
+    assert configurations(runs) == [1, 2, 1]
+    assert differing([identity(runs[0]), identity(runs[1])]) == ["step 0 train.jitter", "step 1 train.jitter"]
+    said = {"model": {"dilation": "rest"}, "train": {"epochs": [1.0]}, "eval": {}}
+    assert configurations(gather_runs([*make_run(seed=0, config=plain), *make_run(seed=1, config=said)])) == [1, 1]
