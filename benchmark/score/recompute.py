@@ -90,8 +90,11 @@ def config_of(run: Run) -> Config:
     per_step: dict[str, Any] = {
         name: tuple(getattr(t, name)[0] for t in trains if getattr(t, name)) for name in PER_STEP
     }
+    task = run.task
+    if run.is_joint and not first.get("domains") and len(run.groups[0]) < len(first["class_names"]) - 1:
+        task = f"[{','.join(map(str, run.groups[0]))}]"  # Joint of some classes
     config = Config(
-        scenarios=(f"{run.dataset}/{run.task}/{run.setup}",),
+        scenarios=(f"{run.dataset}/{task}/{run.setup}",),
         methods=(with_recipe(run.method, {}),),
         seeds=(run.seed,),
         protocol=first["protocol"]["name"],

@@ -14,6 +14,7 @@ from contseg.benchmark.score.records import Run
 from contseg.benchmark.score.submissions import OTHER_PIXELS, UntrueError, disagreement, verify
 from contseg.benchmark.train.step_record import make_record
 from contseg.tests.records import make_run
+from contseg.tests.unit.probe import grid
 from contseg.tests.unit.test_domain_steps import Tour
 
 Record = dict[str, Any]
@@ -47,6 +48,13 @@ def checked(plan: Plan, records: list[Record]) -> list[tuple[str, str]]:
 
 def test_the_true_records_have_their_keys(planned: Plan) -> None:
     assert checked(planned, records_of(planned)) == [(c.node.key, c.score) for c in planned.runs[0].cells]
+
+
+@pytest.mark.parametrize("task", ["2-1", "[1-2|3]"])
+def test_joint_of_some_classes_has_its_keys_too(task: str) -> None:
+    plan = grid(method="Joint", scenario=f"mini/{task}/overlapped")
+    assert plan.runs[0].scenario.task == "offline"
+    assert checked(plan, records_of(plan)) == [(c.node.key, c.score) for c in plan.runs[0].cells]
 
 
 @pytest.mark.parametrize(
