@@ -45,7 +45,9 @@ class RunConfig:
         Meta(description="updates of a step, evenly spaced, whose gradient is measured for every loss term; 0: none"),
     ] = 0
     compile: Annotated[bool, Meta(description="torch.compile the network")] = False
-    deterministic: Annotated[bool, Meta(description="deterministic algorithms on a GPU, TF32 off")] = False
+    deterministic: Annotated[
+        bool, Meta(description="on a GPU: deterministic algorithms, no TF32, no fused attention")
+    ] = False
 
 
 @dataclass(frozen=True)
